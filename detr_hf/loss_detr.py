@@ -1,0 +1,287 @@
+"""Bipartite matching and the set prediction loss (paper, sections 3.1 and A.2), for all decoder layers in one pass.
+
+The numbers are the original's. What differs on purpose:
+
+- there is one cost tensor for all layers and images, one device-to-host copy, and no loop over layers for the losses;
+- everything is computed in float32, whatever the model's dtype;
+- in a distributed run the normalisers (objects, and class weights) are summed over all processes, so that the mean of the
+  processes' losses and gradients is that of one process with the whole batch. The original normalises the class term per process;
+  transformers divides the number of objects by the number of processes twice;
+- targets that cannot be meant (labels out of range, boxes that are not normalised) are errors that name the image.
+
+Dimension letters: L layers, B images, Q queries, K classes, N objects (padded to the most of any image), P matched pairs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from .box_ops_detr import box_cxcywh_to_xyxy, generalized_box_iou
+
+logger = logging.get_logger(__name__)
+
+UNMATCHABLE = 1e6  # cost of a pair whose cost is not finite: taken only when nothing else is left
+BOX_TOLERANCE = 1e-2  # normalised boxes may overshoot [0, 1] by rounding
+
+
+@dataclass
+class PackedTargets:
+    """The targets of a batch, padded to the image with the most objects.
+
+    Attributes:
+        labels: (B, N) int64.
+        boxes_cxcywh_norm: (B, N, 4) float32, relative to the unpadded image.
+        counts: objects of each image, on the host.
+    """
+
+    labels: Tensor
+    boxes_cxcywh_norm: Tensor
+    counts: list[int]
+
+    @classmethod
+    def from_list(cls, targets: list[dict[str, Tensor]], batch_size: int, device: torch.device) -> "PackedTargets":
+        """Packs one dictionary with `class_labels` (N,) and `boxes` (N, 4) an image; refuses what is not of that form."""
+        if len(targets) != batch_size:
+            raise ValueError(f"labels has {len(targets)} entries for a batch of {batch_size} images; give one dictionary an image.")
+        for index, target in enumerate(targets):
+            _check_form(target, index)
+        labels = [target["class_labels"].to(device, torch.int64) for target in targets]
+        boxes = [target["boxes"].to(device, torch.float32).reshape(-1, 4) for target in targets]
+        return cls(
+            labels=nn.utils.rnn.pad_sequence(labels, batch_first=True),
+            boxes_cxcywh_norm=nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=0.5),
+            counts=[len(label) for label in labels],
+        )
+
+    def faults(self, num_classes: int) -> Tensor:
+        """Returns (B, 2) float, on the device: 1 where an image has labels out of range; 1 where its boxes are not normalised."""
+        bad_labels = ((self.labels < 0) | (self.labels >= num_classes)).any(dim=1)
+        boxes = self.boxes_cxcywh_norm
+        inside = (boxes >= -BOX_TOLERANCE) & (boxes <= 1 + BOX_TOLERANCE)  # False for NaN
+        well_formed = inside.all(dim=-1) & (boxes[..., 2:] >= 0).all(dim=-1)
+        return torch.stack([bad_labels, ~well_formed.all(dim=1)], dim=1).float()
+
+
+def _check_form(target: dict[str, Tensor], index: int) -> None:
+    missing = {"class_labels", "boxes"} - set(target)
+    if missing:
+        raise ValueError(f"labels[{index}] has no {sorted(missing)}; it needs class_labels (N,) and boxes (N, 4).")
+    labels, boxes = target["class_labels"], target["boxes"]
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels[{index}]['class_labels'] is {labels.dtype}; class labels must be integers (int64).")
+    if labels.ndim != 1 or len(labels) != boxes.numel() // 4 or (boxes.numel() and boxes.shape[-1] != 4):
+        raise ValueError(
+            f"labels[{index}] has class_labels of shape {tuple(labels.shape)} and boxes of shape {tuple(boxes.shape)}; expected (N,) and "
+            "(N, 4) with the same N."
+        )
+
+
+@dataclass
+class Matches:
+    """The P matched pairs of all layers and images, as index tensors (P,) on the device of the predictions."""
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    object: Tensor
+
+
+class HungarianMatcher(nn.Module):
+    """Finds the assignment of queries to objects with the least cost (paper, eq. 1), one to one.
+
+    Args:
+        cost_class, cost_bbox, cost_giou: weights of minus the class probability, the L1 distance and minus the generalised IoU.
+    """
+
+    def __init__(self, cost_class: float = 1.0, cost_bbox: float = 5.0, cost_giou: float = 2.0):
+        super().__init__()
+        if not (cost_class or cost_bbox or cost_giou):
+            raise ValueError("All costs of the matcher are 0; at least one of cost_class, cost_bbox, cost_giou must be positive.")
+        self.cost_class = cost_class
+        self.cost_bbox = cost_bbox
+        self.cost_giou = cost_giou
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, pred_boxes: Tensor, targets: PackedTargets) -> Matches:
+        """Returns the matched pairs of every layer and image.
+
+        Args:
+            logits: (L, B, Q, K + 1), the last class is no-object.
+            pred_boxes: (L, B, Q, 4), cxcywh, normalised.
+            targets: the objects. An image with more objects than queries leaves the costliest objects without a query, and says so.
+
+        Raises:
+            ValueError: for labels outside [0, K) or boxes that are not normalised, naming the images.
+        """
+        cost = self.cost(logits, pred_boxes, targets)
+        faults = targets.faults(num_classes=logits.shape[-1] - 1)
+        on_host = torch.cat([cost.flatten(), faults.flatten()]).cpu()  # the one host sync of the loss
+        _refuse_faults(on_host[cost.numel() :].view_as(faults), num_classes=logits.shape[-1] - 1)
+        return self._assign(on_host[: cost.numel()].view(cost.shape), targets.counts, logits.device)
+
+    def cost(self, logits: Tensor, pred_boxes: Tensor, targets: PackedTargets) -> Tensor:
+        """Returns the cost (L, B, Q, N) of giving each object of an image to each of its queries; finite everywhere."""
+        probabilities = logits.float().softmax(dim=-1)
+        # a label out of range is reported after the copy; here it must only not crash the device
+        labels = targets.labels.clamp(0, logits.shape[-1] - 1)
+        index = labels[None, :, None, :].expand(*logits.shape[:3], -1)
+        predicted = pred_boxes.float()[..., None, :]  # (L, B, Q, 1, 4)
+        wanted = targets.boxes_cxcywh_norm[:, None, :, :]  # (B, 1, N, 4)
+        cost = -self.cost_class * probabilities.gather(-1, index)
+        distance = sum((p - w).abs() for p, w in zip(predicted.unbind(-1), wanted.unbind(-1), strict=True))
+        cost = cost + self.cost_bbox * distance
+        overlap = generalized_box_iou(box_cxcywh_to_xyxy(predicted), box_cxcywh_to_xyxy(wanted))
+        cost = cost - self.cost_giou * overlap
+        return torch.where(cost.isfinite(), cost, UNMATCHABLE)
+
+    @staticmethod
+    def _assign(cost: Tensor, counts: list[int], device: torch.device) -> Matches:
+        num_layers, _, num_queries, _ = cost.shape
+        pairs = [torch.empty(4, 0, dtype=torch.int64)]
+        for image, count in enumerate(counts):
+            if count > num_queries:
+                logger.warning_once(
+                    f"An image has {count} objects and the model {num_queries} queries: {count - num_queries} objects get no query "
+                    "and are not learnt. Raise num_queries."
+                )
+            for layer in range(num_layers if count else 0):
+                queries, objects = linear_sum_assignment(cost[layer, image, :, :count].numpy())
+                queries, objects = torch.from_numpy(queries), torch.from_numpy(objects)
+                pairs.append(torch.stack([torch.full_like(queries, layer), torch.full_like(queries, image), queries, objects]))
+        return Matches(*torch.cat(pairs, dim=1).to(device, non_blocking=True))
+
+
+def _refuse_faults(faults: Tensor, num_classes: int) -> None:
+    if not faults.any():
+        return
+    bad_labels, bad_boxes = (column.nonzero().flatten().tolist() for column in faults.unbind(dim=1))
+    if bad_labels:
+        raise ValueError(
+            f"class_labels of image {bad_labels} of the batch are not in 0..{num_classes - 1}. The model has {num_classes} classes "
+            f"(id2label), and {num_classes} is its no-object class; remap the category ids of the data."
+        )
+    raise ValueError(
+        f"boxes of image {bad_boxes} of the batch are not normalised: expected finite cxcywh in [0, 1], relative to the image. Divide "
+        "pixel coordinates by width and height, or let the image processor convert the annotations."
+    )
+
+
+class SetCriterion(nn.Module):
+    """The loss of DETR: cross-entropy, L1 and generalised IoU of the matched pairs, for every decoder layer.
+
+    Args:
+        matcher: assigns queries to objects, anew for every layer.
+        weights: weight of each loss in the total, by name: `loss_ce`, `loss_bbox`, `loss_giou`.
+        eos_coef: weight of the no-object class in the cross-entropy.
+    """
+
+    def __init__(self, matcher: HungarianMatcher, weights: dict[str, float], eos_coef: float = 0.1):
+        super().__init__()
+        self.matcher = matcher
+        self.weights = weights
+        self.eos_coef = eos_coef
+
+    def forward(self, logits: Tensor, pred_boxes: Tensor, targets: list[dict[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the weighted total and its parts.
+
+        Args:
+            logits: (L, B, Q, K + 1), the last layer last.
+            pred_boxes: (L, B, Q, 4), cxcywh, normalised by the unpadded image.
+            targets: for each image `class_labels` (N,) and `boxes` (N, 4) in the same format.
+
+        Returns:
+            The total, and the unweighted parts: `loss_ce`, `loss_bbox`, `loss_giou` and `cardinality_error` of the last layer, the same
+            with a suffix `_0`, `_1`, ... of the earlier ones, and `class_error` (percent of the matched objects whose class is
+            wrong, last layer). The two errors are for logging: they carry no gradient and no weight.
+        """
+        logits, pred_boxes = logits.float(), pred_boxes.float()
+        packed = PackedTargets.from_list(targets, logits.shape[1], logits.device)
+        matches = self.matcher(logits, pred_boxes, packed)
+        num_objects, class_weight = self._normalisers(packed.counts, logits)
+        target_classes = self._target_classes(logits, packed, matches)
+
+        parts = {"loss_ce": self._class_loss(logits, target_classes) / class_weight}
+        parts |= {name: value / num_objects for name, value in self._box_losses(pred_boxes, packed, matches).items()}
+        total = sum(self.weights[name] * value.sum() for name, value in parts.items())
+        parts["cardinality_error"] = _cardinality_error(logits, packed.counts)
+        losses = _name_by_layer(parts)
+        losses["class_error"] = _class_error(logits[-1], target_classes[-1])
+        return total, losses
+
+    def _normalisers(self, counts: list[int], logits: Tensor) -> Tensor:
+        """Returns the number of objects and the sum of class weights: those of the whole batch, per process.
+
+        Every layer matches the same number of pairs, so both are known before the predictions are.
+        """
+        _, batch_size, num_queries, _ = logits.shape
+        matched = sum(min(count, num_queries) for count in counts)
+        weight = matched + self.eos_coef * (batch_size * num_queries - matched)
+        sums = torch.tensor([sum(counts), weight], dtype=torch.float32)
+        world_size = 1
+        # Without gradients a process may well be alone here (an evaluation on rank 0), and must not wait for the others.
+        if dist.is_available() and dist.is_initialized() and torch.is_grad_enabled():
+            sums = sums.to(logits.device, non_blocking=True)
+            dist.all_reduce(sums)
+            world_size = dist.get_world_size()
+        floor = torch.tensor([1.0, torch.finfo(torch.float32).tiny]).to(sums.device, non_blocking=True)
+        return (torch.maximum(sums, floor) / world_size).to(logits.device, non_blocking=True)
+
+    @staticmethod
+    def _target_classes(logits: Tensor, targets: PackedTargets, matches: Matches) -> Tensor:
+        """Returns the class (L, B, Q) that each query should predict; K, no-object, where it is not matched."""
+        classes = torch.full(logits.shape[:3], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
+        classes[matches.layer, matches.image, matches.query] = targets.labels[matches.image, matches.object]
+        return classes
+
+    def _class_loss(self, logits: Tensor, target_classes: Tensor) -> Tensor:
+        """Returns the summed weighted cross-entropy (L,)."""
+        no_object = logits.shape[-1] - 1
+        entropy = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), reduction="none").view_as(target_classes)
+        weight = torch.where(target_classes == no_object, self.eos_coef, 1.0)
+        return (entropy * weight).sum(dim=(1, 2))
+
+    @staticmethod
+    def _box_losses(pred_boxes: Tensor, targets: PackedTargets, matches: Matches) -> dict[str, Tensor]:
+        """Returns the summed L1 and (1 - GIoU) of the matched pairs, each (L,)."""
+        predicted = pred_boxes[matches.layer, matches.image, matches.query]  # (P, 4)
+        wanted = targets.boxes_cxcywh_norm[matches.image, matches.object]
+        distance = (predicted - wanted).abs().sum(dim=-1)
+        overlap = generalized_box_iou(box_cxcywh_to_xyxy(predicted), box_cxcywh_to_xyxy(wanted))
+        zeros = pred_boxes.new_zeros(len(pred_boxes))
+        return {
+            "loss_bbox": zeros.index_add(0, matches.layer, distance),
+            "loss_giou": zeros.index_add(0, matches.layer, 1 - overlap),
+        }
+
+
+@torch.no_grad()
+def _cardinality_error(logits: Tensor, counts: list[int]) -> Tensor:
+    """Returns (L,): the mean over images of the difference between predicted and true number of objects."""
+    predicted = (logits.argmax(dim=-1) != logits.shape[-1] - 1).sum(dim=-1)  # (L, B)
+    wanted = torch.tensor(counts).to(logits.device, non_blocking=True)
+    return (predicted - wanted).abs().float().mean(dim=-1)
+
+
+@torch.no_grad()
+def _class_error(logits: Tensor, target_classes: Tensor) -> Tensor:
+    """Returns the percentage of matched queries whose likeliest class is wrong; 100 without any object, as in the original."""
+    matched = target_classes != logits.shape[-1] - 1
+    right = (logits.argmax(dim=-1) == target_classes) & matched
+    return 100 - 100 * right.sum() / matched.sum().clamp(min=1)
+
+
+def _name_by_layer(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    losses = {}
+    for name, values in parts.items():
+        *earlier, last = values.unbind(0)
+        losses[name] = last
+        losses.update({f"{name}_{layer}": value for layer, value in enumerate(earlier)})
+    return losses
+
+
+__all__ = ["HungarianMatcher", "Matches", "PackedTargets", "SetCriterion"]
