@@ -15,6 +15,7 @@ S = h * w, L decoder layers, K classes, N objects of one image, M heads.
 
 import importlib
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,13 @@ from .loss_detr import HungarianMatcher, SetCriterion
 from .transformer_detr import MultiheadAttention, Transformer, TransformerDecoderLayer, TransformerEncoderLayer
 
 logger = logging.get_logger(__name__)
+
+# What a repository that carries this code tells transformers' auto classes.
+AUTO_MAP = {
+    "AutoConfig": "configuration_detr.DETRConfig",
+    "AutoModel": "modeling_detr.DETRModel",
+    "AutoModelForObjectDetection": "modeling_detr.DETRForObjectDetection",
+}
 
 LEAST_LOADED = 0.9  # a checkpoint that fills less of the model than this is not its checkpoint
 
@@ -211,6 +219,20 @@ class DETRPreTrainedModel(PreTrainedModel):
                 f"{source} fills only {loaded} of the {len(expected)} tensors of {type(self).__name__}; missing are, for example, "
                 f"{sorted(missing)[:3]}. It is not a checkpoint of this model: check the path and the configuration."
             )
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """Writes weights and configuration, and the code as well after `register_for_auto_class`.
+
+        Raises:
+            NotADirectoryError: when `save_directory` is a file.
+        """
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"{save_directory} is a file; save_pretrained needs a folder to write into.")
+        # transformers enters the saved class alone, and keeps the entries of a loaded repository even where no code is written
+        self.config.__dict__.pop("auto_map", None)
+        if self._auto_class is not None:
+            self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
 
     def freeze(self) -> None:
         """Sets `requires_grad` as the configuration says: stem and stride-4 stage frozen, the rest of the backbone by `train_backbone`."""

@@ -1,0 +1,158 @@
+"""AutoConfig, AutoModel, AutoImageProcessor and the pipeline find this package, and its code travels with a checkpoint."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection, pipeline
+
+import detr_hf
+from detr_hf import DETRConfig, DETRForObjectDetection, DETRImageProcessor, DETRImageProcessorPil, DETRModel
+
+from .conftest import tiny_model
+
+SIZE = {"shortest_edge": 64, "longest_edge": 96}
+
+
+def pictures() -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    shapes = [(60, 80), (100, 50), (64, 64)]
+    return [Image.fromarray(generator.integers(0, 255, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint")
+    tiny_model().save_pretrained(path)
+    DETRImageProcessor(size=SIZE).save_pretrained(path)
+    return path
+
+
+def run_python(code: str, *arguments: str) -> str:
+    result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Traceback" not in result.stderr
+    return result.stdout.strip()
+
+
+def test_the_auto_classes_build_and_load_this_packages_classes(folder):
+    assert isinstance(AutoConfig.from_pretrained(folder), DETRConfig)
+    assert type(AutoModel.from_pretrained(folder)) is DETRModel
+    assert type(AutoModelForObjectDetection.from_pretrained(folder)) is DETRForObjectDetection
+    assert type(AutoModelForObjectDetection.from_config(DETRConfig(backbone="resnet18"))) is DETRForObjectDetection
+    assert type(AutoImageProcessor.from_pretrained(folder)) is DETRImageProcessor
+    assert type(AutoImageProcessor.from_pretrained(folder, backend="pil")) is DETRImageProcessorPil
+
+
+@pytest.mark.parametrize("first", ["import detr_hf; import transformers", "import transformers; import detr_hf"])
+def test_importing_in_either_order_registers_without_a_word(folder, first):
+    code = f"import sys; {first}; from transformers import AutoModelForObjectDetection as A; print(type(A.from_pretrained(sys.argv[1])))"
+    assert "detr_hf.modeling_detr.DETRForObjectDetection" in run_python(code, str(folder))
+
+
+def test_importing_the_package_imports_neither_torch_nor_transformers():
+    code = "import sys, detr_hf; print([m for m in ('torch', 'transformers', 'timm', 'scipy') if m in sys.modules])"
+    assert run_python(code) == "[]"
+
+
+def test_the_pipeline_batches_pictures_of_different_sizes(folder):
+    detect = pipeline("object-detection", model=str(folder), threshold=0.0)
+    one_by_one = detect(pictures())
+    together = detect(pictures(), batch_size=3)
+    assert [len(found) for found in together] == [7, 7, 7]
+    for picture, (alone, batched) in zip(pictures(), zip(one_by_one, together, strict=True), strict=True):
+        assert {found["label"] for found in alone} <= {"cat", "dog", "owl"}
+        assert all(0 <= found["box"]["xmax"] <= picture.width for found in batched)
+        scores = [[found["score"] for found in result] for result in (alone, batched)]
+        assert np.allclose(*scores, atol=0.1)  # padding is seen by the backbone's convolutions, as in the original
+
+
+def test_the_pipeline_is_silent_about_support(folder):
+    code = (
+        "import sys, detr_hf; from transformers import pipeline; from PIL import Image\n"
+        "pipe = pipeline('object-detection', model=sys.argv[1]); print(len(pipe(Image.new('RGB', (64, 64)), threshold=0.0)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert result.stdout.strip() == "7"
+    assert "not supported" not in result.stderr
+
+
+def test_other_models_keep_the_stock_pipeline():
+    from transformers.pipelines.object_detection import ObjectDetectionPipeline
+
+    from detr_hf.inference.pipeline import DETRObjectDetectionPipeline
+
+    assert issubclass(DETRObjectDetectionPipeline, ObjectDetectionPipeline)
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["detr_hf"] = None  # importing it now fails, as where it is not installed
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+folder, target = sys.argv[1:]
+model = AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=True).eval()
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+assert (type(base).__name__, type(config).__name__) == ("DETRModel", "DETRConfig")
+for backend in ("torchvision", "pil"):
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True, backend=backend)
+    batch = processor([Image.new("RGB", (40, 30), "red")], return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**batch)
+    found = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=[(30, 40)])
+    assert len(found[0]["scores"]) == 7
+labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
+assert model(**batch, labels=labels).loss.isfinite()
+model.save_pretrained(target)
+processor.save_pretrained(target)
+print(type(model).__name__, type(processor).__name__, sum(p.double().sum() for p in model.state_dict().values()).item())
+"""
+
+
+def test_the_code_travels_with_the_checkpoint_and_runs_where_the_package_is_absent(tmp_path, monkeypatch):
+    classes = [(DETRConfig, "AutoConfig"), (DETRForObjectDetection, "AutoModelForObjectDetection")]
+    for cls, auto in [*classes, (DETRImageProcessor, "AutoImageProcessor")]:
+        monkeypatch.setattr(cls, "_auto_class", None)
+        cls.register_for_auto_class(auto)
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "first")
+    DETRImageProcessor(size=SIZE).save_pretrained(tmp_path / "first")
+    total = sum(p.double().sum() for p in model.state_dict().values()).item()
+    for source, target in (("first", "second"), ("second", "third")):  # what it re-saves travels on
+        printed = run_python(WITHOUT_THE_PACKAGE, str(tmp_path / source), str(tmp_path / target))
+        assert printed == f"DETRForObjectDetection DETRImageProcessorPil {total}"
+
+
+def test_no_code_is_promised_where_none_is_written(tmp_path, folder):
+    model = DETRForObjectDetection.from_pretrained(folder)
+    model.config.auto_map = {"AutoModel": "modeling_detr.DETRModel"}  # as after loading a repository with code
+    model.save_pretrained(tmp_path)
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_saving_onto_a_file_is_refused(tmp_path, model):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        model.save_pretrained(tmp_path / "file")
+
+
+def test_every_public_name_can_be_imported():
+    for name in detr_hf.__all__:
+        assert getattr(detr_hf, name).__module__.startswith("detr_hf.")
+    with pytest.raises(AttributeError, match="no attribute 'DetrConfig'"):
+        detr_hf.DetrConfig  # noqa: B018
+
+
+@torch.no_grad()
+def test_from_pretrained_on_a_device_map_gives_the_same_outputs(folder):
+    pixel_values = torch.randn(1, 3, 64, 64)
+    expected = DETRForObjectDetection.from_pretrained(folder).eval()(pixel_values).logits
+    mapped = DETRForObjectDetection.from_pretrained(folder, device_map={"": "cpu"}).eval()
+    assert torch.equal(mapped(pixel_values).logits, expected)
