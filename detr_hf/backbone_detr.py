@@ -1,11 +1,12 @@
-"""The convolutional half of DETR: a timm backbone with frozen batch norm, position encodings, and the `Joiner` of both.
+"""The convolutional half of DETR: a timm backbone with frozen batch norm, position encodings, and their `Joiner`.
 
 What differs on purpose:
 
-- from the original: any timm model that supports `features_only` will do, a mask that holds no padding is dropped, and weights come
-  from timm or a file, only when asked for;
-- from transformers: the stem and the stride-4 stage really are frozen, a batch norm that carries an activation keeps it (and its eps), sine
-  encodings are computed in float32 whatever the model's dtype, and learned tables read beyond their end are interpolated.
+- from the original: any timm model that supports `features_only` will do, a mask that holds no padding is dropped, and
+  weights come from timm or a file, only when asked for;
+- from transformers: the stem and the stride-4 stage really are frozen, a batch norm that carries an activation keeps
+  it (and its eps), sine encodings are computed in float32 whatever the model's dtype, and learned tables read beyond
+  their end are interpolated.
 """
 
 import math
@@ -21,7 +22,7 @@ from .configuration_detr import DETRConfig
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and affine parameters are constants, followed by the activation of the layer it replaces.
+    """Batch norm with constant statistics and affine parameters, and the activation of the layer that it replaces.
 
     Args:
         num_features: channels C of the input (B, C, h, w).
@@ -40,7 +41,10 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def from_batch_norm(cls, norm: nn.Module, keep_values: bool) -> "FrozenBatchNorm2d":
-        """Freezes a `BatchNorm2d` or one of timm's norm-activation layers; `keep_values=False` starts as the identity."""
+        """Freezes a `BatchNorm2d` or one of timm's norm-activation layers.
+
+        `keep_values=False` starts as the identity.
+        """
         frozen = cls(norm.num_features, norm.eps, getattr(norm, "act", None))
         if keep_values:
             for name, buffer in frozen.named_buffers(recurse=False):
@@ -72,7 +76,8 @@ class Backbone(nn.Module):
     """A timm feature extractor with frozen batch norm.
 
     Args:
-        config: reads `backbone`, `backbone_kwargs`, `backbone_weights`, `num_channels`, `dilation` and `train_backbone`.
+        config: reads `backbone`, `backbone_kwargs`, `backbone_weights`, `num_channels`, `dilation` and
+            `train_backbone`.
         return_interm_layers: return the feature maps of the last four stages (for masks), not the last one alone.
     """
 
@@ -93,7 +98,7 @@ class Backbone(nn.Module):
         self.freeze()
 
     def freeze(self) -> None:
-        """Stops gradients of the stem and the stride-4 stage (`layer1` of a ResNet), or of all with `train_backbone=False`."""
+        """Stops gradients of the stem and the stride-4 stage (a ResNet's `layer1`), of all if not `train_backbone`."""
         frozen = self._early_children() if self.train_backbone else list(self.body.children())
         for module in (self.body, *frozen):
             recurse = module is not self.body
@@ -112,7 +117,10 @@ class Backbone(nn.Module):
         return list(self.body.children())[: names.index(last) + 1]
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-        """Returns (feature map (B, C', h, w), mask (B, h, w) bool, True on the image) for each stage; the mask is None without one."""
+        """Returns (feature map (B, C', h, w), mask (B, h, w) bool, True on the image) for each stage.
+
+        The mask is None without one.
+        """
         features = self.body(pixel_values)
         return [(feature, _resize_mask(pixel_mask, feature.shape[-2:])) for feature in features]
 
@@ -140,8 +148,10 @@ def _create_timm_body(config: DETRConfig, out_indices: tuple[int, ...], load_wei
         return timm.create_model(name, features_only=True, out_indices=out_indices, **arguments, **pretrained)
     except (TypeError, NotImplementedError, AttributeError, AssertionError) as error:
         raise ValueError(
-            f"timm could not build backbone={name!r} as a feature extractor with {arguments}: {error}. Choose a model that supports "
-            f"features_only{' and output_stride (dilation=False helps)' if config.dilation else ''}, and check backbone_kwargs."
+            f"timm could not build backbone={name!r} as a feature extractor with {arguments}: {error}. Choose a "
+            "model that supports "
+            f"features_only{' and output_stride (dilation=False helps)' if config.dilation else ''}, and check "
+            "backbone_kwargs."
         ) from error
 
 
@@ -157,20 +167,23 @@ def _read_backbone_weights(config: DETRConfig, name: str, arguments: dict) -> di
     missing = [key for key in expected if key not in state_dict]
     if missing:
         raise ValueError(
-            f"{path} does not hold the weights of timm's {name}: {len(missing)} of {len(expected)} tensors are missing, for "
-            f"example {missing[:3]}. Save the state dict of timm.create_model({name!r}, ...) there, or change backbone."
+            f"{path} does not hold the weights of timm's {name}: {len(missing)} of {len(expected)} tensors are "
+            "missing, for "
+            f"example {missing[:3]}. Save the state dict of timm.create_model({name!r}, ...) there, or change "
+            "backbone."
         )
     wrong = [key for key, shape in expected.items() if state_dict[key].shape != shape]
     if wrong:
         raise ValueError(
             f"{path} holds tensors of other shapes than timm's {name} with {arguments}: {wrong[0]} is "
-            f"{tuple(state_dict[wrong[0]].shape)}, expected {tuple(expected[wrong[0]])}. Check backbone_kwargs and num_channels."
+            f"{tuple(state_dict[wrong[0]].shape)}, expected {tuple(expected[wrong[0]])}. Check backbone_kwargs and "
+            "num_channels."
         )
     return {key: tensor for key, tensor in state_dict.items() if key in classifier.state_dict()}
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Sine and cosine encodings of the position in the unpadded feature map, scaled to [0, 2 pi] (paper, appendix A.4).
+    """Sine and cosine of the position in the unpadded feature map, scaled to [0, 2 pi] (paper, appendix A.4).
 
     Args:
         num_pos_feats: channels for each of y and x, half of `hidden_dim`.
@@ -183,7 +196,7 @@ class PositionEmbeddingSine(nn.Module):
         self.temperature = temperature
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns encodings (B, D, h, w) in the dtype of `features`, y in the first half of the channels and x in the second.
+        """Returns encodings (B, D, h, w) in the dtype of `features`: y in the first half of the channels, then x.
 
         `mask` (B, h, w) is True on the image; None means no padding, and then B is 1.
         """
@@ -207,7 +220,8 @@ class PositionEmbeddingSine(nn.Module):
 class PositionEmbeddingLearned(nn.Module):
     """Learned row and column encodings, 50 of each in the original; they do not look at the mask.
 
-    A feature map with more rows or columns than a table has reads that table linearly interpolated, where the original fails.
+    A feature map with more rows or columns than a table has reads that table linearly interpolated, where the original
+    fails.
     """
 
     def __init__(self, num_pos_feats: int = 256, num_embeddings: int = 50):
@@ -216,7 +230,7 @@ class PositionEmbeddingLearned(nn.Module):
         self.col_embed = nn.Embedding(num_embeddings, num_pos_feats)
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns encodings (1, D, h, w) in the dtype of `features`, x in the first half of the channels and y in the second."""
+        """Returns encodings (1, D, h, w) in the dtype of `features`: x in the first half of the channels, then y."""
         height, width = features.shape[-2:]
         rows = _read_table(self.row_embed, height)[:, None, :].expand(-1, width, -1)
         columns = _read_table(self.col_embed, width)[None, :, :].expand(height, -1, -1)
@@ -227,7 +241,9 @@ def _read_table(embedding: nn.Embedding, length: int) -> Tensor:
     size = embedding.num_embeddings
     table = embedding(torch.arange(min(length, size), device=embedding.weight.device))  # (min(length, size), D/2)
     if length > size:
-        table = F.interpolate(table.float().T[None], size=length, mode="linear", align_corners=True)[0].T.to(table.dtype)
+        table = F.interpolate(table.float().T[None], size=length, mode="linear", align_corners=True)[0].T.to(
+            table.dtype
+        )
     return table
 
 
@@ -245,8 +261,10 @@ class Joiner(nn.Sequential):
         super().__init__(backbone, position_embedding)
         self.num_channels = backbone.num_channels
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor]:
-        """Returns the (feature map, mask) pairs of the backbone, and the encodings (B or 1, D, h, w) of the last feature map."""
+    def forward(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None
+    ) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor]:
+        """Returns the backbone's (feature map, mask) pairs, and the encodings (B or 1, D, h, w) of the last map."""
         features = self[0](pixel_values, pixel_mask)
         last, mask = features[-1]
         if mask is not None:
@@ -266,7 +284,9 @@ def drop_full_mask(mask: Tensor) -> Tensor | None:
     whole, empty = torch.stack([mask.all(), (~mask.flatten(1).any(dim=1)).any()]).tolist()
     if empty:
         images = (~mask.flatten(1).any(dim=1)).nonzero().flatten().tolist()
-        raise ValueError(f"pixel_mask is 0 everywhere for image {images} of the batch: 1 marks the image, 0 the padding.")
+        raise ValueError(
+            f"pixel_mask is 0 everywhere for image {images} of the batch: 1 marks the image, 0 the padding."
+        )
     return None if whole else mask
 
 

@@ -1,9 +1,9 @@
 """Box geometry: format conversions, IoU and generalised IoU.
 
-Boxes are tensors whose last dimension has four entries. `cxcywh` is centre x, centre y, width, height; `xyxy` is left, top, right,
-bottom. Unlike the original and transformers, nothing here compares all pairs: every function broadcasts, so that a caller who
-needs pairs inserts a dimension and one who needs matched boxes does not pay for the rest. Ill-formed boxes are never an
-assertion: NaN goes in, NaN comes out.
+Boxes are tensors whose last dimension has four entries. `cxcywh` is centre x, centre y, width, height; `xyxy` is left,
+top, right, bottom. Unlike the original and transformers, nothing here compares all pairs: every function broadcasts,
+so that a caller who needs pairs inserts a dimension and one who needs matched boxes does not pay for the rest.
+Ill-formed boxes are never an assertion: NaN goes in, NaN comes out.
 """
 
 import torch
@@ -31,7 +31,9 @@ def box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `iou` and `union`, of the broadcast shape without the last dimension. `iou` of two empty boxes is 0.
     """
-    left1, top1, right1, bottom1 = boxes1_xyxy.unbind(-1)  # planar tensors: several times faster than (..., 4) on a CPU
+    left1, top1, right1, bottom1 = boxes1_xyxy.unbind(
+        -1
+    )  # planar tensors: several times faster than (..., 4) on a CPU
     left2, top2, right2, bottom2 = boxes2_xyxy.unbind(-1)
     width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
     height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)

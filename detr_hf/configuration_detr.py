@@ -3,9 +3,9 @@
 What differs on purpose:
 
 - from the original: the number of classes is never an argument of its own, it is the length of `id2label`;
-- from transformers' `DetrConfig`: an unknown argument is an error instead of a silent attribute, loss weights are floats, and
-  impossible combinations are refused here rather than deep inside the model. transformers' names (`d_model`,
-  `encoder_layers`, `bbox_cost`, ...) are understood as aliases.
+- from transformers' `DetrConfig`: an unknown argument is an error instead of a silent attribute, loss weights are
+  floats, and impossible combinations are refused here rather than deep inside the model. transformers' names
+  (`d_model`, `encoder_layers`, `bbox_cost`, ...) are understood as aliases.
 """
 
 import difflib
@@ -14,16 +14,48 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 POSITION_EMBEDDINGS = {"sine": "sine", "v2": "sine", "learned": "learned", "v3": "learned"}
 
 # Keyword arguments that transformers itself hands to a configuration, beside its dataclass fields.
 _TRANSFORMERS_ARGUMENTS = frozenset(
-    "num_labels name_or_path torch_dtype dtype attn_implementation experts_implementation output_attentions per_layer_config "
-    "auto_map custom_pipelines quantization_config model_type transformers_version tie_word_embeddings "
-    "task_specific_params finetuning_task use_bfloat16 tokenizer_class prefix bos_token_id pad_token_id eos_token_id "
-    "sep_token_id decoder_start_token_id is_decoder cross_attention_hidden_size add_cross_attention use_cache "
-    "tie_encoder_decoder torchscript pruned_heads return_unused_kwargs".split()
+    {
+        "num_labels",
+        "name_or_path",
+        "torch_dtype",
+        "dtype",
+        "attn_implementation",
+        "experts_implementation",
+        "output_attentions",
+        "per_layer_config",
+        "auto_map",
+        "custom_pipelines",
+        "quantization_config",
+        "model_type",
+        "transformers_version",
+        "tie_word_embeddings",
+        "task_specific_params",
+        "finetuning_task",
+        "use_bfloat16",
+        "tokenizer_class",
+        "prefix",
+        "bos_token_id",
+        "pad_token_id",
+        "eos_token_id",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "is_decoder",
+        "cross_attention_hidden_size",
+        "add_cross_attention",
+        "use_cache",
+        "tie_encoder_decoder",
+        "torchscript",
+        "pruned_heads",
+        "return_unused_kwargs",
+    }
 )
 
 
@@ -36,23 +68,26 @@ class DETRConfig(PreTrainedConfig):
         nheads (`int`): attention heads, M; must divide `hidden_dim`.
         enc_layers (`int`), dec_layers (`int`): transformer layers; L decoder layers.
         dim_feedforward (`int`): width of the feed-forward networks.
-        dropout (`float`): probability in [0, 1), used on attention weights, after the activation and on every residual branch.
+        dropout (`float`): probability in [0, 1), used on attention weights, after the activation and on every residual
+            branch.
         activation (`str`): feed-forward activation, any name of transformers' `ACT2FN`.
-        pre_norm (`bool`): normalise before each block instead of after (the original's `--pre_norm`; Table Transformer).
+        pre_norm (`bool`): normalise before each block, not after (the original's `--pre_norm`; Table Transformer).
         num_queries (`int`): object queries Q, the most objects that one image can return.
         position_embedding (`str`): `"sine"` (`"v2"`) or `"learned"` (`"v3"`).
-        num_position_embeddings (`int`): rows and columns of the learned tables (50 in the original). Larger feature maps
-            read the tables linearly interpolated.
+        num_position_embeddings (`int`): rows and columns of the learned tables (50 in the original). Larger feature
+            maps read the tables linearly interpolated.
         backbone (`str`): name of any timm model that supports `features_only`.
         backbone_kwargs (`dict`): further arguments of `timm.create_model`.
-        backbone_weights (`str`): `"imagenet"` (timm's weights, from the Hub) or a local file. Read when a model is built from
-            this configuration, never when a checkpoint is loaded.
-        train_backbone (`bool`): train everything after the stride-4 stage (`layer2` to `layer4` of a ResNet); `False` freezes all.
+        backbone_weights (`str`): `"imagenet"` (timm's weights, from the Hub) or a local file. Read when a model is
+            built from this configuration, never when a checkpoint is loaded.
+        train_backbone (`bool`): train everything after the stride-4 stage (`layer2` to `layer4` of a ResNet); `False`
+            freezes all.
         dilation (`bool`): stride 1 and dilation 2 in the last stage (DC5), which halves the output stride.
         num_channels (`int`): channels of `pixel_values`.
         aux_loss (`bool`): add the loss of every earlier decoder layer. Changes no prediction.
         set_cost_class, set_cost_bbox, set_cost_giou (`float`): weights of the matching cost (paper, eq. 1 and 4).
-        bbox_loss_coef, giou_loss_coef, mask_loss_coef, dice_loss_coef (`float`): weights of the losses; classification has 1.
+        bbox_loss_coef, giou_loss_coef, mask_loss_coef, dice_loss_coef (`float`): weights of the losses; that of
+            the classification is 1.
         eos_coef (`float`): weight of the no-object class in the cross-entropy.
 
     Raises:
@@ -126,18 +161,42 @@ class DETRConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._refuse_unknown(kwargs)
-        if self.position_embedding not in POSITION_EMBEDDINGS:
-            raise ValueError(_choice_error("position_embedding", self.position_embedding, POSITION_EMBEDDINGS))
-        self.position_embedding = POSITION_EMBEDDINGS[self.position_embedding]
         if self.id2label is not None:
             self._check_labels(kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
+        if self.position_embedding not in POSITION_EMBEDDINGS:
+            raise ValueError(_choice_error("position_embedding", self.position_embedding, POSITION_EMBEDDINGS))
+        self.position_embedding = POSITION_EMBEDDINGS[self.position_embedding]
         if self.label2id is None and self.id2label is not None:
             self.label2id = {name: index for index, name in self.id2label.items()}
+        # `strict` runs these as well, here and before saving, but wraps what they raise in an error of its own
+        self.validate_transformer()
+        self.validate_loss()
+        self.validate_backbone()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """Returns the configuration that a `config.json` holds.
+
+        What a file holds besides is kept and said, not refused: somebody wrote it there, and the weights beside it
+        must still load.
+        """
+        unknown = {name: value for name, value in config_dict.items() if not cls._knows(name)}
+        result = super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        for name, value in unknown.items():
+            logger.warning(f"The configuration has a field {name!r} that DETR does not know; it is kept and not used.")
+            setattr(config, name, value)
+        return result
+
+    @classmethod
+    def _knows(cls, name: str) -> bool:
+        fields = (cls.__dataclass_fields__, cls.attribute_map, _TRANSFORMERS_ARGUMENTS)
+        return name.startswith("_") or any(name in known for known in fields)
 
     def _refuse_unknown(self, arguments: dict) -> None:
         for name in arguments:
-            if name in _TRANSFORMERS_ARGUMENTS or name in self.attribute_map or name.startswith("_"):
+            if self._knows(name):
                 continue
             known = [field for field in self.__dataclass_fields__ if not field.startswith("_")]
             known += [*self.attribute_map, "num_labels"]
@@ -149,19 +208,28 @@ class DETRConfig(PreTrainedConfig):
         if ids != list(range(len(ids))):
             missing = sorted(set(range(max(ids, default=0) + 1)) - set(ids))[:5]
             raise ValueError(
-                f"id2label must map 0..K-1 without gaps to names; it has {len(ids)} ids from {ids[0]} to {ids[-1]} and lacks "
-                f"{missing}. Remap the ids to 0..{len(ids) - 1}, or name the unused ones (the COCO checkpoints use 'N/A')."
+                f"id2label must map 0..K-1 without gaps to names; it has {len(ids)} ids from {ids[0]} to {ids[-1]} "
+                "and lacks "
+                f"{missing}. Remap the ids to 0..{len(ids) - 1}, or name the unused ones (the COCO checkpoints use "
+                "'N/A')."
             )
         if num_labels is not None and num_labels != len(ids):
             raise ValueError(
-                f"num_labels={num_labels} disagrees with id2label, which names {len(ids)} classes. Give id2label alone."
+                f"num_labels={num_labels} disagrees with id2label, which names {len(ids)} classes. Give id2label "
+                "alone."
             )
-
-    # Methods named validate_* are run by huggingface_hub's `strict` at construction and before saving.
 
     def validate_transformer(self):
         """Refuses widths, layers and probabilities that no transformer can have."""
-        for name in ("hidden_dim", "nheads", "enc_layers", "dec_layers", "dim_feedforward", "num_queries", "num_channels"):
+        for name in (
+            "hidden_dim",
+            "nheads",
+            "enc_layers",
+            "dec_layers",
+            "dim_feedforward",
+            "num_queries",
+            "num_channels",
+        ):
             least = 0 if name == "enc_layers" else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, but is {getattr(self, name)}.")
@@ -169,14 +237,17 @@ class DETRConfig(PreTrainedConfig):
             divisors = [heads for heads in range(1, self.hidden_dim + 1) if self.hidden_dim % heads == 0]
             nearest = min(divisors, key=lambda heads: abs(heads - self.nheads))
             raise ValueError(
-                f"hidden_dim={self.hidden_dim} is not divisible by nheads={self.nheads}. The nearest valid nheads is {nearest}."
+                f"hidden_dim={self.hidden_dim} is not divisible by nheads={self.nheads}. The nearest valid nheads "
+                f"is {nearest}."
             )
         multiple = 4 if self.position_embedding == "sine" else 2
         if self.hidden_dim % multiple:
             lower = max(multiple, self.hidden_dim // multiple * multiple)
             raise ValueError(
-                f"hidden_dim={self.hidden_dim} must be divisible by {multiple} for {self.position_embedding} position embeddings "
-                f"(half of the channels encode y, half x{', in sine-cosine pairs' if multiple == 4 else ''}). The nearest valid "
+                f"hidden_dim={self.hidden_dim} must be divisible by {multiple} for {self.position_embedding} "
+                "position embeddings "
+                f"(half of the channels encode y, half x{', in sine-cosine pairs' if multiple == 4 else ''}). The "
+                "nearest valid "
                 f"values are {lower} and {lower + multiple}."
             )
         if self.num_position_embeddings < 1:
@@ -195,7 +266,8 @@ class DETRConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be a finite number that is not negative, but is {value}.")
         if not any(costs.values()):
             raise ValueError(
-                "All matching costs are 0 (set_cost_class, set_cost_bbox, set_cost_giou), so that queries could not be matched to "
+                "All matching costs are 0 (set_cost_class, set_cost_bbox, set_cost_giou), so that queries could not "
+                "be matched to "
                 "objects. The original's values are 1, 5 and 2."
             )
         if self.num_labels is not None and self.num_labels < 1:
@@ -206,11 +278,16 @@ class DETRConfig(PreTrainedConfig):
         import timm  # only here: it takes a second that reading a module need not cost
 
         if not timm.is_model(self.backbone):
-            raise ValueError(_choice_error("backbone", self.backbone, timm.list_models(), "timm.list_models() lists them"))
-        owned = {"features_only", "pretrained", "in_chans", "output_stride", "out_indices"} & set(self.backbone_kwargs or ())
+            raise ValueError(
+                _choice_error("backbone", self.backbone, timm.list_models(), "timm.list_models() lists them")
+            )
+        owned = {"features_only", "pretrained", "in_chans", "output_stride", "out_indices"} & set(
+            self.backbone_kwargs or ()
+        )
         if owned:
             raise ValueError(
-                f"backbone_kwargs must not contain {sorted(owned)}: use num_channels for the input channels, dilation for the "
+                f"backbone_kwargs must not contain {sorted(owned)}: use num_channels for the input channels, "
+                "dilation for the "
                 "output stride and backbone_weights for pretrained weights; DETR reads the last feature map."
             )
 

@@ -4,12 +4,12 @@ The numbers are the original's. What differs on purpose:
 
 - there is one cost tensor for all layers and images, one device-to-host copy, and no loop over layers for the losses;
 - everything is computed in float32, whatever the model's dtype;
-- in a distributed run the normalisers (objects, and class weights) are summed over all processes, so that the mean of the
-  processes' losses and gradients is that of one process with the whole batch. The original normalises the class term per process;
-  transformers divides the number of objects by the number of processes twice;
+- in a distributed run the normalisers (objects, and class weights) are summed over all processes, so that the mean of
+  the processes' losses and gradients is that of one process with the whole batch. The original normalises the class
+  term per process; transformers divides the number of objects by the number of processes twice;
 - targets that cannot be meant (labels out of range, boxes that are not normalised) are errors that name the image.
 
-Dimension letters: L layers, B images, Q queries, K classes, N objects (padded to the most of any image), P matched pairs.
+Dimension letters: L layers, B images, Q queries, K classes, N objects (padded to the most of any image), P matches.
 """
 
 from dataclasses import dataclass
@@ -45,9 +45,15 @@ class PackedTargets:
 
     @classmethod
     def from_list(cls, targets: list[dict[str, Tensor]], batch_size: int, device: torch.device) -> "PackedTargets":
-        """Packs one dictionary with `class_labels` (N,) and `boxes` (N, 4) an image; refuses what is not of that form."""
+        """Returns the packed form of one dictionary an image, with `class_labels` (N,) and `boxes` (N, 4).
+
+        Raises:
+            ValueError: for what is not of that form.
+        """
         if len(targets) != batch_size:
-            raise ValueError(f"labels has {len(targets)} entries for a batch of {batch_size} images; give one dictionary an image.")
+            raise ValueError(
+                f"labels has {len(targets)} entries for a batch of {batch_size} images; give one dictionary an image."
+            )
         for index, target in enumerate(targets):
             _check_form(target, index)
         labels = [target["class_labels"].to(device, torch.int64) for target in targets]
@@ -59,7 +65,7 @@ class PackedTargets:
         )
 
     def faults(self, num_classes: int) -> Tensor:
-        """Returns (B, 2) float, on the device: 1 where an image has labels out of range; 1 where its boxes are not normalised."""
+        """Returns (B, 2) float on the device: 1 for labels out of range, and 1 for boxes that are not normalised."""
         bad_labels = ((self.labels < 0) | (self.labels >= num_classes)).any(dim=1)
         boxes = self.boxes_cxcywh_norm
         inside = (boxes >= -BOX_TOLERANCE) & (boxes <= 1 + BOX_TOLERANCE)  # False for NaN
@@ -76,7 +82,8 @@ def _check_form(target: dict[str, Tensor], index: int) -> None:
         raise ValueError(f"labels[{index}]['class_labels'] is {labels.dtype}; class labels must be integers (int64).")
     if labels.ndim != 1 or len(labels) != boxes.numel() // 4 or (boxes.numel() and boxes.shape[-1] != 4):
         raise ValueError(
-            f"labels[{index}] has class_labels of shape {tuple(labels.shape)} and boxes of shape {tuple(boxes.shape)}; expected (N,) and "
+            f"labels[{index}] has class_labels of shape {tuple(labels.shape)} and boxes of shape "
+            f"{tuple(boxes.shape)}; expected (N,) and "
             "(N, 4) with the same N."
         )
 
@@ -95,13 +102,16 @@ class HungarianMatcher(nn.Module):
     """Finds the assignment of queries to objects with the least cost (paper, eq. 1), one to one.
 
     Args:
-        cost_class, cost_bbox, cost_giou: weights of minus the class probability, the L1 distance and minus the generalised IoU.
+        cost_class, cost_bbox, cost_giou: weights of minus the class probability, the L1 distance and minus the
+            generalised IoU.
     """
 
     def __init__(self, cost_class: float = 1.0, cost_bbox: float = 5.0, cost_giou: float = 2.0):
         super().__init__()
         if not (cost_class or cost_bbox or cost_giou):
-            raise ValueError("All costs of the matcher are 0; at least one of cost_class, cost_bbox, cost_giou must be positive.")
+            raise ValueError(
+                "All costs of the matcher are 0; at least one of cost_class, cost_bbox, cost_giou must be positive."
+            )
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
@@ -113,7 +123,8 @@ class HungarianMatcher(nn.Module):
         Args:
             logits: (L, B, Q, K + 1), the last class is no-object.
             pred_boxes: (L, B, Q, 4), cxcywh, normalised.
-            targets: the objects. An image with more objects than queries leaves the costliest objects without a query, and says so.
+            targets: the objects. An image with more objects than queries leaves the costliest objects without a query,
+                and says so.
 
         Raises:
             ValueError: for labels outside [0, K) or boxes that are not normalised, naming the images.
@@ -125,7 +136,7 @@ class HungarianMatcher(nn.Module):
         return self._assign(on_host[: cost.numel()].view(cost.shape), targets.counts, logits.device)
 
     def cost(self, logits: Tensor, pred_boxes: Tensor, targets: PackedTargets) -> Tensor:
-        """Returns the cost (L, B, Q, N) of giving each object of an image to each of its queries; finite everywhere."""
+        """Returns the finite cost (L, B, Q, N) of giving each object of an image to each of its queries."""
         probabilities = logits.float().softmax(dim=-1)
         # a label out of range is reported after the copy; here it must only not crash the device
         labels = targets.labels.clamp(0, logits.shape[-1] - 1)
@@ -146,13 +157,16 @@ class HungarianMatcher(nn.Module):
         for image, count in enumerate(counts):
             if count > num_queries:
                 logger.warning_once(
-                    f"An image has {count} objects and the model {num_queries} queries: {count - num_queries} objects get no query "
+                    f"An image has {count} objects and the model {num_queries} queries: {count - num_queries} "
+                    "objects get no query "
                     "and are not learnt. Raise num_queries."
                 )
             for layer in range(num_layers if count else 0):
                 queries, objects = linear_sum_assignment(cost[layer, image, :, :count].numpy())
                 queries, objects = torch.from_numpy(queries), torch.from_numpy(objects)
-                pairs.append(torch.stack([torch.full_like(queries, layer), torch.full_like(queries, image), queries, objects]))
+                pairs.append(
+                    torch.stack([torch.full_like(queries, layer), torch.full_like(queries, image), queries, objects])
+                )
         return Matches(*torch.cat(pairs, dim=1).to(device, non_blocking=True))
 
 
@@ -162,11 +176,13 @@ def _refuse_faults(faults: Tensor, num_classes: int) -> None:
     bad_labels, bad_boxes = (column.nonzero().flatten().tolist() for column in faults.unbind(dim=1))
     if bad_labels:
         raise ValueError(
-            f"class_labels of image {bad_labels} of the batch are not in 0..{num_classes - 1}. The model has {num_classes} classes "
+            f"class_labels of image {bad_labels} of the batch are not in 0..{num_classes - 1}. The model has "
+            f"{num_classes} classes "
             f"(id2label), and {num_classes} is its no-object class; remap the category ids of the data."
         )
     raise ValueError(
-        f"boxes of image {bad_boxes} of the batch are not normalised: expected finite cxcywh in [0, 1], relative to the image. Divide "
+        f"boxes of image {bad_boxes} of the batch are not normalised: expected finite cxcywh in [0, 1], relative to "
+        "the image. Divide "
         "pixel coordinates by width and height, or let the image processor convert the annotations."
     )
 
@@ -186,7 +202,9 @@ class SetCriterion(nn.Module):
         self.weights = weights
         self.eos_coef = eos_coef
 
-    def forward(self, logits: Tensor, pred_boxes: Tensor, targets: list[dict[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, logits: Tensor, pred_boxes: Tensor, targets: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted total and its parts.
 
         Args:
@@ -195,9 +213,10 @@ class SetCriterion(nn.Module):
             targets: for each image `class_labels` (N,) and `boxes` (N, 4) in the same format.
 
         Returns:
-            The total, and the unweighted parts: `loss_ce`, `loss_bbox`, `loss_giou` and `cardinality_error` of the last layer, the same
-            with a suffix `_0`, `_1`, ... of the earlier ones, and `class_error` (percent of the matched objects whose class is
-            wrong, last layer). The two errors are for logging: they carry no gradient and no weight.
+            The total, and the unweighted parts: `loss_ce`, `loss_bbox`, `loss_giou` and `cardinality_error` of the
+                last layer, the same
+            with a suffix `_0`, `_1`, ... of the earlier ones, and `class_error` (percent of the matched objects whose
+            class is wrong, last layer). The two errors are for logging: they carry no gradient and no weight.
         """
         logits, pred_boxes = logits.float(), pred_boxes.float()
         packed = PackedTargets.from_list(targets, logits.shape[1], logits.device)
@@ -223,7 +242,8 @@ class SetCriterion(nn.Module):
         weight = matched + self.eos_coef * (batch_size * num_queries - matched)
         sums = torch.tensor([sum(counts), weight], dtype=torch.float32)
         world_size = 1
-        # Without gradients a process may well be alone here (an evaluation on rank 0), and must not wait for the others.
+        # Without gradients a process may well be alone here (an evaluation on rank 0), and must not wait for
+        # the others.
         if dist.is_available() and dist.is_initialized() and torch.is_grad_enabled():
             sums = sums.to(logits.device, non_blocking=True)
             dist.all_reduce(sums)
@@ -241,7 +261,9 @@ class SetCriterion(nn.Module):
     def _class_loss(self, logits: Tensor, target_classes: Tensor) -> Tensor:
         """Returns the summed weighted cross-entropy (L,)."""
         no_object = logits.shape[-1] - 1
-        entropy = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), reduction="none").view_as(target_classes)
+        entropy = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), reduction="none").view_as(
+            target_classes
+        )
         weight = torch.where(target_classes == no_object, self.eos_coef, 1.0)
         return (entropy * weight).sum(dim=(1, 2))
 
@@ -269,7 +291,10 @@ def _cardinality_error(logits: Tensor, counts: list[int]) -> Tensor:
 
 @torch.no_grad()
 def _class_error(logits: Tensor, target_classes: Tensor) -> Tensor:
-    """Returns the percentage of matched queries whose likeliest class is wrong; 100 without any object, as in the original."""
+    """Returns the percentage of matched queries whose likeliest class is wrong.
+
+    100 without any object, as in the original.
+    """
     matched = target_classes != logits.shape[-1] - 1
     right = (logits.argmax(dim=-1) == target_classes) & matched
     return 100 - 100 * right.sum() / matched.sum().clamp(min=1)

@@ -1,19 +1,20 @@
 """DETR (Carion et al., 2020, "End-to-End Object Detection with Transformers") as transformers models.
 
-The parameters have the names of the original code, in memory and on disk; attention alone has separate `q_proj`, `k_proj` and
-`v_proj` where the original packs `in_proj`. The detection model therefore is the base model with two heads more, not a
-wrapper around it. What differs on purpose:
+The parameters have the names of the original code, in memory and on disk; attention alone has separate `q_proj`,
+`k_proj` and `v_proj` where the original packs `in_proj`. The detection model therefore is the base model with two
+heads more, not a wrapper around it. What differs on purpose:
 
-- from the original: boxes, logits and losses are the same numbers, but padding is only masked where there is some, losses of all layers
-  are computed at once, and `labels` go into `forward`, as Trainer expects;
-- from transformers: `aux_loss` changes no prediction, boxes are relative to the unpadded image, frozen layers stay frozen after
-  `from_pretrained`, initialisation is the original's, and a checkpoint that does not fit is refused.
+- from the original: boxes, logits and losses are the same numbers, but padding is only masked where there is some,
+  losses of all layers are computed at once, and `labels` go into `forward`, as Trainer expects;
+- from transformers: `aux_loss` changes no prediction, boxes are relative to the unpadded image, frozen layers stay
+  frozen after `from_pretrained`, initialisation is the original's, and a checkpoint that does not fit is refused.
 
-Dimension letters, everywhere in this package: B batch, Q queries, C channels, D hidden_dim, H W input pixels, h w feature cells,
-S = h * w, L decoder layers, K classes, N objects of one image, M heads.
+Dimension letters, everywhere in this package: B batch, Q queries, C channels, D hidden_dim, H W input pixels, h w
+feature cells, S = h * w, L decoder layers, K classes, N objects of one image, M heads.
 """
 
 import importlib
+import itertools
 import math
 import os
 from dataclasses import dataclass
@@ -61,8 +62,10 @@ class DETRModelOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: (B, Q, D), normed output of the last decoder layer.
-        intermediate_hidden_states: (L, B, Q, D), normed output of every decoder layer; while training with `aux_loss`, or with labels.
-        decoder_hidden_states: L + 1 tensors (B, Q, D): the zero targets, then every layer's un-normed output, the last one normed.
+        intermediate_hidden_states: (L, B, Q, D), normed output of every decoder layer; while training with `aux_loss`,
+            or with labels.
+        decoder_hidden_states: L + 1 tensors (B, Q, D): the zero targets, then every layer's un-normed output, the last
+            one normed.
         decoder_attentions: L tensors (B, M, Q, Q).
         cross_attentions: L tensors (B, M, Q, S), over the cells of the feature map, row by row.
         encoder_last_hidden_state: (B, S, D), the memory.
@@ -85,11 +88,13 @@ class DETRObjectDetectionOutput(ModelOutput):
     """Output of `DETRForObjectDetection`.
 
     Attributes:
-        loss: scalar, with labels: cross-entropy + bbox_loss_coef * L1 + giou_loss_coef * (1 - GIoU), summed over decoder layers.
+        loss: scalar, with labels: cross-entropy + bbox_loss_coef * L1 + giou_loss_coef * (1 - GIoU), summed over
+            decoder layers.
         loss_dict: the unweighted parts by name (see `SetCriterion`).
         logits: (B, Q, K + 1), unnormalised; the last class is no-object.
         pred_boxes: (B, Q, 4), cxcywh in [0, 1], relative to the unpadded image.
-        auxiliary_outputs: `{"logits", "pred_boxes"}` of every earlier decoder layer; while training with `aux_loss`, or with labels.
+        auxiliary_outputs: `{"logits", "pred_boxes"}` of every earlier decoder layer; while training with `aux_loss`,
+            or with labels.
 
     The other attributes are those of `DETRModelOutput`.
     """
@@ -115,7 +120,7 @@ class MLP(nn.Module):
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
         widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(n, k) for n, k in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(n, k) for n, k in itertools.pairwise(widths))
 
     def forward(self, states: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -169,8 +174,8 @@ class DETRPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # For classes outside transformers the base class passes over every module without parameters of its own, as attention is
-        # here. That guards against initialisers that ignore loaded weights; those of `transformers.initialization` do not.
+        # For classes outside transformers the base class passes over every module without parameters of its own, such
+        # as attention: a guard against initialisers that overwrite what is loaded, which ours do not.
         super()._initialize_weights(module, is_custom_code=False)
 
     @classmethod
@@ -178,12 +183,12 @@ class DETRPreTrainedModel(PreTrainedModel):
         """Returns the model with the weights of any DETR checkpoint.
 
         Args:
-            pretrained_model_name_or_path: a folder or Hub id of this package, of transformers' `detr` or of `table-transformer`, or an
-                original `.pth` file.
+            pretrained_model_name_or_path: a folder or Hub id of this package, of transformers' `detr` or of
+                `table-transformer`, or an original `.pth` file.
             config: overrides the checkpoint's configuration.
-            **kwargs: as in transformers. Configuration fields may be given too. With another `id2label` the class head is made anew,
-                keeping the no-object row and the rows of classes of the same name; with another `num_queries` the first queries
-                are kept or all are tiled; either is said in the log.
+            **kwargs: as in transformers. Configuration fields may be given too. With another `id2label` the class head
+                is made anew, keeping the no-object row and the rows of classes of the same name; with another
+                `num_queries` the first queries are kept or all are tiled; either is said in the log.
 
         Raises:
             ValueError: when the checkpoint is not a DETR, or fills less than 90 % of the model's tensors.
@@ -202,7 +207,7 @@ class DETRPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _translate(cls, name, config: PreTrainedConfig | None, kwargs: dict[str, Any]):
-        """Returns name, config and state dict to load: as given for an own checkpoint that fits, translated for any other."""
+        """Returns name, config and state dict to load: as given for an own checkpoint that fits, else translated."""
         if config is None and not _names_another_format(name, kwargs) and not _HEAD_ARGUMENTS & set(kwargs):
             return name, config, None
         try:
@@ -216,7 +221,8 @@ class DETRPreTrainedModel(PreTrainedModel):
         loaded = len(expected) - len(set(missing) & expected)
         if source is not None and loaded < LEAST_LOADED * len(expected):
             raise ValueError(
-                f"{source} fills only {loaded} of the {len(expected)} tensors of {type(self).__name__}; missing are, for example, "
+                f"{source} fills only {loaded} of the {len(expected)} tensors of {type(self).__name__}; missing "
+                "are, for example, "
                 f"{sorted(missing)[:3]}. It is not a checkpoint of this model: check the path and the configuration."
             )
 
@@ -228,14 +234,14 @@ class DETRPreTrainedModel(PreTrainedModel):
         """
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"{save_directory} is a file; save_pretrained needs a folder to write into.")
-        # transformers enters the saved class alone, and keeps the entries of a loaded repository even where no code is written
+        # transformers enters the saved class alone, and keeps a loaded repository's entries where no code is written
         self.config.__dict__.pop("auto_map", None)
         if self._auto_class is not None:
             self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, **kwargs)
 
     def freeze(self) -> None:
-        """Sets `requires_grad` as the configuration says: stem and stride-4 stage frozen, the rest of the backbone by `train_backbone`."""
+        """Sets `requires_grad` in the backbone as the configuration says."""
         for module in self.modules():
             if isinstance(module, Backbone):
                 module.freeze()
@@ -347,7 +353,7 @@ class DETRModel(DETRPreTrainedModel):
             return None, None
         valid = mask.flatten(1)  # (B, S)
         if output_attentions or self.config._attn_implementation in (None, "eager", "sdpa"):
-            broadcast = valid[:, None, None, :]  # over heads and queries, without the host syncs of transformers' helper
+            broadcast = valid[:, None, None, :]  # without the host syncs of transformers' helper
             return broadcast, broadcast
         queries = query_pos.expand(len(valid), -1, -1)
         src_mask = create_bidirectional_mask(config=self.config, inputs_embeds=src, attention_mask=valid)
@@ -377,15 +383,19 @@ class DETRModel(DETRPreTrainedModel):
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != self.config.num_channels:
             raise ValueError(
-                f"pixel_values has shape {shape}; expected (B, {self.config.num_channels}, H, W), as the image processor makes it."
+                f"pixel_values has shape {shape}; expected (B, {self.config.num_channels}, H, W), as the image "
+                "processor makes it."
             )
         if shape[0] == 0:
             raise ValueError("pixel_values has no image: the batch size is 0.")
         if not pixel_values.is_floating_point():
-            raise ValueError(f"pixel_values is {pixel_values.dtype}; expected floating point, normalised by the image processor.")
+            raise ValueError(
+                f"pixel_values is {pixel_values.dtype}; expected floating point, normalised by the image processor."
+            )
         if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
             raise ValueError(
-                f"pixel_mask has shape {tuple(pixel_mask.shape)}, but pixel_values {shape}; expected {(shape[0], *shape[2:])}."
+                f"pixel_mask has shape {tuple(pixel_mask.shape)}, but pixel_values {shape}; expected "
+                f"{(shape[0], *shape[2:])}."
             )
 
 
@@ -405,7 +415,8 @@ class DETRForObjectDetection(DETRModel):
     def loss_function(self) -> SetCriterion:
         """The criterion that `config` describes, or the callable that was set in its place.
 
-        Such a callable takes (logits, pred_boxes, labels) as `SetCriterion.forward` does, and returns the loss and its parts.
+        Such a callable takes (logits, pred_boxes, labels) as `SetCriterion.forward` does, and returns the loss and its
+        parts.
         """
         if getattr(self, "_loss_function", None) is not None:
             return self._loss_function
@@ -433,7 +444,8 @@ class DETRForObjectDetection(DETRModel):
         Args:
             pixel_values: (B, C, H, W), floating point, normalised; smaller images padded at the right and the bottom.
             pixel_mask: (B, H, W), 1 on the image and 0 on padding; None means no padding.
-            labels: for each image `class_labels` (N,) int64 in [0, K) and `boxes` (N, 4), cxcywh in [0, 1] of the unpadded image.
+            labels: for each image `class_labels` (N,) int64 in [0, K) and `boxes` (N, 4), cxcywh in [0, 1] of the
+                unpadded image.
             output_attentions, output_hidden_states: also return those of every layer.
             **kwargs: for transformers' sake; unused.
         """

@@ -2,10 +2,11 @@
 
 What differs on purpose:
 
-- from the original: query, key and value projections are separate `nn.Linear` layers and attention runs through transformers'
-  attention interface (sdpa, eager, flash, flex), so that weights are only materialised when asked for; everything is (B, S, D);
-- from transformers: `pre_norm` exists, dropout sits where the original trains with it, the un-normed state of a decoder layer goes on to
-  the next whether or not the intermediate outputs are wanted, and there is no host sync.
+- from the original: query, key and value projections are separate `nn.Linear` layers and attention runs through
+  transformers' attention interface (sdpa, eager, flash, flex), so that weights are only materialised when asked for;
+  everything is (B, S, D);
+- from transformers: `pre_norm` exists, dropout sits where the original trains with it, the un-normed state of a
+  decoder layer goes on to the next whether or not the intermediate outputs are wanted, and there is no host sync.
 """
 
 from collections.abc import Callable
@@ -32,8 +33,8 @@ def eager_attention(
 ) -> tuple[Tensor, Tensor]:
     """Returns attention written out: the result (B, Q, M, D/M) and the weights (B, M, Q, S).
 
-    `query`, `key` and `value` are (B, M, Q or S, D/M); `attention_mask` broadcasts to (B, M, Q, S) and is True where attending is
-    allowed, or is additive.
+    `query`, `key` and `value` are (B, M, Q or S, D/M); `attention_mask` broadcasts to (B, M, Q, S) and is True where
+    attending is allowed, or is additive.
     """
     scores = torch.matmul(query, key.transpose(-2, -1)) * scaling
     if attention_mask is not None and attention_mask.dtype == torch.bool:
@@ -45,7 +46,7 @@ def eager_attention(
 
 
 class MultiheadAttention(nn.Module):
-    """Multi-head attention without a causal mask, with the original's parameters unpacked (`in_proj` is q, k and v)."""
+    """Multi-head attention without a causal mask; the original's `in_proj` is unpacked into q, k and v."""
 
     is_causal = False  # transformers' sdpa wrapper assumes a decoder otherwise
 
@@ -107,7 +108,9 @@ class _Layer(GradientCheckpointingLayer):
             setattr(self, f"dropout{block}", nn.Dropout(config.dropout))
         self.activation = ACT2FN[config.activation]
 
-    def _residual(self, states: Tensor, block: Callable[[Tensor], Tensor], norm: nn.Module, dropout: nn.Module) -> Tensor:
+    def _residual(
+        self, states: Tensor, block: Callable[[Tensor], Tensor], norm: nn.Module, dropout: nn.Module
+    ) -> Tensor:
         if self.pre_norm:
             return states + dropout(block(norm(states)))
         return norm(states + dropout(block(states)))
@@ -147,7 +150,13 @@ class TransformerDecoderLayer(_Layer):
         super().__init__(config, num_blocks=3)
 
     def forward(
-        self, tgt: Tensor, memory: Tensor, key: Tensor, query_pos: Tensor, attention_mask=None, output_attentions: bool = False
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        key: Tensor,
+        query_pos: Tensor,
+        attention_mask=None,
+        output_attentions: bool = False,
     ):
         """Returns the new states (B, Q, D), the self-attention weights and the cross-attention weights (or None).
 
@@ -204,9 +213,15 @@ class TransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_dim)
 
     def forward(
-        self, tgt: Tensor, memory: Tensor, pos: Tensor, query_pos: Tensor, attention_mask=None, output_attentions: bool = False
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        pos: Tensor,
+        query_pos: Tensor,
+        attention_mask=None,
+        output_attentions: bool = False,
     ):
-        """Returns the un-normed input and output of every layer, and the self- and cross-attention weights of every layer."""
+        """Returns every layer's un-normed input and output, its self-attention and its cross-attention weights."""
         hidden_states, self_attentions, cross_attentions = [tgt], [], []
         key = memory + pos
         for layer in self.layers:
@@ -226,12 +241,18 @@ class Transformer(nn.Module):
         self.decoder = TransformerDecoder(config)
 
     def forward(
-        self, src: Tensor, pos: Tensor, query_pos: Tensor, src_mask=None, memory_mask=None, output_attentions: bool = False
+        self,
+        src: Tensor,
+        pos: Tensor,
+        query_pos: Tensor,
+        src_mask=None,
+        memory_mask=None,
+        output_attentions: bool = False,
     ):
         """Returns what encoder and decoder return, as two tuples.
 
-        `src` is (B, S, D), `pos` (B or 1, S, D), `query_pos` (1, Q, D); `src_mask` keeps the encoder and `memory_mask` the
-        cross-attention off the padding, in the form that the attention implementation takes.
+        `src` is (B, S, D), `pos` (B or 1, S, D), `query_pos` (1, Q, D); `src_mask` keeps the encoder and `memory_mask`
+        the cross-attention off the padding, in the form that the attention implementation takes.
         """
         encoded = self.encoder(src, pos, src_mask, output_attentions)
         memory = encoded[0]

@@ -1,0 +1,330 @@
+"""Reading pictures: whatever a person calls an image becomes one upright (H, W, C) tensor.
+
+Accepted are paths (`str`, `pathlib.Path`), URLs, encoded bytes, PIL images of any byte mode, 16-bit greyscale, numpy
+arrays and torch tensors in either channel order, and lists, nested lists and 4-D batches of these. Both image
+processors read through here, so a picture gives the same pixels by whichever road it comes. What differs from
+transformers on purpose:
+
+- grey, palette, 1-bit, CMYK, YCbCr, HSV and alpha become RGB by default; alpha is laid on white. COCO itself holds
+  grey JPEGs;
+- the EXIF orientation is applied to opened PIL images as well as to paths. Annotation boxes and `target_sizes`
+  therefore refer to the upright image;
+- a file is recognised by its content, a string is a path or a URL and never base64;
+- pixels that would silently become nonsense (0..1 floats rescaled twice, NaN, 16-bit values, a layout that cannot be
+  told) are scaled by a stated rule or refused, and every refusal names the image by its place in the batch and by its
+  file.
+
+An array in BGR order, as OpenCV reads it, cannot be told from RGB: convert it first.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from transformers.image_utils import ChannelDimension, load_image
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA: what an array without a stated layout may hold
+_EXIF_ORIENTATION_TAG = 0x0112
+_EXIF_TRANSPOSITIONS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_BYTE_MODES = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
+_UNCONVERTED_MODES = {"L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"}
+
+
+def read_images(
+    images: Any,
+    *,
+    do_convert_rgb: bool = True,
+    expects_0_255: bool = True,
+    input_data_format: str | ChannelDimension | None = None,
+) -> list[Tensor]:
+    """Returns one (H, W, C) tensor per image, uint8 in 0..255 or float32.
+
+    Args:
+        images: one image or a list of images, see the module's docstring.
+        do_convert_rgb: give C = 3 whatever the picture holds; otherwise its own channels are kept.
+        expects_0_255: the pixels will be divided by 255 later, so floats must be in 0..255.
+        input_data_format: "channels_first" or "channels_last" for arrays and tensors; needed only where the shape does
+            not tell, as in (3, 60, 3).
+
+    Raises:
+        ValueError: no image, or a picture that cannot be decoded or whose pixels have no clear meaning.
+        TypeError: something that is not an image.
+        FileNotFoundError: a path that does not exist.
+    """
+    if input_data_format is not None and str(input_data_format) != "none":
+        input_data_format = ChannelDimension(input_data_format)
+    else:
+        input_data_format = None
+    pixels = []
+    for index, image in enumerate(_flat(images)):
+        pixels.append(_read_image(image, f"image {index}", do_convert_rgb, expects_0_255, input_data_format))
+    if not pixels:
+        raise ValueError("There are no images: expected at least one, got an empty list.")
+    return pixels
+
+
+def _flat(images: Any) -> Iterator[Any]:
+    """Yields single images from an image, a list, a list of lists, or arrays of four dimensions."""
+    if isinstance(images, (list, tuple)):
+        for image in images:
+            yield from _flat(image)
+    elif isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+        yield from images
+    else:
+        yield images
+
+
+def _read_image(
+    image: Any, name: str, do_convert_rgb: bool, expects_0_255: bool, input_data_format: ChannelDimension | None
+) -> Tensor:
+    if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
+        image, name = _decode(image, name)
+    if isinstance(image, PIL.Image.Image):
+        pixels = _pil_pixels(image, name, do_convert_rgb)
+    elif isinstance(image, (np.ndarray, Tensor)):
+        pixels = _channels_last(_as_tensor(image, name), input_data_format, name)
+    else:
+        raise TypeError(
+            f"{name} is {_shown(image)}, not an image. Expected a path, a URL, bytes, a PIL image, a numpy array or a "
+            "torch tensor."
+        )
+    if 0 in pixels.shape[:2]:
+        raise ValueError(f"{name} has height {pixels.shape[0]} and width {pixels.shape[1]}: both must be at least 1.")
+    pixels = _in_byte_range(pixels, name, expects_0_255)
+    return _to_rgb(pixels, name, expects_0_255) if do_convert_rgb else pixels
+
+
+def _decode(source: Any, name: str) -> tuple[PIL.Image.Image, str]:
+    """Opens a path, a URL or encoded bytes; returns the loaded picture and the name to use in later errors."""
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        name = f"{name} ({_shorten(source)})"
+        try:
+            return load_image(source), name
+        except Exception as error:  # httpx, sockets, TLS and Pillow: the address is what helps, whatever went wrong
+            raise ValueError(f"{name} could not be fetched and decoded: {error}") from error
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        name = f"{name} ({_shorten(path)})"
+        if not os.path.exists(path):
+            raise FileNotFoundError(
+                f"{name}: no such file. A string is read as a path or as an http(s) URL, not as base64."
+            )
+        if os.path.isdir(path):
+            raise IsADirectoryError(f"{name} is a folder, not an image file. Pass the files in it as a list.")
+        if os.path.getsize(path) == 0:
+            raise ValueError(f"{name} is an empty file (0 bytes).")
+        return _open(Path(os.fsdecode(path)), name), name
+    name = f"{name} ({len(source)} bytes)"
+    return _open(io.BytesIO(source), name), name
+
+
+def _open(source: Path | io.BytesIO, name: str) -> PIL.Image.Image:
+    try:
+        image = PIL.Image.open(source)
+    except PermissionError as error:
+        raise PermissionError(f"{name} may not be read: {error}") from error
+    except Exception as error:  # damaged headers surface as OSError, SyntaxError, struct.error and more
+        raise ValueError(f"{name} is not an image that can be read: {error}") from error
+    with image:
+        return _frame(image, name)
+
+
+def _frame(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """Returns the decoded picture; a lazily opened file that is cut short or damaged fails here, by name.
+
+    Of an animation it is the frame the image stands at, the first one after opening.
+    """
+    try:
+        image.load()
+        if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
+            logger.warning_once(f"{name} is an animation: one frame of it is used.")
+            image = image.copy()
+    except (
+        Exception
+    ) as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, DecompressionBombError and more
+        raise ValueError(f"{name} cannot be decoded, the file is probably cut short or damaged: {error}") from error
+    return image
+
+
+def _pil_pixels(image: PIL.Image.Image, name: str, do_convert_rgb: bool) -> Tensor:
+    """Returns (H, W, C) pixels of the upright picture: uint8, or 16-bit greyscale still to be scaled."""
+    file_name = getattr(image, "filename", "")
+    if file_name and "(" not in name:
+        name = f"{name} ({_shorten(file_name)})"
+    image = _frame(image, name)
+    transposition = _EXIF_TRANSPOSITIONS.get(_exif_orientation(image))
+    if transposition is not None:
+        image = image.transpose(transposition)
+    if not image.mode.startswith("I;16"):
+        image = _byte_image(image, name, do_convert_rgb)
+    pixels = _as_tensor(np.array(image), name)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _byte_image(image: PIL.Image.Image, name: str, do_convert_rgb: bool) -> PIL.Image.Image:
+    """Returns the picture in RGB, or RGBA where it has transparency; in its own channels without `do_convert_rgb`."""
+    if not do_convert_rgb:
+        if image.mode not in _UNCONVERTED_MODES:
+            raise ValueError(
+                f"{name} has mode {image.mode!r}, whose raw values are not colours. "
+                "Use do_convert_rgb=True, or convert it first."
+            )
+        return image
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"{name} has mode {image.mode!r} (32 bits a pixel), for which no range of values is agreed on. "
+            "Scale it to 0..255 and convert it to mode 'L' first."
+        )
+    try:
+        if image.has_transparency_data:
+            return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        if image.mode in _BYTE_MODES:
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{name} has mode {image.mode!r}, which Pillow does not convert to RGB: {error}") from error
+    raise ValueError(
+        f"{name} has mode {image.mode!r}, which has no agreed conversion to RGB. Convert it to 'RGB' first."
+    )
+
+
+def _exif_orientation(image: PIL.Image.Image) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION_TAG, 1)
+    except Exception as error:  # a damaged EXIF block raises half a dozen types, and the picture itself is whole
+        logger.debug("EXIF data of a picture could not be read (%s): taken as upright.", error)
+        return 1
+
+
+def _as_tensor(image: np.ndarray | Tensor, name: str) -> Tensor:
+    if isinstance(image, Tensor):
+        return image.detach()
+    if image.dtype.kind not in "buif":
+        raise TypeError(f"{name} is an array of dtype {image.dtype}: expected booleans, integers or floats.")
+    if image.dtype.itemsize > 8 or not image.dtype.isnative:
+        image = image.astype(np.float64 if image.dtype.kind == "f" else image.dtype.newbyteorder("="))
+    if not image.flags.writeable or any(stride < 0 for stride in image.strides):
+        image = image.copy()  # torch can share neither read-only memory nor negative strides
+    return torch.from_numpy(image)
+
+
+def _channels_last(pixels: Tensor, input_data_format: ChannelDimension | None, name: str) -> Tensor:
+    shape = tuple(pixels.shape)
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    if pixels.ndim != 3:
+        raise ValueError(
+            f"{name} has shape {shape}: expected (height, width), (height, width, C) or (C, height, width)."
+        )
+    if input_data_format is None:
+        candidates = [axis for axis in (0, 2) if shape[axis] in CHANNEL_COUNTS]
+        if not candidates:
+            raise ValueError(
+                f"{name} has shape {shape}, in which neither the first nor the last dimension is a number of channels "
+                f"{CHANNEL_COUNTS}. Pick the channels to use, or pass do_convert_rgb=False, input_data_format and a "
+                "mean and std of that length."
+            )
+        if len(candidates) == 2:
+            raise ValueError(
+                f"{name} has shape {shape}, which can be read as channels first and as channels last. "
+                'Say which: input_data_format="channels_last" (or "channels_first").'
+            )
+        input_data_format = ChannelDimension.FIRST if candidates == [0] else ChannelDimension.LAST
+    return pixels.permute(1, 2, 0) if input_data_format == ChannelDimension.FIRST else pixels
+
+
+def _in_byte_range(pixels: Tensor, name: str, expects_0_255: bool) -> Tensor:
+    """Returns uint8 pixels in 0..255, or float32 pixels once it is clear what range they are in.
+
+    Booleans become 0 and 255. Sixteen bits are scaled from 0..65535, as the dtype says.
+    """
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if pixels.dtype == torch.bool:
+        return pixels.to(torch.uint8) * 255
+    if pixels.dtype == torch.uint16:
+        pixels = pixels.to(torch.int32)
+        if 0 < pixels.max() <= 255:
+            raise ValueError(
+                f"{name} is uint16 with no value above 255, so its range is unclear. "
+                "Convert it to uint8 if it holds 0..255, or scale it to the full 0..65535."
+            )
+        return ((pixels + 128) // 257).to(torch.uint8)
+    if not pixels.is_floating_point():
+        if pixels.is_complex():
+            raise TypeError(f"{name} has dtype {pixels.dtype}: expected booleans, integers or floats.")
+        pixels = pixels.to(torch.int64)
+        low, high = int(pixels.min()), int(pixels.max())
+        if low < 0 or high > 255:
+            raise ValueError(
+                f"{name} holds integers from {low} to {high}: expected 0..255. Scale it to that range first."
+            )
+        return pixels.to(torch.uint8)
+    pixels = pixels.to(torch.float32)
+    if not torch.isfinite(pixels).all():
+        raise ValueError(f"{name} holds pixels that are not finite (NaN or infinity). Remove them before processing.")
+    if expects_0_255:
+        _check_float_range(float(pixels.min()), float(pixels.max()), name)
+    return pixels
+
+
+def _check_float_range(low: float, high: float, name: str) -> None:
+    """Raises for floats that dividing by 255 would ruin; one grey level outside 0..255 is interpolation, and fine."""
+    if high <= 1 and (low, high) != (0, 0):
+        raise ValueError(
+            f"{name} holds floats from {low:.4g} to {high:.4g}, which dividing by 255 would turn almost black. "
+            "Pass do_rescale=False if they are in 0..1 already, or multiply them by 255."
+        )
+    if low < -1 or high > 256:
+        raise ValueError(
+            f"{name} holds floats from {low:.4g} to {high:.4g}: expected 0..255. If it is normalised already, "
+            "pass do_rescale=False and do_normalize=False."
+        )
+
+
+def _to_rgb(pixels: Tensor, name: str, expects_0_255: bool) -> Tensor:
+    """Returns (H, W, 3) pixels; alpha is laid on a white background."""
+    channels = pixels.shape[-1]
+    if channels == 3:
+        return pixels
+    if channels == 1:
+        return pixels.expand(-1, -1, 3)
+    if channels != 4:
+        raise ValueError(
+            f"{name} has {channels} channels: expected 1, 3 or 4. Pick three of them, or pass do_convert_rgb=False "
+            "and a mean and std of that length."
+        )
+    colour, alpha = pixels[..., :3], pixels[..., 3:]
+    white = 255.0 if expects_0_255 or pixels.dtype == torch.uint8 else 1.0
+    if (alpha == white).all():
+        return colour
+    blended = white + (colour.to(torch.float32) - white) * (alpha.to(torch.float32) / white)
+    return blended.round().to(torch.uint8) if pixels.dtype == torch.uint8 else blended
+
+
+def _shorten(text: str) -> str:
+    text = os.fsdecode(text)
+    return text if len(text) <= 200 else f"{text[:120]}... ({len(text)} characters)"
+
+
+def _shown(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+__all__ = ["read_images"]

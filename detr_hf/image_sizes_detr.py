@@ -1,0 +1,71 @@
+"""The size a picture is resized to: DETR's own rule, transformers' variant of it, and fixed sizes.
+
+Both rules make the shortest side `shortest_edge` unless the longest would then exceed `longest_edge`. They differ in
+the rounding where that cap applies: the original rounds the shortest side first and derives the longest from the
+rounded value, which may give 1332 or, for long pictures, a little more than 1333; transformers derives it from the
+unrounded value. Other than both, no side is ever below one pixel: 10000 x 3 is a picture.
+"""
+
+from transformers.image_utils import SizeDict
+
+RESIZE_RULES = ("original", "transformers")
+DEFAULT_SHORTEST_EDGE = 800
+DEFAULT_LONGEST_EDGE = 1333
+
+
+def resized_hw(image_hw: tuple[int, int], size: SizeDict, rule: str = "original") -> tuple[int, int]:
+    """Returns the (height, width) that an image of `image_hw` is resized to.
+
+    Args:
+        image_hw: (height, width) in pixels.
+        size: `shortest_edge` with or without `longest_edge`, or `height` and `width`, or `max_height` and `max_width`.
+        rule: "original" (facebookresearch/detr, datasets/transforms.py) or "transformers"; for `shortest_edge` only.
+
+    Raises:
+        ValueError: another combination of keys, or a side that is not positive.
+    """
+    given = dict(size)
+    if any(side <= 0 for side in given.values()):
+        raise ValueError(f"size must have positive sides, got {given}.")
+    keys = set(given)
+    if keys == {"height", "width"}:
+        return size.height, size.width
+    if keys == {"max_height", "max_width"}:
+        scale = min(size.max_height / image_hw[0], size.max_width / image_hw[1])
+        return _at_least_one((int(image_hw[0] * scale), int(image_hw[1] * scale)))
+    if keys in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}):
+        return _shortest_edge_hw(image_hw, size.shortest_edge, size.longest_edge, rule)
+    raise ValueError(
+        f"size has the keys {sorted(keys)}. Expected 'shortest_edge' and 'longest_edge', or 'height' and 'width', "
+        "or 'max_height' and 'max_width'."
+    )
+
+
+def check_resize_rule(rule: str) -> str:
+    """Returns the rule, or raises a ValueError that lists the choices."""
+    if rule not in RESIZE_RULES:
+        raise ValueError(f"resize_rule must be one of {', '.join(map(repr, RESIZE_RULES))}, got {rule!r}.")
+    return rule
+
+
+def _shortest_edge_hw(image_hw: tuple[int, int], shortest: int, longest: int | None, rule: str) -> tuple[int, int]:
+    height, width = image_hw
+    small, large = min(image_hw), max(image_hw)
+    exact_small: float = shortest
+    if longest is not None and large / small * shortest > longest:
+        exact_small = longest * small / large
+    new_small = round(exact_small)
+    if new_small < 1:  # only where the cap applies: the longest side is what decides
+        new_small, new_large = 1, longest
+    elif new_small == small:  # nothing to do: the short side is right already, and the long one is left alone
+        new_large = large
+    else:
+        new_large = int((new_small if rule == "original" else exact_small) * large / small)
+    return _at_least_one((new_large, new_small) if width < height else (new_small, new_large))
+
+
+def _at_least_one(hw: tuple[int, int]) -> tuple[int, int]:
+    return max(1, hw[0]), max(1, hw[1])
+
+
+__all__ = ["RESIZE_RULES", "check_resize_rule", "resized_hw"]

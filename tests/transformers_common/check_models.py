@@ -1,0 +1,97 @@
+"""transformers' common model tests, run on our models (see README.md beside this file)."""
+
+import unittest
+
+import torch
+
+import detr_hf
+from detr_hf import DETRConfig, DETRForObjectDetection, DETRModel
+
+from ...test_configuration_common import ConfigTester
+from ...test_modeling_common import ModelTesterMixin
+from ...test_pipeline_mixin import PipelineTesterMixin
+
+
+class DETRModelTester:
+    """Makes tiny configurations and batches in the form that the mixins ask for."""
+
+    def __init__(self, parent):
+        self.parent = parent
+        self.is_training = True
+        self.batch_size = 2
+        self.num_queries = 6
+        self.num_labels = 5
+        self.hidden_size = 32
+        self.num_hidden_layers = 2
+        self.num_attention_heads = 4
+        self.height, self.width = 96, 64
+        self.encoder_seq_length = 6  # 96 x 64 at stride 32
+        self.decoder_seq_length = self.num_queries
+
+    def get_config(self):
+        """Returns the tiny configuration."""
+        return DETRConfig(
+            hidden_dim=self.hidden_size,
+            nheads=self.num_attention_heads,
+            enc_layers=self.num_hidden_layers,
+            dec_layers=self.num_hidden_layers,
+            dim_feedforward=37,
+            num_queries=self.num_queries,
+            num_labels=self.num_labels,
+            backbone="resnet18",
+            dropout=0.1,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        """Returns configuration and inputs."""
+        inputs = {
+            "pixel_values": torch.randn(self.batch_size, 3, self.height, self.width),
+            "pixel_mask": torch.ones(self.batch_size, self.height, self.width, dtype=torch.int64),
+        }
+        return self.get_config(), inputs
+
+
+class DETRModelTest(ModelTesterMixin, PipelineTesterMixin, unittest.TestCase):
+    """The common tests. What is overridden says why."""
+
+    all_model_classes = (DETRModel, DETRForObjectDetection)
+    pipeline_model_mapping = {"image-feature-extraction": DETRModel, "object-detection": DETRForObjectDetection}  # noqa: RUF012
+    is_encoder_decoder = True
+    test_missing_keys = True
+    has_attentions = True
+    test_torch_exportable = True
+
+    def setUp(self):
+        self.model_tester = DETRModelTester(self)
+        self.config_tester = ConfigTester(self, config_class=DETRConfig, has_text_modality=False)
+        assert detr_hf.__version__
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+        if return_labels and model_class is DETRForObjectDetection:
+            label = {"class_labels": torch.ones(3, dtype=torch.long), "boxes": torch.ones(3, 4)}
+            inputs["labels"] = [label] * self.model_tester.batch_size
+        return inputs
+
+    def test_attention_outputs(self):
+        """Attentions. The mixin also counts the outputs, and knows of no model that returns logits and boxes."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        heads, queries, cells = 4, self.model_tester.num_queries, self.model_tester.encoder_seq_length
+        for model_class in self.all_model_classes:
+            for by_config in (False, True):
+                model = model_class._from_config(config, attn_implementation="eager").eval()
+                model.config.output_attentions = by_config
+                with torch.no_grad():
+                    outputs = model(**inputs) if by_config else model(**inputs, output_attentions=True)
+                shapes = {
+                    "encoder_attentions": (heads, cells, cells),
+                    "decoder_attentions": (heads, queries, queries),
+                    "cross_attentions": (heads, queries, cells),
+                }
+                for name, shape in shapes.items():
+                    attentions = getattr(outputs, name)
+                    self.assertEqual([tuple(a.shape[1:]) for a in attentions], [shape] * 2)
+
+    def test_config(self):
+        """Configuration."""
+        self.config_tester.run_common_tests()

@@ -1,0 +1,34 @@
+"""transformers' common image processor tests, run on our two processors (see run.py)."""
+
+import unittest
+
+from detr_hf import DETRImageProcessor, DETRImageProcessorPil
+
+from ...test_image_processing_common import AnnotationFormatTestMixin, ImageProcessingTester, ImageProcessingTestMixin
+
+
+class DETRImageProcessingTester(ImageProcessingTester):
+    """Small pictures, and every setting that the mixin reads."""
+
+    def __init__(self, parent, **kwargs):
+        defaults = {
+            "size": {"shortest_edge": 18, "longest_edge": 1333},
+            "do_resize": True,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "do_pad": True,
+        }
+        super().__init__(parent, **{**defaults, **kwargs})
+
+    def _get_image_processing_classes(self):
+        return {"torchvision": DETRImageProcessor, "pil": DETRImageProcessorPil}
+
+
+class DETRImageProcessingTest(AnnotationFormatTestMixin, ImageProcessingTestMixin, unittest.TestCase):
+    """The common tests."""
+
+    image_processor_tester_class = DETRImageProcessingTester
+    test_cast_dtype = True
