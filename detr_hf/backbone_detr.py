@@ -147,11 +147,17 @@ def _create_timm_body(config: DETRConfig, out_indices: tuple[int, ...], load_wei
     try:
         return timm.create_model(name, features_only=True, out_indices=out_indices, **arguments, **pretrained)
     except (TypeError, NotImplementedError, AttributeError, AssertionError) as error:
+        hint = " and output_stride (dilation=False helps)" if config.dilation else ""
         raise ValueError(
-            f"timm could not build backbone={name!r} as a feature extractor with {arguments}: {error}. Choose a "
-            "model that supports "
-            f"features_only{' and output_stride (dilation=False helps)' if config.dilation else ''}, and check "
-            "backbone_kwargs."
+            f"timm could not build backbone={name!r} as a feature extractor with {arguments}: {error}. Choose a model "
+            f"that supports features_only{hint}, and check backbone_kwargs."
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if not load_weights:
+            raise
+        raise OSError(
+            f"timm's ImageNet weights of {name} could not be had: {error} Connect to the Hub once, so that they are "
+            "in the cache, or give backbone_weights a local file."
         ) from error
 
 
@@ -168,9 +174,8 @@ def _read_backbone_weights(config: DETRConfig, name: str, arguments: dict) -> di
     if missing:
         raise ValueError(
             f"{path} does not hold the weights of timm's {name}: {len(missing)} of {len(expected)} tensors are "
-            "missing, for "
-            f"example {missing[:3]}. Save the state dict of timm.create_model({name!r}, ...) there, or change "
-            "backbone."
+            f"missing, for example {missing[:3]}. Save the state dict of timm.create_model({name!r}, ...) there, or "
+            "change backbone."
         )
     wrong = [key for key, shape in expected.items() if state_dict[key].shape != shape]
     if wrong:

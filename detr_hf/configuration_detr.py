@@ -209,9 +209,8 @@ class DETRConfig(PreTrainedConfig):
             missing = sorted(set(range(max(ids, default=0) + 1)) - set(ids))[:5]
             raise ValueError(
                 f"id2label must map 0..K-1 without gaps to names; it has {len(ids)} ids from {ids[0]} to {ids[-1]} "
-                "and lacks "
-                f"{missing}. Remap the ids to 0..{len(ids) - 1}, or name the unused ones (the COCO checkpoints use "
-                "'N/A')."
+                f"and lacks {missing}. Remap the ids to 0..{len(ids) - 1}, or name the unused ones (the COCO "
+                "checkpoints use 'N/A')."
             )
         if num_labels is not None and num_labels != len(ids):
             raise ValueError(
@@ -245,10 +244,9 @@ class DETRConfig(PreTrainedConfig):
             lower = max(multiple, self.hidden_dim // multiple * multiple)
             raise ValueError(
                 f"hidden_dim={self.hidden_dim} must be divisible by {multiple} for {self.position_embedding} "
-                "position embeddings "
-                f"(half of the channels encode y, half x{', in sine-cosine pairs' if multiple == 4 else ''}). The "
-                "nearest valid "
-                f"values are {lower} and {lower + multiple}."
+                "position embeddings (half of the channels encode y, half "
+                f"x{', in sine-cosine pairs' if multiple == 4 else ''}). The nearest valid values are {lower} and "
+                f"{lower + multiple}."
             )
         if self.num_position_embeddings < 1:
             raise ValueError(f"num_position_embeddings must be at least 1, but is {self.num_position_embeddings}.")
@@ -267,8 +265,7 @@ class DETRConfig(PreTrainedConfig):
         if not any(costs.values()):
             raise ValueError(
                 "All matching costs are 0 (set_cost_class, set_cost_bbox, set_cost_giou), so that queries could not "
-                "be matched to "
-                "objects. The original's values are 1, 5 and 2."
+                "be matched to objects. The original's values are 1, 5 and 2."
             )
         if self.num_labels is not None and self.num_labels < 1:
             raise ValueError("id2label is empty: name at least one class, for example id2label={0: 'object'}.")
@@ -287,8 +284,8 @@ class DETRConfig(PreTrainedConfig):
         if owned:
             raise ValueError(
                 f"backbone_kwargs must not contain {sorted(owned)}: use num_channels for the input channels, "
-                "dilation for the "
-                "output stride and backbone_weights for pretrained weights; DETR reads the last feature map."
+                "dilation for the output stride and backbone_weights for pretrained weights; DETR reads the last "
+                "feature map."
             )
 
 

@@ -83,8 +83,7 @@ def _check_form(target: dict[str, Tensor], index: int) -> None:
     if labels.ndim != 1 or len(labels) != boxes.numel() // 4 or (boxes.numel() and boxes.shape[-1] != 4):
         raise ValueError(
             f"labels[{index}] has class_labels of shape {tuple(labels.shape)} and boxes of shape "
-            f"{tuple(boxes.shape)}; expected (N,) and "
-            "(N, 4) with the same N."
+            f"{tuple(boxes.shape)}; expected (N,) and (N, 4) with the same N."
         )
 
 
@@ -158,8 +157,7 @@ class HungarianMatcher(nn.Module):
             if count > num_queries:
                 logger.warning_once(
                     f"An image has {count} objects and the model {num_queries} queries: {count - num_queries} "
-                    "objects get no query "
-                    "and are not learnt. Raise num_queries."
+                    "objects get no query and are not learnt. Raise num_queries."
                 )
             for layer in range(num_layers if count else 0):
                 queries, objects = linear_sum_assignment(cost[layer, image, :, :count].numpy())
@@ -177,13 +175,13 @@ def _refuse_faults(faults: Tensor, num_classes: int) -> None:
     if bad_labels:
         raise ValueError(
             f"class_labels of image {bad_labels} of the batch are not in 0..{num_classes - 1}. The model has "
-            f"{num_classes} classes "
-            f"(id2label), and {num_classes} is its no-object class; remap the category ids of the data."
+            f"{num_classes} classes (id2label), and {num_classes} is its no-object class; remap the category ids of "
+            "the data."
         )
     raise ValueError(
         f"boxes of image {bad_boxes} of the batch are not normalised: expected finite cxcywh in [0, 1], relative to "
-        "the image. Divide "
-        "pixel coordinates by width and height, or let the image processor convert the annotations."
+        "the image. Divide pixel coordinates by width and height, or let the image processor convert the "
+        "annotations."
     )
 
 

@@ -221,9 +221,9 @@ class DETRPreTrainedModel(PreTrainedModel):
         loaded = len(expected) - len(set(missing) & expected)
         if source is not None and loaded < LEAST_LOADED * len(expected):
             raise ValueError(
-                f"{source} fills only {loaded} of the {len(expected)} tensors of {type(self).__name__}; missing "
-                "are, for example, "
-                f"{sorted(missing)[:3]}. It is not a checkpoint of this model: check the path and the configuration."
+                f"{source} fills only {loaded} of the {len(expected)} tensors of {type(self).__name__}; missing are, "
+                f"for example, {sorted(missing)[:3]}. It is not a checkpoint of this model: check the path and the "
+                "configuration."
             )
 
     def save_pretrained(self, save_directory, **kwargs) -> None:

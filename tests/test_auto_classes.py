@@ -1,4 +1,4 @@
-"""AutoConfig, AutoModel, AutoImageProcessor and the pipeline find this package, and its code travels with a checkpoint."""
+"""The auto classes and the pipeline find this package, and its code travels with a checkpoint."""
 
 import json
 import subprocess
@@ -34,7 +34,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def run_python(code: str, *arguments: str) -> str:
-    result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code, *arguments], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code, *arguments], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Traceback" not in result.stderr
     return result.stdout.strip()
@@ -51,7 +53,8 @@ def test_the_auto_classes_build_and_load_this_packages_classes(folder):
 
 @pytest.mark.parametrize("first", ["import detr_hf; import transformers", "import transformers; import detr_hf"])
 def test_importing_in_either_order_registers_without_a_word(folder, first):
-    code = f"import sys; {first}; from transformers import AutoModelForObjectDetection as A; print(type(A.from_pretrained(sys.argv[1])))"
+    load = "from transformers import AutoModelForObjectDetection as A; print(type(A.from_pretrained(sys.argv[1])))"
+    code = f"import sys; {first}; {load}"
     assert "detr_hf.modeling_detr.DETRForObjectDetection" in run_python(code, str(folder))
 
 
@@ -75,7 +78,8 @@ def test_the_pipeline_batches_pictures_of_different_sizes(folder):
 def test_the_pipeline_is_silent_about_support(folder):
     code = (
         "import sys, detr_hf; from transformers import pipeline; from PIL import Image\n"
-        "pipe = pipeline('object-detection', model=sys.argv[1]); print(len(pipe(Image.new('RGB', (64, 64)), threshold=0.0)))"
+        "pipe = pipeline('object-detection', model=sys.argv[1]); print(len(pipe(Image.new('RGB', (64, 64)), "
+        "threshold=0.0)))"
     )
     result = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
     assert result.stdout.strip() == "7"
@@ -112,7 +116,8 @@ labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 
 assert model(**batch, labels=labels).loss.isfinite()
 model.save_pretrained(target)
 processor.save_pretrained(target)
-print(type(model).__name__, type(processor).__name__, sum(p.double().sum() for p in model.state_dict().values()).item())
+total = sum(p.double().sum() for p in model.state_dict().values()).item()
+print(type(model).__name__, type(processor).__name__, total)
 """
 
 

@@ -70,7 +70,9 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("name", SHARES)
 def test_two_processes_give_one_processs_loss_and_gradients(name, results):
-    expected_losses, expected_gradients = losses_and_gradients(tiny_model(dropout=0.0).train(), *global_batch(SHARES[name]))
+    expected_losses, expected_gradients = losses_and_gradients(
+        tiny_model(dropout=0.0).train(), *global_batch(SHARES[name])
+    )
     for part, expected in expected_losses.items():
         mean = torch.stack([rank[name][0][part] for rank in results]).mean()
         assert torch.allclose(mean, expected, rtol=1e-5, atol=1e-6), part

@@ -93,7 +93,9 @@ def test_loss_and_gradients_equal_those_of_transformers(counts):
 
 def test_a_target_never_depends_on_its_batch_mates():
     logits, boxes = predictions(images=2)
-    alone = HungarianMatcher()(logits[:, :1], boxes[:, :1], PackedTargets.from_list(some_labels(3, 5)[:1], 1, logits.device))
+    alone = HungarianMatcher()(
+        logits[:, :1], boxes[:, :1], PackedTargets.from_list(some_labels(3, 5)[:1], 1, logits.device)
+    )
     both = HungarianMatcher()(logits, boxes, PackedTargets.from_list(some_labels(3, 5), 2, logits.device))
     first = both.image == 0
     assert torch.equal(alone.query, both.query[first])
@@ -156,8 +158,14 @@ def test_predictions_that_are_not_finite_are_matched_last_and_make_the_loss_nan(
         ({"class_labels": torch.tensor([0, -1])}, r"class_labels of image \[1\]"),
         ({"class_labels": torch.tensor([0, 2**40])}, r"class_labels of image \[1\]"),
         ({"class_labels": torch.tensor([0.0, 1.0])}, r"labels\[1\].*must be integers"),
-        ({"class_labels": torch.tensor([1])}, r"labels\[1\] has class_labels of shape \(1,\) and boxes of shape \(2, 4\)"),
-        ({"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [40.0, 30.0, 9.0, 9.0]])}, r"boxes of image \[1\].*not normalised"),
+        (
+            {"class_labels": torch.tensor([1])},
+            r"labels\[1\] has class_labels of shape \(1,\) and boxes of shape \(2, 4\)",
+        ),
+        (
+            {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [40.0, 30.0, 9.0, 9.0]])},
+            r"boxes of image \[1\].*not normalised",
+        ),
         ({"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, -0.2, 0.2]])}, r"boxes of image \[1\]"),
         ({"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [torch.nan, 0.5, 0.2, 0.2]])}, r"boxes of image \[1\]"),
     ],

@@ -1,5 +1,6 @@
 """Invariants of the model: structure, names, freezing, initialisation, padding, precision, gradients, input checks."""
 
+import logging
 import math
 
 import pytest
@@ -74,7 +75,9 @@ def test_saving_and_loading_keeps_every_tensor_and_every_name(model, tmp_path):
 
 
 def trainable_parts(model) -> set[str]:
-    return {name.split(".")[3] for name, p in model.named_parameters() if name.startswith("backbone.0") and p.requires_grad}
+    return {
+        name.split(".")[3] for name, p in model.named_parameters() if name.startswith("backbone.0") and p.requires_grad
+    }
 
 
 def test_stem_and_layer1_stay_frozen_also_after_loading(model, tmp_path):
@@ -120,7 +123,7 @@ def test_a_frozen_norm_keeps_activation_and_eps_of_the_norm_it_replaces():
 
 
 def check_initialisation(model) -> None:
-    """Standard deviations of the original: Xavier in the transformer, N(0, 1) queries, torch's default in the heads."""
+    """Deviations of the original: Xavier in the transformer, N(0, 1) queries, torch's default in the heads."""
     layer = model.transformer.decoder.layers[0]
     width, feed_forward = model.config.hidden_dim, model.config.dim_feedforward
     expected = {
@@ -158,9 +161,12 @@ def test_initialisation_is_the_originals_when_built_on_the_meta_device():
 
 def test_learned_tables_are_uniform_also_on_the_meta_device():
     config = tiny_config(position_embedding="learned")
-    for model in (DETRForObjectDetection(config), DETRForObjectDetection.from_pretrained(None, config=config, state_dict={})):
+    for model in (
+        DETRForObjectDetection(config),
+        DETRForObjectDetection.from_pretrained(None, config=config, state_dict={}),
+    ):
         table = model.backbone[1].row_embed.weight
-        assert 0 <= table.min() and table.max() <= 1 and abs(table.mean().item() - 0.5) < 0.05
+        assert table.min() >= 0 and table.max() <= 1 and abs(table.mean().item() - 0.5) < 0.05
 
 
 # ------------------------------------------------------------------------------------------------ backbone weights
@@ -186,13 +192,23 @@ def test_backbone_weights_that_do_not_fit_are_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"does not hold the weights of timm's resnet18: \d+ of \d+ tensors are missing"):
+    with pytest.raises(
+        ValueError, match=r"does not hold the weights of timm's resnet18: \d+ of \d+ tensors are missing"
+    ):
         DETRForObjectDetection(tiny_config(backbone_weights=str(tmp_path / "other.safetensors")))
     save_file(timm.create_model("resnet18").state_dict(), tmp_path / "rgb.safetensors")
-    with pytest.raises(ValueError, match="other shapes.*conv1.weight"):
+    with pytest.raises(ValueError, match=r"other shapes.*conv1.weight"):
         DETRForObjectDetection(tiny_config(backbone_weights=str(tmp_path / "rgb.safetensors"), num_channels=1))
     with pytest.raises(FileNotFoundError, match="neither 'imagenet' nor a file"):
         DETRForObjectDetection(tiny_config(backbone_weights="imagnet"))
+
+
+def test_imagenet_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        OSError, match=r"ImageNet weights of resnet10t could not be had.*give backbone_weights a local file"
+    ):
+        DETRForObjectDetection(tiny_config(backbone="resnet10t", backbone_weights="imagenet"))
 
 
 # ------------------------------------------------------------------------------------------------- padding and masks
@@ -424,7 +440,10 @@ def test_forward_and_loss_make_at_most_three_host_syncs(monkeypatch, dec_layers)
             r"pixel_mask has shape \(1, 32, 32\).*expected \(1, 64, 64\)",
         ),
         (
-            {"pixel_values": torch.zeros(2, 3, 64, 64), "pixel_mask": torch.stack([torch.ones(64, 64), torch.zeros(64, 64)])},
+            {
+                "pixel_values": torch.zeros(2, 3, 64, 64),
+                "pixel_mask": torch.stack([torch.ones(64, 64), torch.zeros(64, 64)]),
+            },
             r"pixel_mask is 0 everywhere for image \[1\]",
         ),
     ],
@@ -439,7 +458,9 @@ def test_attention_matches_torchs_own_multihead_attention():
     config._attn_implementation = "sdpa"
     ours, theirs = MultiheadAttention(config), nn.MultiheadAttention(32, 4, batch_first=True)
     with torch.no_grad():
-        for projection, rows in zip((ours.q_proj, ours.k_proj, ours.v_proj), theirs.in_proj_weight.chunk(3), strict=True):
+        for projection, rows in zip(
+            (ours.q_proj, ours.k_proj, ours.v_proj), theirs.in_proj_weight.chunk(3), strict=True
+        ):
             projection.weight.copy_(rows)
             projection.bias.zero_()
         ours.out_proj.load_state_dict(theirs.out_proj.state_dict())
@@ -447,3 +468,16 @@ def test_attention_matches_torchs_own_multihead_attention():
     expected, weights = theirs(query, key, value, average_attn_weights=False)
     assert torch.allclose(ours(query, key, value)[0], expected, atol=1e-6)
     assert torch.allclose(ours(query, key, value, output_attentions=True)[1], weights, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- extra config fields
+
+
+def test_a_field_that_somebody_wrote_into_config_json_does_not_keep_the_weights_from_loading(model, tmp_path, caplog):
+    logging.getLogger("transformers").propagate = True
+    model.config.made_by = "somebody"
+    model.save_pretrained(tmp_path)
+    with caplog.at_level("WARNING"):
+        reloaded = DETRForObjectDetection.from_pretrained(tmp_path)
+    assert "'made_by' that DETR does not know" in caplog.text
+    assert reloaded.config.made_by == "somebody"

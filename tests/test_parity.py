@@ -1,7 +1,7 @@
 """The numbers of transformers' DETR and Table Transformer with the same random weights, on a padded batch.
 
-transformers' models are the independent source: they were verified against the original's code. Their auxiliary losses change the
-forward pass, so they run without, and the loss is compared layer by layer in test_loss_detr.py.
+transformers' models are the independent source: they were verified against the original's code. Their auxiliary losses
+change the forward pass, so they run without, and the loss is compared layer by layer in test_loss_detr.py.
 """
 
 import pytest
@@ -58,7 +58,10 @@ def test_gradients_equal_those_of_transformers(variant):
     assert torch.allclose(loss, expected, rtol=1e-5)
     loss.backward()
     expected.backward()
-    their_heads = {"class_embed.weight": "class_labels_classifier.weight", "query_embed.weight": "model.query_position_embeddings.weight"}
+    their_heads = {
+        "class_embed.weight": "class_labels_classifier.weight",
+        "query_embed.weight": "model.query_position_embeddings.weight",
+    }
     their_heads |= {f"bbox_embed.layers.{i}.weight": f"bbox_predictor.layers.{i}.weight" for i in range(3)}
     their_heads |= {"input_proj.weight": "model.input_projection.weight"}
     our_gradients = {name: p.grad for name, p in ours.named_parameters()}
