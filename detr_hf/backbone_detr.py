@@ -90,6 +90,7 @@ class Backbone(nn.Module):
         self.train_backbone = config.train_backbone
         self.num_channels: list[int] = self.body.feature_info.channels()
         self.strides: list[int] = self.body.feature_info.reduction()
+        self.channels_come_last = getattr(self.body, "output_fmt", None) == "NHWC"  # Swin and its kin
         if not on_meta:  # timm has initialised or loaded these: transformers must not draw them again
             for tensor in (*self.body.parameters(), *self.body.buffers()):
                 tensor._is_hf_initialized = True
@@ -122,6 +123,8 @@ class Backbone(nn.Module):
         The mask is None without one.
         """
         features = self.body(pixel_values)
+        if self.channels_come_last:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
         return [(feature, _resize_mask(pixel_mask, feature.shape[-2:])) for feature in features]
 
 

@@ -201,15 +201,15 @@ class DETRPreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(
             name, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs
         )
-        model._refuse_foreign_weights(info["missing_keys"], pretrained_model_name_or_path)
+        if pretrained_model_name_or_path is not None:
+            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+            model._refuse_foreign_weights(info["missing_keys"], pretrained_model_name_or_path)
         model.freeze()  # loading has rebuilt every parameter with requires_grad
         return (model, info) if output_loading_info else model
 
     @classmethod
     def _translate(cls, name, config: PreTrainedConfig | None, kwargs: dict[str, Any]):
         """Returns name, config and state dict to load: as given for an own checkpoint that fits, else translated."""
-        if config is None and not _names_another_format(name, kwargs) and not _HEAD_ARGUMENTS & set(kwargs):
-            return name, config, None
         try:
             checkpoints = importlib.import_module("detr_hf.checkpoints")
         except ImportError:  # this file travelled alone with a checkpoint: it reads its own layout only
@@ -217,13 +217,20 @@ class DETRPreTrainedModel(PreTrainedModel):
         return checkpoints.prepare_loading(name, config, kwargs)
 
     def _refuse_foreign_weights(self, missing: set[str], source) -> None:
+        """Raises ValueError when `source` did not fill this model, or filled it with NaN or infinity."""
         expected = self.state_dict().keys()
         loaded = len(expected) - len(set(missing) & expected)
-        if source is not None and loaded < LEAST_LOADED * len(expected):
+        if loaded < LEAST_LOADED * len(expected):
             raise ValueError(
                 f"{source} fills only {loaded} of the {len(expected)} tensors of {type(self).__name__}; missing are, "
                 f"for example, {sorted(missing)[:3]}. It is not a checkpoint of this model: check the path and the "
                 "configuration."
+            )
+        broken = [name for name, tensor in self.state_dict().items() if _is_broken(tensor)]
+        if broken:
+            raise ValueError(
+                f"{source} holds values that are not finite in {len(broken)} tensors, for example {broken[:3]}. The file "
+                "is damaged, or the training that wrote it had diverged; take an earlier checkpoint."
             )
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
@@ -247,16 +254,8 @@ class DETRPreTrainedModel(PreTrainedModel):
                 module.freeze()
 
 
-_HEAD_ARGUMENTS = {"id2label", "label2id", "num_labels", "num_queries"}
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-
-
-def _names_another_format(name, kwargs: dict[str, Any]) -> bool:
-    if str(name).endswith((".pth", ".pt")):
-        return True
-    hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-    config_dict, _ = PreTrainedConfig.get_config_dict(name, **hub_arguments)
-    return config_dict.get("model_type") != DETRConfig.model_type
+def _is_broken(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all())
 
 
 def _init_attention(attention: MultiheadAttention) -> None:

@@ -1,13 +1,14 @@
-"""Makes transformers' auto classes and pipelines know this package, without importing transformers before the user does.
+"""Makes transformers' auto classes and pipelines know this package, without importing transformers itself.
 
-Registering needs the model classes, hence torch and transformers: seconds that `detr-hf --help` and a process which only
-runs an exported model should not pay. So `import detr_hf` registers at once where transformers' tables are already loaded,
-and otherwise leaves a finder on `sys.meta_path` that registers as soon as they are. Nothing can use the registration earlier.
+Registering needs the model classes, hence torch and transformers: seconds that `detr-hf --help` and a process which
+only runs an exported model should not pay. So `import detr_hf` registers at once where transformers' tables are
+already loaded, and otherwise leaves a finder on `sys.meta_path` that registers as soon as they are. Nothing can use
+the registration earlier.
 
-The finder finds nothing by itself. It hands the modules of transformers and of this package to the other finders and counts
-how many of them are being executed in this thread. transformers' modules import each other in circles (its `modeling_utils`
-loads `configuration_auto` half-way through), and ours import them, so the moment to register is when the outermost of them
-is complete. When there is nothing left to register the finder takes itself away.
+The finder finds nothing by itself. It hands the modules of transformers and of this package to the other finders and
+counts how many of them are being executed in this thread. transformers' modules import each other in circles (its
+`modeling_utils` loads `configuration_auto` half-way through), and ours import them, so the moment to register is when
+the outermost of them is complete. When there is nothing left to register the finder takes itself away.
 """
 
 import sys
@@ -37,7 +38,10 @@ def register_auto_classes() -> None:
 
 
 def register_pipelines() -> None:
-    """Makes `pipeline("object-detection")` the one that batches any sizes; a pipeline that the user put there stays."""
+    """Makes `pipeline("object-detection")` the one that batches any sizes.
+
+    A pipeline that the user put there stays.
+    """
     from transformers.pipelines import PIPELINE_REGISTRY
 
     task = PIPELINE_REGISTRY.supported_tasks["object-detection"]

@@ -71,6 +71,20 @@ def test_saving_and_loading_keeps_every_tensor_and_every_name(model, tmp_path):
     assert all(torch.equal(reloaded[name], tensor) for name, tensor in in_memory.items())
 
 
+def test_weights_that_are_not_finite_are_refused_by_name(model, tmp_path):
+    with torch.no_grad():
+        model.class_embed.bias[0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"not finite in 1 tensors, for example \['class_embed.bias'\]"):
+        DETRForObjectDetection.from_pretrained(tmp_path)
+
+
+def test_a_loaded_model_knows_where_it_came_from(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert DETRForObjectDetection.from_pretrained(tmp_path).config.name_or_path == str(tmp_path)
+    assert DETRForObjectDetection.from_pretrained(tmp_path, num_queries=5).config.name_or_path == str(tmp_path)
+
+
 # ----------------------------------------------------------------------------------------------------------- freezing
 
 
@@ -226,6 +240,16 @@ def test_what_stands_on_the_padding_of_a_feature_cell_is_never_attended_to(model
     query_pos, mask = model.query_embed.weight[None], valid[:, None, None, :]
     clean, disturbed = (model.transformer(s, pos, query_pos, mask, mask)[1][0][-1] for s in (src, noisy))
     assert torch.allclose(clean, disturbed, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_backbone_whose_channels_come_last_is_turned():
+    model = tiny_model(
+        backbone="swin_tiny_patch4_window7_224", backbone_kwargs={"depths": [1, 1, 1, 1], "embed_dim": 24}
+    )
+    features, _ = model.backbone(torch.randn(1, 3, 224, 224), None)
+    assert features[-1][0].shape == (1, 192, 7, 7)
+    assert model(torch.randn(1, 3, 224, 224)).logits.isfinite().all()
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """transformers' object-detection pipeline, able to batch pictures of different sizes for this package's models.
 
-The stock pipeline preprocesses every picture by itself and concatenates the tensors, which fails as soon as two sizes meet.
-This subclass carries the tensors of this package's models through the loader unpadded, and pads them when the batch is
-complete. For every other model it is the stock pipeline.
+The stock pipeline preprocesses every picture by itself and concatenates the tensors, which fails as soon as two sizes
+meet. This subclass carries the tensors of this package's models through the loader unpadded, and pads them when the
+batch is complete. For every other model it is the stock pipeline.
 """
 
 from typing import Any
@@ -21,7 +21,10 @@ class DETRObjectDetectionPipeline(ObjectDetectionPipeline):
     """`pipeline("object-detection")` with `batch_size` > 1 for pictures of any size."""
 
     def preprocess(self, image, timeout: float | None = None) -> dict[str, Any]:
-        """Returns the inputs of one picture; the tensors to pad stand in lists, which the loader does not concatenate."""
+        """Returns the inputs of one picture.
+
+        The tensors to pad stand in lists, which the loader does not concatenate.
+        """
         inputs = super().preprocess(image, timeout=timeout)
         if self.model.config.model_type == DETRConfig.model_type:
             for name in PADDED:
@@ -45,4 +48,3 @@ def _pad_and_stack(tensors: list[Tensor]) -> Tensor:
     """Returns tensors (..., H, W) of any sizes as one batch, zeros at the right and the bottom."""
     height, width = (max(tensor.shape[dim] for tensor in tensors) for dim in (-2, -1))
     return torch.stack([F.pad(t, (0, width - t.shape[-1], 0, height - t.shape[-2])) for t in tensors])
-

@@ -1,8 +1,10 @@
 """transformers' common model tests, run on our models (see README.md beside this file)."""
 
+import tempfile
 import unittest
 
 import torch
+from safetensors.torch import save_file
 
 import detr_hf
 from detr_hf import DETRConfig, DETRForObjectDetection, DETRModel
@@ -38,7 +40,7 @@ class DETRModelTester:
             dim_feedforward=37,
             num_queries=self.num_queries,
             num_labels=self.num_labels,
-            backbone="resnet18",
+            backbone="test_resnet",
             dropout=0.1,
         )
 
@@ -91,6 +93,36 @@ class DETRModelTest(ModelTesterMixin, PipelineTesterMixin, unittest.TestCase):
                 for name, shape in shapes.items():
                     attentions = getattr(outputs, name)
                     self.assertEqual([tuple(a.shape[1:]) for a in attentions], [shape] * 2)
+
+    def test_retain_grad_hidden_states_attentions(self):
+        """Gradients of states and attentions. The mixin asks the decoder's first state for one: DETR's are zeros."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = DETRModel._from_config(config, attn_implementation="eager")
+        outputs = model(**inputs, output_attentions=True, output_hidden_states=True)
+        kept = [outputs.encoder_hidden_states[0], outputs.decoder_hidden_states[1]]
+        kept += [outputs.encoder_attentions[0], outputs.decoder_attentions[0], outputs.cross_attentions[0]]
+        for tensor in kept:
+            tensor.retain_grad()
+        outputs.last_hidden_state.flatten()[0].backward(retain_graph=True)
+        self.assertTrue(all(tensor.grad is not None for tensor in kept))
+
+    @unittest.skip("DETR has no token embeddings.")
+    def test_model_get_set_embeddings(self):
+        """Token embeddings."""
+
+    @unittest.skip("DETR has no token embeddings.")
+    def test_resize_tokens_embeddings(self):
+        """Token embeddings."""
+
+    def test_model_weights_reload_no_missing_tied_weights(self):
+        """A file without a single weight. transformers loads it as a random model; here it is refused."""
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            with tempfile.TemporaryDirectory() as folder:
+                model_class(config).save_pretrained(folder)
+                save_file({"placeholder": torch.tensor(0)}, f"{folder}/model.safetensors", metadata={"format": "pt"})
+                with self.assertRaisesRegex(ValueError, "0 of"):
+                    model_class.from_pretrained(folder)
 
     def test_config(self):
         """Configuration."""

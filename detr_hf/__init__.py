@@ -1,0 +1,63 @@
+"""DETR for Hugging Face: load any DETR checkpoint, detect, and train on your own pictures.
+
+`import detr_hf` makes transformers' auto classes and pipelines know `model_type="detr_hf"`, and imports neither torch
+nor transformers to do so: the registration runs as soon as both this package and the auto classes are loaded, in
+either order (`registration.py`). The public names below are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .registration import register_with_transformers
+
+if TYPE_CHECKING:
+    from .configuration_detr import DETRConfig
+    from .data.loading import load_detection_dataset
+    from .image_processing_detr import DETRImageProcessor
+    from .image_processing_pil_detr import DETRImageProcessorPil
+    from .inference.detections import Detection, Detections
+    from .inference.detector import Detector
+    from .modeling_detr import DETRForObjectDetection, DETRModel
+
+
+__version__ = "0.1.0"
+
+# Public name -> the module of this package that defines it.
+_MODULE_OF = {
+    "DETRConfig": "configuration_detr",
+    "DETRForObjectDetection": "modeling_detr",
+    "DETRImageProcessor": "image_processing_detr",
+    "DETRImageProcessorPil": "image_processing_pil_detr",
+    "DETRModel": "modeling_detr",
+    "Detection": "inference.detections",
+    "Detections": "inference.detections",
+    "Detector": "inference.detector",
+    "load_detection_dataset": "data.loading",
+}
+
+__all__ = [
+    "DETRConfig",
+    "DETRForObjectDetection",
+    "DETRImageProcessor",
+    "DETRImageProcessorPil",
+    "DETRModel",
+    "Detection",
+    "Detections",
+    "Detector",
+    "load_detection_dataset",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_with_transformers()

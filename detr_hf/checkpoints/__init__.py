@@ -1,0 +1,48 @@
+"""Any DETR checkpoint in, ours out; and back to transformers where that is exact.
+
+`read_checkpoint` reads, `adapt_heads` fits weights to other classes or queries, `prepare_loading` does both for
+`from_pretrained`, `to_transformers` and `convert` write. The names are imported when first used, so that importing
+this package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .conversion import convert
+    from .loading import prepare_loading
+    from .reading import Checkpoint, is_foreign, read_checkpoint
+    from .surgery import adapt_heads
+    from .transformers_model import to_transformers
+
+_MODULE_OF = {
+    "Checkpoint": "reading",
+    "adapt_heads": "surgery",
+    "convert": "conversion",
+    "is_foreign": "reading",
+    "prepare_loading": "loading",
+    "read_checkpoint": "reading",
+    "to_transformers": "transformers_model",
+}
+
+__all__ = [
+    "Checkpoint",
+    "adapt_heads",
+    "convert",
+    "is_foreign",
+    "prepare_loading",
+    "read_checkpoint",
+    "to_transformers",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

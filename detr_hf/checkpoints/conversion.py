@@ -1,0 +1,125 @@
+"""Converts a checkpoint folder, file or Hub repository to a folder of this package, or of transformers."""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from .weight_files import Hub, find_file, local_path
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("detr_hf", "transformers")
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_MODEL_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+)
+_THEIR_PROCESSOR_ARGUMENTS = [
+    "format",
+    "do_convert_annotations",
+    "do_resize",
+    "size",
+    "resample",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_pad",
+    "pad_size",
+]
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    to: Literal["detr_hf", "transformers"] = "detr_hf",
+    *,
+    overwrite: bool = False,
+    **loading: Any,
+) -> Path:
+    """Returns the folder `dst` after writing model and image processor there, in the format `to`.
+
+    Everything is written beside `dst` first and moved there at the end, so that a failure leaves `dst` as it was.
+
+    Args:
+        src: anything that `DETRForObjectDetection.from_pretrained` reads.
+        dst: a new or empty folder.
+        to: "detr_hf", or "transformers" for a plain `DetrForObjectDetection` or `TableTransformerForObjectDetection`.
+        overwrite: write into a folder that has files; those of an earlier model there are replaced, others stay.
+        **loading: further arguments of `from_pretrained`, such as `revision` or `id2label`.
+
+    Raises:
+        ValueError: an unknown format, or a model that transformers cannot hold.
+        FileExistsError: `dst` has files and `overwrite` is False.
+        NotADirectoryError: `dst` is a file.
+        OSError, ValueError: as `read_checkpoint`.
+    """
+    from ..modeling_detr import DETRForObjectDetection
+
+    if to not in FORMATS:
+        raise ValueError(f"to={to!r} is not known; the choices are {' and '.join(map(repr, FORMATS))}.")
+    dst = Path(dst).expanduser()
+    _check_destination(dst, local_path(src), overwrite)
+    hub = Hub(**{name: loading[name] for name in Hub.__dataclass_fields__ if loading.get(name) is not None})
+    processor = _processor(src, hub, to)
+    model = DETRForObjectDetection.from_pretrained(src, **loading)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=dst.parent, prefix=f".{dst.name}.") as scratch:
+        (model if to == "detr_hf" else model.to_transformers()).save_pretrained(scratch)
+        processor.save_pretrained(scratch)
+        _move(Path(scratch), dst)
+    return dst
+
+
+def _check_destination(dst: Path, source: Path | None, overwrite: bool) -> None:
+    if dst.exists() and not dst.is_dir():
+        raise NotADirectoryError(f"{dst} is a file; give the folder to write to.")
+    if source is not None and dst.exists() and dst.resolve() == source.resolve():
+        raise ValueError(f"{dst} is the source itself; give another folder to write to.")
+    if dst.is_dir() and any(dst.iterdir()) and not overwrite:
+        raise FileExistsError(
+            f"{dst} is not empty. Give another folder, or overwrite=True to replace the model in it."
+        )
+
+
+def _processor(src: str | Path, hub: Hub, to: str) -> Any:
+    """Returns the image processor of `src` in the wanted format; the original's defaults where `src` has none."""
+    from ..image_processing_detr import DETRImageProcessor
+
+    path = local_path(src)
+    saved = None
+    if path is None or path.is_dir():
+        saved = next((found for name in _PROCESSOR_FILES if (found := find_file(src, name, hub)) is not None), None)
+    processor = DETRImageProcessor() if saved is None else DETRImageProcessor.from_pretrained(saved.parent)
+    if to == "detr_hf":
+        return processor
+    from transformers import DetrImageProcessor
+
+    if processor.resize_rule != "transformers":
+        logger.warning(
+            "transformers resizes by its own rule: a picture that reaches the longest edge may come out one pixel "
+            "larger or smaller."
+        )
+    ours = processor.to_dict()
+    return DetrImageProcessor(
+        **{name: ours[name] for name in _THEIR_PROCESSOR_ARGUMENTS if ours.get(name) is not None}
+    )
+
+
+def _move(scratch: Path, dst: Path) -> None:
+    """Moves the files of `scratch` to `dst`, where no weight file of an earlier model may stay."""
+    dst.mkdir(exist_ok=True)
+    for pattern in (*_MODEL_FILES, *_PROCESSOR_FILES):
+        for stale in dst.glob(pattern):
+            stale.unlink()
+    for file in scratch.iterdir():
+        shutil.move(file, dst / file.name)
+
+
+__all__ = ["FORMATS", "convert"]

@@ -1,0 +1,118 @@
+"""Turns what a user gave to `from_pretrained` into what transformers can load, for the model classes."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers.configuration_utils import PreTrainedConfig
+
+from ..configuration_detr import DETRConfig
+from .reading import is_foreign, read_checkpoint
+from .surgery import adapt_heads, fits
+from .weight_files import Hub, check_safetensors, find_weights
+
+logger = logging.getLogger(__name__)
+
+_HUB_ARGUMENTS = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+_UNSEEN = ("dilation", "nheads")  # what a bare weight file cannot show
+_OTHER_FILES = ("variant", "use_safetensors", "gguf_file")  # arguments with which transformers reads other files
+_MORE_FIELDS = ("num_labels", "output_attentions")  # arguments of every configuration, but no dataclass fields
+_NOT_FROM_KWARGS = ("dtype", "architectures", "transformers_version")  # transformers' loading has its own use for them
+
+
+def prepare_loading(
+    name_or_path: str | Path,
+    config: PreTrainedConfig | str | Path | None,
+    kwargs: dict[str, Any],
+    with_mask_head: bool = False,
+) -> tuple[str | Path | None, PreTrainedConfig | str | Path | None, dict[str, Tensor] | None]:
+    """Returns (name, config, state dict) to hand on to transformers' `from_pretrained`.
+
+    For our own checkpoint that fits, these are the given name and config, and None. For any other the name is None,
+    the configuration is the wanted one and the state dict is in our names and fits it; then configuration fields and
+    Hub arguments are removed from `kwargs`.
+
+    Args:
+        name_or_path: a folder, a file or a Hub id.
+        config: overrides the checkpoint's configuration: one of ours, or a folder that has one.
+        kwargs: what else `from_pretrained` got. Fields of DETRConfig, under any of their names, are applied to the
+            configuration.
+        with_mask_head: include the mask head of a panoptic checkpoint, for a model that has one.
+
+    Raises:
+        OSError, ValueError: as `read_checkpoint`; and for a configuration of another kind.
+    """
+    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+    changes = {name: value for name, value in kwargs.items() if _is_config_field(name)}
+    if not is_foreign(name_or_path, **hub):
+        if config is None and not changes:
+            _check_files(name_or_path, hub, kwargs)
+            return name_or_path, None, None
+        saved = DETRConfig.from_pretrained(name_or_path, **hub)
+        if fits(saved, _wanted(saved, config, changes)):
+            _check_files(name_or_path, hub, kwargs)
+            return name_or_path, config, None
+    unseen = {name: changes[name] for name in _UNSEEN if name in changes}
+    checkpoint = read_checkpoint(name_or_path, **hub, **unseen)
+    wanted = _wanted(checkpoint.config, config, changes)
+    state_dict, sentences = adapt_heads(checkpoint.state_dict, checkpoint.config, wanted)
+    for sentence in sentences:
+        logger.warning("%s: %s", name_or_path, sentence)
+    if checkpoint.mask_head and with_mask_head:
+        state_dict |= checkpoint.mask_head
+    elif checkpoint.mask_head:
+        logger.warning(
+            "%s is a panoptic checkpoint: its detector is loaded, its mask head (%d tensors) is left out.",
+            name_or_path,
+            len(checkpoint.mask_head),
+        )
+    for name in (*hub, *changes):
+        del kwargs[name]
+    return None, wanted, state_dict
+
+
+def _check_files(name_or_path: str | Path, hub: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Refuses damaged files and shards outside the folder, which transformers would not name, or would load."""
+    if any(kwargs.get(name) is not None for name in _OTHER_FILES):
+        return
+    try:
+        files = find_weights(
+            name_or_path, Hub(**{name: hub[name] for name in Hub.__dataclass_fields__ if name in hub})
+        )
+    except FileNotFoundError:
+        return  # transformers says what it looked for
+    for file in files:
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+
+
+def _is_config_field(name: str) -> bool:
+    if name.startswith("_") or name in _NOT_FROM_KWARGS:
+        return False
+    known = (DETRConfig.__dataclass_fields__, DETRConfig.attribute_map, _MORE_FIELDS)
+    return any(name in names for names in known)
+
+
+def _wanted(saved: DETRConfig, config: PreTrainedConfig | str | Path | None, changes: dict[str, Any]) -> DETRConfig:
+    """Returns `config`, or `saved` where it is None, with `changes`; any argument that names classes decides them."""
+    if isinstance(config, (str, Path)):
+        config = DETRConfig.from_pretrained(config)
+    if config is not None and config.model_type != DETRConfig.model_type:
+        raise ValueError(
+            f"config is of model_type {config.model_type!r}; expected a DETRConfig. Leave it out: the checkpoint's "
+            "own is translated."
+        )
+    fields = (saved if config is None else config).to_dict()
+    changes = {DETRConfig.attribute_map.get(name, name): value for name, value in changes.items()}
+    if changes.get("id2label") is None and changes.get("label2id") is not None:
+        changes["id2label"] = {index: name for name, index in changes["label2id"].items()}
+    if {"id2label", "num_labels", "label2id"} & set(changes):
+        fields.pop("id2label", None)
+        fields.pop("label2id", None)
+    if changes.get("id2label") is not None and changes.get("label2id") is None:
+        changes.pop("label2id", None)
+    return DETRConfig.from_dict(fields | changes)
+
+
+__all__ = ["prepare_loading"]

@@ -1,0 +1,220 @@
+"""Reads any DETR checkpoint into a configuration and tensors in our names.
+
+Four kinds are known: "detr_hf" (ours), "detr" and "table-transformer" (folders or Hub ids of transformers), and
+    "original" (`.pth` files of facebookresearch/detr, detection or panoptic, released or written while training).
+    Nothing in a checkpoint is executed.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..configuration_detr import DETRConfig
+from .configs import config_from_shapes, config_from_transformers
+from .layouts import Renamed, detect_layout, rename
+from .weight_files import Hub, find_file, find_weights, local_path, read_json, read_pickle, read_tensors
+
+logger = logging.getLogger(__name__)
+
+FOREIGN_TYPES = ("detr", "table-transformer")
+_CONTAINERS = ("model", "state_dict", "model_state_dict")  # where a .pth file keeps its weights
+
+
+@dataclass
+class Checkpoint:
+    """A DETR checkpoint as this package sees it.
+
+    Attributes:
+        config: what to build.
+        state_dict: the detector's tensors in our names, on the CPU, in the dtype of the file.
+        source: "detr_hf", "original", "detr" or "table-transformer".
+        ignored: what the file holds beyond the detector: names of tensors, or `optimizer` and the like.
+        path: the folder, the file, or the first file in the Hugging Face cache.
+        mask_head: tensors of a panoptic model's mask head, in the original's names; they are among `ignored` too.
+    """
+
+    config: DETRConfig
+    state_dict: dict[str, Tensor]
+    source: str
+    ignored: list[str]
+    path: Path
+    mask_head: dict[str, Tensor] = field(default_factory=dict)
+
+
+def is_foreign(
+    name_or_path: str | Path,
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    proxies: dict[str, str] | None = None,
+) -> bool:
+    """Returns False for a folder or Hub id that transformers can load into our classes as it is; reads config.json at
+    most.
+
+    Raises:
+        OSError: no such folder, file or Hub id.
+        ValueError: a folder without config.json, or one whose `model_type` is no DETR.
+    """
+    hub = _hub(subfolder, revision, token, cache_dir, force_download, local_files_only, proxies)
+    path = local_path(name_or_path)
+    if path is not None and path.is_file():
+        return True
+    if path is not None and (path / hub.subfolder / "adapter_config.json").is_file():
+        return False  # a PEFT adapter: transformers finds its base model
+    return _read_config(name_or_path, hub)["model_type"] != DETRConfig.model_type
+
+
+def read_checkpoint(
+    name_or_path: str | Path,
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    proxies: dict[str, str] | None = None,
+    dilation: bool | None = None,
+    nheads: int | None = None,
+) -> Checkpoint:
+    """Returns the checkpoint in a folder, a file or a Hub repository, in our names.
+
+    Args:
+        name_or_path: a folder or Hub id with a config.json, or one weight file.
+        subfolder, revision, token, cache_dir, force_download, local_files_only: as in transformers' `from_pretrained`.
+        proxies: accepted for the sake of that signature; huggingface_hub reads the environment instead.
+        dilation, nheads: for a single file without `args`, whose weights cannot show them.
+
+    Raises:
+        OSError: no such folder, file, Hub id or weights; or the Hub cannot be reached.
+        ValueError: not a DETR, a damaged file, a pickle with code, or weights that are not finite.
+    """
+    hub = _hub(subfolder, revision, token, cache_dir, force_download, local_files_only, proxies)
+    path = local_path(name_or_path)
+    if path is not None and path.is_file():
+        return _read_single_file(path, dilation, nheads)
+    config = _read_config(name_or_path, hub)
+    files = find_weights(name_or_path, hub)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= read_tensors(file)
+    source = config["model_type"]
+    layout = DETRConfig.model_type if source == DETRConfig.model_type else "transformers"
+    renamed = _rename(tensors, layout, files[0])
+    if source == DETRConfig.model_type:
+        ours = DETRConfig.from_dict(config)
+    else:
+        ours = config_from_transformers(config, renamed.state_dict)
+    return _finish(ours, renamed, source, [], path or files[0])
+
+
+def _read_single_file(path: Path, dilation: bool | None, nheads: int | None) -> Checkpoint:
+    if (path.parent / "config.json").is_file():
+        raise ValueError(
+            f"{path} has a config.json beside it, which belongs to it: give the folder {str(path.parent)!r}."
+        )
+    if path.suffix == ".safetensors":
+        content: Any = read_tensors(path)
+    else:
+        content = read_pickle(path)
+    tensors, args, extra = _unwrap(content, path)
+    layout = detect_layout(tensors)
+    renamed = _rename(tensors, layout, path)
+    config = config_from_shapes(renamed.state_dict, args, path.name, dilation, nheads)
+    source = {"transformers": "table-transformer" if config.pre_norm else "detr"}.get(layout, layout)
+    return _finish(config, renamed, source, extra, path)
+
+
+def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """Returns the tensors, the command line arguments, and the names of everything else in a `.pth` file."""
+    args: dict[str, Any] = {}
+    extra: list[str] = []
+    if isinstance(content, dict):
+        key = next((key for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
+        if key is not None:
+            args = content.get("args") or {}
+            args = args if isinstance(args, dict) else vars(args)
+            extra = [str(name) for name in content if name not in (key, "args")]
+            content = content[key]
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        keys = (
+            f"the keys {[str(key) for key in list(content)[:5]]}"
+            if isinstance(content, dict)
+            else type(content).__name__
+        )
+        raise ValueError(
+            f"{path} holds no weights: expected a state dict, or one under {' or '.join(_CONTAINERS)}; it has {keys}."
+        )
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    extra += [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    return tensors, args, extra
+
+
+def _rename(tensors: dict[str, Tensor], layout: str | None, path: Path) -> Renamed:
+    renamed = rename(tensors, layout) if layout is not None else Renamed(unknown=list(tensors))
+    if detect_layout(renamed.state_dict) is None:
+        raise ValueError(
+            f"0 of the {len(tensors)} tensors in {path} have a name that a DETR has; the first are "
+            f"{list(tensors)[:3]}. This is not the checkpoint of a DETR."
+        )
+    return renamed
+
+
+def _finish(config: DETRConfig, renamed: Renamed, source: str, extra: list[str], path: Path) -> Checkpoint:
+    damaged = [
+        name
+        for name, tensor in (renamed.state_dict | renamed.mask_head).items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} tensors of {path} hold NaN or infinity, for example {damaged[:3]}. The file is damaged, "
+            "or the training that wrote it had diverged: take an earlier checkpoint."
+        )
+    if renamed.unknown:
+        logger.warning(
+            "%s: %d tensors that no DETR has are left out, for example %s.",
+            path,
+            len(renamed.unknown),
+            renamed.unknown[:3],
+        )
+    if extra:
+        logger.info("%s: left out, because it is not weights: %s.", path, ", ".join(extra))
+    ignored = [*renamed.mask_head, *renamed.unknown, *extra]
+    return Checkpoint(config, renamed.state_dict, source, ignored, path, renamed.mask_head)
+
+
+def _read_config(name_or_path: str | Path, hub: Hub) -> dict[str, Any]:
+    """Returns config.json, whose `model_type` is ours or one that can be read."""
+    path = find_file(name_or_path, "config.json", hub)
+    if path is None:
+        where = f"{name_or_path}/{hub.subfolder}" if hub.subfolder else str(name_or_path)
+        raise ValueError(
+            f"{where} has no config.json. Give the folder that save_pretrained wrote, or the weight file itself if it "
+            "is an original checkpoint (.pth)."
+        )
+    config = read_json(path)
+    model_type = config.get("model_type")
+    if model_type not in (DETRConfig.model_type, *FOREIGN_TYPES):
+        raise ValueError(
+            f"{path} is the config of a model of type {model_type!r}, not of a DETR. detr_hf reads "
+            f"{DETRConfig.model_type!r}, {' and '.join(map(repr, FOREIGN_TYPES))}, and original .pth files."
+        )
+    return config
+
+
+def _hub(subfolder, revision, token, cache_dir, force_download, local_files_only, proxies) -> Hub:
+    if proxies:
+        logger.warning("proxies is not used: huggingface_hub takes its proxy from the environment (HTTPS_PROXY).")
+    return Hub(subfolder or "", revision, token, cache_dir, force_download, local_files_only)
+
+
+__all__ = ["FOREIGN_TYPES", "Checkpoint", "is_foreign", "read_checkpoint"]

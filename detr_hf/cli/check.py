@@ -1,0 +1,84 @@
+"""`detr-hf check`: what is wrong with a data set, before a night of training shows it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def check(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A folder, a COCO .json, a YOLO data.yaml, or a Hub id.")
+    ],
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings too give exit code 1.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything found to this file.")] = None,
+    preview: Annotated[
+        Path | None, typer.Option(help="Draw what the model will see, with targets decoded back, into this file.")
+    ] = None,
+    augment: Annotated[str, typer.Option(help="The augmentation of the preview: none, paper or strong.")] = "none",
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A model whose queries, stride and sizes count.")
+    ] = None,
+    num_queries: Annotated[int | None, typer.Option(min=1, help="Instead of the model's; 100 without either.")] = None,
+    splits: Annotated[
+        list[str] | None, typer.Option("--split", help="Only this split; can be given more than once.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="coco, yolo, voc or hf, where a folder could be several.")] = None,
+    task: Annotated[str | None, typer.Option(help="detection or panoptic, for COCO.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="The folder that file names start from.")] = None,
+    box_format: Annotated[str | None, typer.Option(help="xywh, xyxy, cxcywh, or one of them with _norm.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Offenders shown of each kind; --json has all.")] = 5,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a core.")] = None,
+) -> None:
+    """Check a data set: pictures, boxes, classes, duplicates, sizes. Exit code 0: no errors, 1: errors."""
+    from ..data import check as check_data
+
+    reading: dict[str, Any] = {
+        "splits": splits,
+        "format": format,
+        "task": task,
+        "image_root": image_root,
+        "box_format": box_format,
+    }
+    config, processor = load_model_side(model)
+    sides = None
+    if processor is not None:
+        from ..data.transform import model_sides
+
+        sides = model_sides(processor)
+    report = check_data(data, config, num_queries=num_queries, size=sides, workers=workers, **reading)
+    typer.echo(report.text(limit))
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        report.to_json(json_file)
+        typer.echo(f"Everything found: {json_file}", err=True)
+    if preview is not None:
+        draw_preview(data, reading, processor, augment, preview)
+    raise typer.Exit(report.exit_code(strict))
+
+
+def load_model_side(model: str | None) -> tuple[Any, Any]:
+    """Configuration and image processor of a model, or None and None."""
+    if model is None:
+        return None, None
+    from transformers import AutoConfig, AutoImageProcessor
+
+    return AutoConfig.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
+
+
+def draw_preview(data: str, reading: dict[str, Any], processor: Any, augment: str, path: Path) -> None:
+    """Writes the grid of the training split (or the first one); faulty annotations are left out of it."""
+    from ..data import load_detection_dataset
+    from ..data.preview import preview
+    from ..data.schema import LayoutError
+    from ..image_processing_detr import DETRImageProcessor
+
+    loaded = load_detection_dataset(data, **reading, on_fault="drop")
+    try:
+        split = loaded.split_for("train")
+    except LayoutError:
+        split = next(iter(loaded))
+    grid = preview(loaded[split], processor or DETRImageProcessor(), loaded.id2label, augment)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(path)
+    typer.echo(f"What the model will see of split {split!r}: {path}", err=True)

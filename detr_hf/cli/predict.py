@@ -1,0 +1,178 @@
+"""`detr-hf predict`: detections in files, folders and glob patterns."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..inference.detections import Detections
+    from ..inference.detector import Detector
+
+CHECKPOINT_SUFFIXES = (".pth", ".pt")
+
+
+def predict(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] PATH...",
+            help="Pictures: files, folders (searched with all folders below) and patterns such as 'photos/*.jpg'. "
+            "Before them, optionally, a model: a checkpoint folder, a .pth file or a Hub id. Without one, the "
+            "shipped digit detector is used.",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model; then all arguments are pictures.")
+    ] = None,
+    threshold: Annotated[float, typer.Option("--threshold", "-t", min=0, max=1, help="Keep higher scores.")] = 0.7,
+    save: Annotated[Path | None, typer.Option(help="Draw each picture into this folder.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all detections to this file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures of equal size that run together.")] = 8,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 (default), bfloat16 or float16.")] = None,
+) -> None:
+    """Detect objects in pictures. A picture that cannot be read is named and left out; the exit code then is 1."""
+    from ..inference.pictures import find_pictures
+
+    model, paths = split_model(arguments, model)
+    pictures = dict(find_pictures(paths, results=save))  # path -> path below the folder it was found in
+    if not pictures:
+        raise typer.BadParameter(f"there is no picture in {', '.join(paths)}", param_hint="PATH")
+    if save is not None and save.exists() and not save.is_dir():
+        raise typer.BadParameter(f"{save} is not a folder", param_hint="--save")
+
+    detector = load_detector(model, device, dtype)
+    failed: list[dict[str, str]] = []
+    records: list[dict[str, Any]] = []
+    targets = drawing_paths(pictures, save) if save is not None else {}
+
+    def on_error(path: Path, error: Exception) -> None:
+        failed.append({"path": str(path), "error": str(error)})
+
+    stream = detector.stream(with_progress(pictures, failed), threshold, batch_size, on_error)
+    for detections in stream:
+        typer.echo(f"{detections.path}: {summary(detections)}")
+        if save is not None:
+            detections.save(targets[detections.path])
+        if json_file is not None:
+            records.append(detections.to_dict())
+    if json_file is not None:
+        content = {"model": model or "detr-digits", "threshold": threshold, "pictures": records, "failed": failed}
+        write_json(json_file, content)
+    finish(len(pictures), failed, save, json_file)
+
+
+def split_model(arguments: list[str], model: str | None) -> tuple[str | None, list[str]]:
+    """The model and the pictures among the arguments.
+
+    The first argument is the model if it is a checkpoint (a folder with a config.json, or a .pth file), or if it is no
+    existing path and more arguments follow that can be the pictures, and it is no pattern and has no ending of a
+    picture: a Hub id.
+    """
+    if model is not None:
+        return model, arguments
+    first, rest = arguments[0], arguments[1:]
+    if is_checkpoint(first):
+        if not rest:
+            raise typer.BadParameter(f"{first} is a model; the pictures are missing after it", param_hint="PATH")
+        return first, rest
+    if rest and looks_like_hub_id(first):
+        return first, rest
+    return None, arguments
+
+
+def is_checkpoint(argument: str) -> bool:
+    """Whether this existing path holds a model."""
+    path = Path(argument)
+    return (path / "config.json").is_file() or (path.suffix.lower() in CHECKPOINT_SUFFIXES and path.is_file())
+
+
+def looks_like_hub_id(argument: str) -> bool:
+    """Whether this is `name` or `owner/name` rather than the path of a picture."""
+    from ..inference.pictures import GLOB_SIGNS, PICTURE_SUFFIXES
+
+    path = Path(argument)
+    return (
+        not path.exists()
+        and path.suffix.lower() not in PICTURE_SUFFIXES
+        and not GLOB_SIGNS.search(argument)
+        and argument.count("/") <= 1
+        and not argument.startswith((".", "/", "~"))
+        and not argument.endswith("/")
+    )
+
+
+def load_detector(model: str | None, device: str | None, dtype: str | None) -> "Detector":
+    """The detector, after saying on stderr which model it is."""
+    from ..inference.detector import Detector
+    from .console import quiet_loading
+
+    quiet_loading()
+    typer.echo(f"Model: {model or 'detr-digits, the shipped digit detector (name another with --model)'}", err=True)
+    return Detector.from_pretrained(model, device=device, dtype=dtype)
+
+
+def with_progress(pictures: Iterable[Path], failed: list[dict[str, str]]) -> Iterator[Path]:
+    """Yields the pictures and shows on stderr, if that is a terminal, how far they are and how long the rest takes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    pictures = list(pictures)
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("", total=len(pictures))
+        for path in pictures:
+            yield path
+            progress.update(task, advance=1, description=f"{len(failed)} failed" if failed else "")
+
+
+def drawing_paths(pictures: dict[Path, Path], folder: Path) -> dict[Path, Path]:
+    """Where each picture's drawing goes: `NAME_boxes.SUFFIX` in the folder, below the folders that it was found in.
+
+    Pictures that would share a name get `_2`, `_3` and so on.
+    """
+    targets: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for path, relative in pictures.items():
+        suffix = relative.suffix if relative.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") else ".png"
+        target = folder / relative.with_name(f"{relative.stem}_boxes{suffix}")
+        number = 2
+        while target in taken:
+            target = folder / relative.with_name(f"{relative.stem}_boxes_{number}{suffix}")
+            number += 1
+        taken.add(target)
+        targets[path] = target
+    return targets
+
+
+def summary(detections: "Detections") -> str:
+    """`3 person, 1 dog`, or `nothing`."""
+    return ", ".join(f"{number} {name}" for name, number in detections.count().items()) or "nothing"
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def finish(total: int, failed: list[dict[str, str]], save: Path | None, json_file: Path | None) -> None:
+    """Says where the results are and what failed; leaves with exit code 1 if anything did."""
+    if save is not None:
+        typer.echo(f"Drawn pictures: {save}", err=True)
+    if json_file is not None:
+        typer.echo(f"Detections: {json_file}", err=True)
+    for failure in failed:
+        typer.echo(f"Left out {failure['path']}: {failure['error']}", err=True)
+    if failed:
+        typer.echo(f"{len(failed)} of {total} pictures could not be read.", err=True)
+        raise typer.Exit(1)

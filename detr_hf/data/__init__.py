@@ -1,0 +1,62 @@
+"""Data: reading every common layout into one schema, checking it, augmenting it and batching it.
+
+The public names are imported when they are first used: `datasets`, torch and torchvision are not loaded before.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .augment import Augmentation, augmentation
+    from .checking import check
+    from .collate import DetectionCollator
+    from .loading import load_detection_dataset
+    from .report import CheckReport
+    from .schema import AnnotationError, DataError, DetectionData, LayoutError, PictureError
+    from .transform import DetectionTransform, prepare
+
+
+# Public name -> the module that defines it.
+_MODULE_OF = {
+    "AnnotationError": "schema",
+    "Augmentation": "augment",
+    "CheckReport": "report",
+    "DataError": "schema",
+    "DetectionCollator": "collate",
+    "DetectionData": "schema",
+    "DetectionTransform": "transform",
+    "LayoutError": "schema",
+    "PictureError": "schema",
+    "augmentation": "augment",
+    "check": "checking",
+    "load_detection_dataset": "loading",
+    "prepare": "transform",
+}
+
+__all__ = [
+    "AnnotationError",
+    "Augmentation",
+    "CheckReport",
+    "DataError",
+    "DetectionCollator",
+    "DetectionData",
+    "DetectionTransform",
+    "LayoutError",
+    "PictureError",
+    "augmentation",
+    "check",
+    "load_detection_dataset",
+    "prepare",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,162 @@
+"""Augmentation with torchvision.transforms.v2: three presets, or any callable `(image, target) -> (image, target)`.
+
+- `none`: the picture as it is.
+- `paper`: DETR's recipe (datasets/coco.py of the original): flip; then multi-scale (shortest side 480..800 in steps of
+  32, longest at most 1333), or with probability one half resize to 400, 500 or 600, crop 384..600 on a side, and
+  multi-scale.
+- `strong`: `paper` or large-scale jitter (0.1 to 2.0, cut to as many pixels; arXiv:2012.07177) with equal chance, and
+  photometric distortion.
+
+`image` is a `tv_tensors.Image (3, H, W)` uint8; `target` holds `boxes` (`tv_tensors.BoundingBoxes (N, 4)` xyxy in
+pixels), `labels (N,)`, `index (N,)` (the row of each object in the source) and, when asked for, `masks`
+(`tv_tensors.Mask (N, H, W)`). A callable that removes objects removes them from all of these, one that adds objects
+removes `index`.
+
+Different on purpose from the original: all chance comes from torch's generator, so a worker's seed decides it; boxes
+below one pixel are left out, where the original keeps slivers of any width above zero; an area shrinks with its box,
+where the original sets it to the box after a crop.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv_functional
+
+PRESETS = ("none", "paper", "strong")
+Sample = tuple[tv_tensors.Image, dict[str, Any]]
+# The recipe's numbers, for a shortest side of 800: in proportion for other sizes.
+PAPER_SHORTEST = 800
+PAPER_LONGEST = 1333
+PAPER_SCALES = range(480, 801, 32)
+PAPER_CROP_SCALES = (400, 500, 600)
+PAPER_CROP_SIDES = (384, 600)
+JITTER = (0.1, 2.0)
+SMALLEST_BOX_PX = 1.0
+
+
+class RandomSizeCrop(v2.Transform):
+    """Cuts out a part whose sides are drawn evenly from `[shortest, longest]`, each at most the picture's."""
+
+    def __init__(self, shortest: int, longest: int):
+        super().__init__()
+        self.shortest, self.longest = shortest, longest
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Top, left, height and width of the part."""
+        height, width = v2.query_size(flat_inputs)
+        part_h, part_w = (_draw(min(self.shortest, side), min(self.longest, side)) for side in (height, width))
+        return {"top": _draw(0, height - part_h), "left": _draw(0, width - part_w), "height": part_h, "width": part_w}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Cuts one of image, boxes and masks."""
+        return self._call_kernel(tv_functional.crop, inpt, **params)
+
+
+def _draw(low: int, high: int) -> int:
+    """An integer from low to high, both included."""
+    return int(torch.randint(low, high + 1, ()))
+
+
+class Augmentation:
+    """A preset: its transforms, and whether the picture leaves it in the size that the model shall see."""
+
+    def __init__(self, name: str, transform: Callable | None, resizes: bool):
+        self.name = name
+        self.transform = transform
+        self.resizes = resizes
+
+    def __call__(self, image: tv_tensors.Image, target: dict[str, Any]) -> Sample:
+        """The augmented image and target."""
+        return (image, target) if self.transform is None else self.transform(image, target)
+
+    def __repr__(self) -> str:
+        return f"Augmentation({self.name!r})"
+
+
+def none_preset() -> Augmentation:
+    """No augmentation; the image processor resizes."""
+    return Augmentation("none", None, resizes=False)
+
+
+def paper_preset(shortest: int = PAPER_SHORTEST, longest: int = PAPER_LONGEST) -> Augmentation:
+    """The original's recipe, in proportion to the shortest side that the model is trained for."""
+    return Augmentation(
+        "paper", v2.Compose([v2.RandomHorizontalFlip(), _paper_sizes(shortest, longest)]), resizes=True
+    )
+
+
+def strong_preset(shortest: int = PAPER_SHORTEST, longest: int = PAPER_LONGEST) -> Augmentation:
+    """`paper` or large-scale jitter, with photometric distortion."""
+    # As many pixels as the largest picture of the recipe: a batch fits into the same memory.
+    side = round(math.sqrt(shortest * longest))
+    jitter = [v2.ScaleJitter((shortest, longest), JITTER), RandomSizeCrop(side, side)]
+    sizes = v2.RandomChoice([_paper_sizes(shortest, longest), v2.Compose(jitter)])
+    steps = [v2.RandomHorizontalFlip(), v2.RandomPhotometricDistort(p=0.5), sizes]
+    return Augmentation("strong", v2.Compose(steps), resizes=True)
+
+
+def _paper_sizes(shortest: int, longest: int) -> v2.Transform:
+    def scaled(values: Sequence[int]) -> list[int]:
+        return [max(round(value * shortest / PAPER_SHORTEST), 1) for value in values]
+
+    multi_scale = v2.RandomShortestSize(scaled(PAPER_SCALES), max_size=longest)
+    crop = [v2.RandomShortestSize(scaled(PAPER_CROP_SCALES)), RandomSizeCrop(*scaled(PAPER_CROP_SIDES)), multi_scale]
+    return v2.RandomChoice([multi_scale, v2.Compose(crop)])
+
+
+def augmentation(
+    choice: str | Callable | None, shortest: int = PAPER_SHORTEST, longest: int = PAPER_LONGEST
+) -> Callable:
+    """The preset of a name, or the callable that was given; sizes are those of the model's pictures.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if choice is None or choice == "none":
+        return none_preset()
+    if choice == "paper":
+        return paper_preset(shortest, longest)
+    if choice == "strong":
+        return strong_preset(shortest, longest)
+    if callable(choice):
+        return choice
+    raise ValueError(
+        f"augment is {choice!r}; expected one of {', '.join(PRESETS)}, or a callable (image, target) -> (image, "
+        "target)."
+    )
+
+
+def sanitize(target: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Tensor]:
+    """The target with boxes cut at the picture's edges; objects below a pixel, or with masks and none left, are
+    removed.
+
+    Raises:
+        ValueError: the parts of the target are not equally many, or boxes are not finite.
+    """
+    height, width = size_hw
+    boxes = torch.as_tensor(target["boxes"], dtype=torch.float64).as_subclass(Tensor).reshape(-1, 4)
+    counts = {key: len(value) for key, value in target.items() if key in ("boxes", "labels", "index", "masks")}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"The augmentation returned {counts}: it has to remove an object from all of these. "
+            "(A callable that adds objects removes the key 'index'; small boxes are removed afterwards anyway.)"
+        )
+    if not torch.isfinite(boxes).all():
+        raise ValueError("The augmentation returned boxes that are not finite.")
+    boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], dim=-1).flatten(1)  # (N, 4)
+    keep = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_BOX_PX).all(dim=1)
+    masks = target.get("masks")
+    if masks is not None:
+        masks = torch.as_tensor(masks).as_subclass(Tensor).bool()
+        keep &= masks.flatten(1).any(dim=1) if len(masks) else keep
+    kept = {"boxes": boxes[keep], "labels": torch.as_tensor(target["labels"])[keep]}
+    if "index" in target:
+        kept["index"] = torch.as_tensor(target["index"])[keep]
+    if masks is not None:
+        kept["masks"] = masks[keep]
+    return kept

@@ -1,0 +1,123 @@
+"""Opening pictures: headers for sizes, whole pictures for training, always with the file's name in the error.
+
+EXIF orientation, different on purpose from the usual "always rotate": boxes are in the frame that the annotation
+file's `width` and `height` describe. A picture is rotated when only its rotated size is the recorded one, left as
+stored when only its stored size is, and rotated (as every viewer does) when both fit or no size is recorded.
+"""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..image_reading_detr import read_images
+from .schema import PictureError
+
+ORIENTATION_TAG = 0x0112
+QUARTER_TURNS = {5, 6, 7, 8}
+# What Pillow raises on files that are cut, garbled, hostile or of no known format.
+DECODE_ERRORS = (
+    OSError,
+    UnidentifiedImageError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    ZeroDivisionError,
+    AttributeError,
+    NotImplementedError,
+    MemoryError,
+    Image.DecompressionBombError,
+)
+
+
+class Header(NamedTuple):
+    """Size as stored, and the EXIF orientation (1: upright)."""
+
+    width: int
+    height: int
+    orientation: int
+
+    @property
+    def upright_wh(self) -> tuple[int, int]:
+        """Width and height as a viewer shows the picture."""
+        return (self.height, self.width) if self.orientation in QUARTER_TURNS else (self.width, self.height)
+
+
+def header_of(image: Image.Image) -> Header:
+    """The header of an opened picture; nothing is decoded."""
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    except DECODE_ERRORS:  # a garbled EXIF block is no reason to refuse the pixels
+        orientation = 1
+    valid = isinstance(orientation, int) and 1 <= orientation <= 8
+    return Header(image.width, image.height, orientation if valid else 1)
+
+
+def open_picture(source: Any, name: str) -> Image.Image:
+    """Opens (without decoding) a path, bytes, a `{"path", "bytes"}` row of `datasets.Image`, or a PIL picture.
+
+    Raises:
+        PictureError: the file is missing or no picture.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, dict):
+        source = source["path"] if source.get("bytes") is None else source["bytes"]
+    if source is None:
+        raise PictureError(f"{name}: the row has neither a path nor bytes.")
+    try:
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+    except FileNotFoundError:
+        raise PictureError(f"{name}: there is no file {source}.") from None
+    except DECODE_ERRORS as error:
+        raise PictureError(f"{name}: cannot be opened as a picture ({type(error).__name__}: {error}).") from error
+
+
+def read_header(source: Any, name: str) -> Header:
+    """The header of a picture on disk or in memory.
+
+    Raises:
+        PictureError: the file is missing or no picture.
+    """
+    image = open_picture(source, name)
+    header = header_of(image)
+    if isinstance(source, str | Path):
+        image.close()
+    return header
+
+
+def keeps_stored_frame(header: Header, recorded_wh: tuple[int, int] | None) -> bool:
+    """Whether annotations of `recorded_wh` are in the frame of the stored, unrotated pixels."""
+    if header.orientation == 1 or recorded_wh is None:
+        return header.orientation == 1
+    return recorded_wh == (header.width, header.height) != header.upright_wh
+
+
+def load_pixels(source: Any, name: str, recorded_wh: tuple[int, int] | None = None) -> Tensor:
+    """The decoded picture as RGB `(3, H, W)` uint8, in the frame of its annotations.
+
+    Raises:
+        PictureError: it cannot be decoded, or its size is not `recorded_wh`.
+    """
+    image = open_picture(source, name)
+    header = header_of(image)
+    try:
+        image.load()
+        if keeps_stored_frame(header, recorded_wh):
+            image.getexif().pop(ORIENTATION_TAG, None)
+        pixels = read_images(image)[0].permute(2, 0, 1)
+    except DECODE_ERRORS as error:
+        raise PictureError(f"{name}: cannot be decoded ({type(error).__name__}: {error}).") from error
+    size_wh = (pixels.shape[2], pixels.shape[1])
+    if recorded_wh is not None and size_wh != tuple(recorded_wh):
+        raise PictureError(
+            f"{name}: the picture is {size_wh[0]}x{size_wh[1]} (width x height) and its annotations say "
+            f"{recorded_wh[0]}x{recorded_wh[1]}. Correct the annotation file, or put the right picture there."
+        )
+    return pixels.contiguous()

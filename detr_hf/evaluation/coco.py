@@ -1,0 +1,238 @@
+"""COCO's average precision of boxes: the twelve numbers, and AP per class.
+
+The numbers are computed by hotcoco where it is installed, else by pycocotools; both give the same (a test compares them).
+What differs on purpose from calling either: a detection of an unknown picture or class, and a box that is not finite,
+are errors with a message; nothing is printed; a number that does not exist (no large object in the data, say) is NaN,
+not -1; and no detections at all are a result, zero.
+"""
+
+import contextlib
+import importlib.util
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+BACKENDS = ("hotcoco", "pycocotools")
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """What an evaluation found; every number is in [0, 1], or NaN where the ground truth has nothing to measure it on.
+
+    Attributes:
+        summary: COCO's twelve numbers by name (`METRIC_NAMES`).
+        per_class: class name to `{"AP", "AP50", "objects"}`, in the order of the categories.
+        num_images: pictures in the ground truth.
+        backend: the library that computed the numbers.
+    """
+
+    summary: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    num_images: int
+    backend: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for a JSON file, with None for NaN."""
+        classes = {
+            name: {key: _none_for_nan(value) for key, value in row.items()} for name, row in self.per_class.items()
+        }
+        summary = {name: _none_for_nan(value) for name, value in self.summary.items()}
+        return {**summary, "per_class": classes, "num_images": self.num_images, "backend": self.backend}
+
+
+def _none_for_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def evaluate_boxes(
+    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]] | np.ndarray, backend: str | None = None
+) -> CocoMetrics:
+    """COCO metrics of `detections` against `ground_truth`.
+
+    Args:
+        ground_truth: a COCO dictionary, `images`, `categories` and `annotations`; boxes are `[x, y, width, height]` in
+            pixels. `area` and `iscrowd` of an annotation may be missing (the box's area, and 0).
+        detections: COCO results, each `{"image_id", "category_id", "bbox", "score"}`, of any number; or an array (N, 7) of image id, x, y,
+            width, height, score and category id, which takes a twentieth of the memory.
+        backend: `"hotcoco"` or `"pycocotools"`; by default the first of them that is installed.
+
+    Raises:
+        ValueError: a detection names an unknown image or category or has a bad box, or `backend` is unknown.
+        ImportError: the backend, or every backend, is missing.
+    """
+    backend = choose_backend(backend)
+    truth = _complete(ground_truth)
+    arrays = evaluation_arrays(ground_truth, detections, backend)
+    if arrays is None:
+        return _metrics_of_nothing(truth, backend)
+    precision = arrays.precision
+    summary = {name: _nan_for_absent(value) for name, value in zip(METRIC_NAMES, arrays.stats, strict=True)}
+    # precision is (thresholds, recalls, classes, areas, max detections), classes by ascending id
+    by_id = sorted(truth["categories"], key=lambda category: category["id"])
+    curves = {category["id"]: precision[:, :, index, 0, -1] for index, category in enumerate(by_id)}
+    rows = {category_id: (_mean_precision(curve), _mean_precision(curve[:1])) for category_id, curve in curves.items()}
+    return CocoMetrics(summary, _per_class(truth, rows), len(truth["images"]), backend)
+
+
+@dataclass(frozen=True)
+class EvaluationArrays:
+    """What the libraries compute: -1 where there is nothing to measure.
+
+    Attributes:
+        precision, scores: (10 IoUs, 101 recalls, K classes by ascending id, 4 areas, 3 numbers of detections); precision, and the score from
+            which it is reached.
+        stats: the twelve numbers.
+    """
+
+    precision: np.ndarray
+    scores: np.ndarray
+    stats: np.ndarray
+
+
+def evaluation_arrays(
+    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]] | np.ndarray, backend: str | None = None
+) -> EvaluationArrays | None:
+    """The arrays behind `evaluate_boxes`, with its arguments and errors; None where there are no objects or no detections."""
+    truth = _complete(ground_truth)
+    results = _checked_array(detections, truth) if isinstance(detections, np.ndarray) else _checked(detections, truth)
+    if not len(results) or not truth["annotations"]:
+        return None
+    return _run(choose_backend(backend), truth, results)
+
+
+def choose_backend(backend: str | None = None) -> str:
+    """The library to evaluate with: the one asked for, else the first of `BACKENDS` that is installed."""
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; choose from {', '.join(map(repr, BACKENDS))}.")
+    for candidate in BACKENDS if backend is None else (backend,):
+        if importlib.util.find_spec(candidate) is not None:
+            return candidate
+    raise ImportError(f"COCO metrics need {backend or 'hotcoco (or pycocotools)'}: `pip install detr_hf[eval]`.")
+
+
+def _complete(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
+    annotations = []
+    for number, annotation in enumerate(ground_truth["annotations"], start=1):
+        defaults = {"area": float(annotation["bbox"][2] * annotation["bbox"][3]), "iscrowd": 0}
+        # pycocotools takes an id of 0 for "not matched", so ids are made anew
+        annotations.append({**defaults, **annotation, "id": number})
+    return {**ground_truth, "annotations": annotations}
+
+
+def _checked(detections: Sequence[Mapping[str, Any]], truth: dict[str, Any]) -> list[dict[str, Any]]:
+    images = {image["id"] for image in truth["images"]}
+    categories = {category["id"] for category in truth["categories"]}
+    results = []
+    for number, detection in enumerate(detections):
+        if detection["image_id"] not in images:
+            raise ValueError(
+                f"Detection {number} is of image {detection['image_id']!r}, which is not among the {len(images)} "
+                "images of the ground truth."
+            )
+        if detection["category_id"] not in categories:
+            raise ValueError(
+                f"Detection {number} has category {detection['category_id']!r}; the ground truth has "
+                f"{sorted(categories)[:20]}. Map the model's labels to the data set's category ids first."
+            )
+        values = [*map(float, detection["bbox"]), float(detection["score"])]
+        if len(values) != 5 or not all(map(math.isfinite, values)):
+            raise ValueError(
+                f"Detection {number} has box {detection['bbox']} and score {detection['score']}; expected four finite "
+                "numbers [x, y, width, height] and a finite score."
+            )
+        results.append({**detection, "bbox": values[:4], "score": values[4]})
+    return results
+
+
+def _checked_array(detections: np.ndarray, truth: dict[str, Any]) -> np.ndarray:
+    if detections.ndim != 2 or detections.shape[1] != 7:
+        raise ValueError(
+            f"The detections have shape {detections.shape}; expected (N, 7): image id, x, y, w, h, score, category id."
+        )
+    for column, name, known in ((0, "image", truth["images"]), (6, "category", truth["categories"])):
+        ids = np.array([one["id"] for one in known], dtype=np.float64)
+        unknown = ~np.isin(detections[:, column], ids)
+        if unknown.any():
+            number = int(unknown.argmax())
+            raise ValueError(
+                f"Detection {number} is of {name} {detections[number, column]:g}, which the ground truth does not know."
+            )
+    broken = ~np.isfinite(detections).all(axis=1)
+    if broken.any():
+        raise ValueError(f"Detection {int(broken.argmax())} has a box or score that is not finite.")
+    return np.ascontiguousarray(detections, dtype=np.float64)
+
+
+def _run(
+    backend: str, truth: dict[str, Any], results: list[dict[str, Any]] | np.ndarray
+) -> EvaluationArrays:
+    if backend == "hotcoco":
+        from hotcoco import COCO, COCOeval
+    else:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    with contextlib.redirect_stdout(io.StringIO()):
+        if backend == "hotcoco":
+            coco = COCO(truth)
+        else:
+            coco = COCO()
+            # pycocotools keeps what it is given, and writes into it
+            coco.dataset = {
+                "info": {},
+                **truth,
+                "annotations": [dict(annotation) for annotation in truth["annotations"]],
+            }
+            coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    arrays = evaluation.eval
+    return EvaluationArrays(np.asarray(arrays["precision"]), np.asarray(arrays["scores"]), np.asarray(evaluation.stats))
+
+
+def _nan_for_absent(value: float) -> float:
+    return math.nan if value < 0 else float(value)
+
+
+def _mean_precision(curve: np.ndarray) -> float:
+    known = curve[curve > -1]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _object_counts(truth: dict[str, Any]) -> dict[Any, int]:
+    counts = dict.fromkeys((category["id"] for category in truth["categories"]), 0)
+    for annotation in truth["annotations"]:
+        counts[annotation["category_id"]] += not annotation["iscrowd"]
+    return counts
+
+
+def _per_class(truth: dict[str, Any], rows: dict[Any, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    counts = _object_counts(truth)
+    table = {}
+    for category in truth["categories"]:
+        ap, ap50 = rows[category["id"]]
+        table[str(category["name"])] = {"AP": ap, "AP50": ap50, "objects": counts[category["id"]]}
+    return table
+
+
+def _metrics_of_nothing(truth: dict[str, Any], backend: str) -> CocoMetrics:
+    """Zero where there was something to find, NaN where there was not."""
+    counts = _object_counts(truth)
+    areas = [annotation["area"] for annotation in truth["annotations"] if not annotation["iscrowd"]]
+    present = {
+        "s": any(area <= 32**2 for area in areas),
+        "m": any(32**2 <= area <= 96**2 for area in areas),
+        "l": any(area >= 96**2 for area in areas),
+    }
+    summary = {name: 0.0 if present.get(name[-1], bool(areas)) else math.nan for name in METRIC_NAMES}
+    rows = {category_id: (0.0 if count else math.nan,) * 2 for category_id, count in counts.items()}
+    return CocoMetrics(summary, _per_class(truth, rows), len(truth["images"]), backend)
+
+
+__all__ = ["BACKENDS", "METRIC_NAMES", "CocoMetrics", "EvaluationArrays", "choose_backend", "evaluate_boxes", "evaluation_arrays"]

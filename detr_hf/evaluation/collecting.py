@@ -1,0 +1,245 @@
+"""`DetectionEvaluator`: takes a model's outputs batch by batch, keeps little of them, and gives COCO's numbers at the end.
+
+What is kept of a detection is 32 bytes and of a picture a line, so memory does not follow the number of pictures in practice: logits, decoder
+states and the pictures are gone as soon as a batch is. (Trainer's own evaluation keeps every output of every batch; a COCO dictionary
+a detection takes twenty times more.) Detections are the original's: each query's best class, no threshold, at most a hundred a picture.
+
+In a distributed run every process takes its share; `gather` joins them, and counts a picture once that a sampler gave to two processes to
+make the last batches even.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..post_processing_detr import detections
+from .coco import CocoMetrics, evaluate_boxes
+
+
+logger = logging.getLogger(__name__)
+
+MAX_DETECTIONS = 100  # COCO looks at no more in a picture
+# `image` is the picture's number in the order of arrival; boxes are x, y, width, height in pixels of the original picture.
+FOUND = np.dtype([("image", "i8"), ("label", "i4"), ("score", "f4"), ("box", "f4", 4)])
+TRUTH = np.dtype([("image", "i8"), ("label", "i4"), ("crowd", "i4"), ("area", "f4"), ("box", "f4", 4)])
+
+
+class Columns:
+    """Rows of one structured type in one array that doubles when it is full."""
+
+    def __init__(self, dtype: np.dtype):
+        self._rows = np.empty(1024, dtype)
+        self._count = 0
+
+    def extend(self, rows: np.ndarray) -> None:
+        """Appends rows."""
+        needed = self._count + len(rows)
+        if needed > len(self._rows):
+            larger = np.empty(max(needed, 2 * len(self._rows)), self._rows.dtype)
+            larger[: self._count] = self._rows[: self._count]
+            self._rows = larger
+        self._rows[self._count : needed] = rows
+        self._count = needed
+
+    @property
+    def rows(self) -> np.ndarray:
+        """All rows, as a view."""
+        return self._rows[: self._count]
+
+
+class DetectionEvaluator:
+    """Collects detections and, where no ground truth is given, the objects of the labels.
+
+    Args:
+        id2label: the classes by label, 0..K-1.
+        ground_truth: a COCO dictionary whose category ids are labels; it alone knows crowds, which targets leave out. Without it the
+            labels that come with the outputs are the truth.
+        repeats: whether a picture may come twice and is then counted once, as it does in a distributed run; otherwise that is an error.
+    """
+
+    def __init__(self, id2label: Mapping[int, str], ground_truth: Mapping[str, Any] | None = None, repeats: bool = False):
+        self.id2label = {int(label): str(name) for label, name in id2label.items()}
+        self.ground_truth = ground_truth
+        self.repeats = repeats
+        self._images: dict[Any, tuple[int, int]] = {}  # image id -> (height, width), in the order of arrival
+        self._found = Columns(FOUND)
+        self._truth = Columns(TRUTH)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @torch.no_grad()
+    def update(
+        self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None = None
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            logits: (B, Q, K + 1), the last class is no-object.
+            pred_boxes: (B, Q, 4), cxcywh in [0, 1] of the unpadded picture.
+            labels: the batch's targets, with `image_id` and `orig_size` (height, width) as the image processor makes them. Without
+                `orig_size` boxes are measured in pixels of the resized picture, `pixel_mask`'s.
+            pixel_mask: (B, H, W), 1 on the picture.
+
+        Raises:
+            ValueError: outputs are not finite, or a picture comes twice.
+        """
+        sizes_hw = _sizes_hw(labels, pixel_mask)
+        found = detections(logits, pred_boxes, threshold=None, target_sizes=sizes_hw)
+        for index, (label, (height, width)) in enumerate(zip(labels, sizes_hw, strict=True)):
+            image_id = _image_id(label, len(self._images), self.repeats)
+            is_new = self.add(image_id, (height, width), **found[index])
+            if is_new and self.ground_truth is None:
+                self._truth.extend(_truth_rows(label, len(self._images) - 1, (height, width)))
+
+    def add(self, image_id: Any, size_hw: tuple[int, int], scores: Any, labels: Any, boxes: Any) -> bool:
+        """Adds one picture's scores (N,), labels (N,) and boxes (N, 4), xyxy in its pixels; says whether it is new.
+
+        Raises:
+            ValueError: the picture has come before, and `repeats` is off.
+        """
+        if image_id in self._images:
+            if self.repeats:
+                return False
+            raise ValueError(f"Image {image_id!r} comes twice in the evaluation; image ids must be unique within a split.")
+        scores, labels, boxes = (_numpy(values) for values in (scores, labels, boxes))
+        order = np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
+        rows = np.empty(len(order), FOUND)
+        rows["image"], rows["label"] = len(self._images), labels[order]
+        rows["score"], rows["box"] = scores[order], boxes[order]
+        rows["box"][:, 2:] -= rows["box"][:, :2]
+        self._images[image_id] = (int(size_hw[0]), int(size_hw[1]))
+        self._found.extend(rows)
+        return True
+
+    def gather(self) -> None:
+        """Joins what all processes have, in each of them; call it in every process."""
+        from accelerate.utils import gather_object
+
+        shares = gather_object([(list(self._images.items()), self._found.rows.copy(), self._truth.rows.copy())])
+        self._images, self._found, self._truth = {}, Columns(FOUND), Columns(TRUTH)
+        for images, found, truth in shares:
+            numbers = np.full(len(images), -1, dtype=np.int64)  # number in the share -> number here; -1: counted already
+            for number, (image_id, size_hw) in enumerate(images):
+                if image_id not in self._images:
+                    numbers[number] = len(self._images)
+                    self._images[image_id] = size_hw
+            for columns, rows in ((self._found, found), (self._truth, truth)):
+                rows["image"] = numbers[rows["image"]] if len(rows) else rows["image"]
+                columns.extend(rows[rows["image"] >= 0])
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """The truth as a COCO dictionary; image ids are numbers where they are not integers."""
+        if self.ground_truth is not None:
+            return dict(self.ground_truth)
+        ids = self._coco_image_ids()
+        images = [{"id": ids[n], "height": h, "width": w} for n, (h, w) in enumerate(self._images.values())]
+        annotations = [
+            {
+                "id": number,
+                "image_id": ids[row["image"]],
+                "category_id": int(row["label"]),
+                "bbox": [float(value) for value in row["box"]],
+                "area": float(row["area"]),
+                "iscrowd": int(row["crowd"]),
+            }
+            for number, row in enumerate(self._truth.rows, start=1)
+        ]
+        categories = [{"id": label, "name": name} for label, name in self.id2label.items()]
+        return {"images": images, "categories": categories, "annotations": annotations}
+
+    def coco_detections(self) -> np.ndarray:
+        """The detections (N, 7) float64: image id, x, y, width, height, score, label; as `coco_ground_truth` numbers images."""
+        rows = self._found.rows
+        ids = np.array(self._coco_image_ids(), dtype=np.float64)
+        columns = (ids[rows["image"]] if len(rows) else rows["image"], rows["box"], rows["score"], rows["label"])
+        return np.column_stack([np.asarray(column, dtype=np.float64) for column in columns])
+
+    def results(self, source_category_ids: Sequence[Any] | None = None) -> list[dict[str, Any]]:
+        """COCO results, a dictionary a detection, with the image ids of the data.
+
+        Args:
+            source_category_ids: the data's category id by label (`DetectionData.source_category_ids`); by default the label itself.
+        """
+        ids = list(self._images)
+        return [
+            {
+                "image_id": ids[row["image"]],
+                "category_id": int(row["label"]) if source_category_ids is None else source_category_ids[row["label"]],
+                "bbox": [round(float(value), 3) for value in row["box"]],
+                "score": float(row["score"]),
+            }
+            for row in self._found.rows
+        ]
+
+    def compute(self, backend: str | None = None) -> CocoMetrics:
+        """COCO's numbers of all that was added.
+
+        Raises:
+            ValueError: no picture was added, or one that the ground truth does not know.
+        """
+        if not self._images:
+            raise ValueError("There is nothing to evaluate: no picture was added.")
+        truth = self.coco_ground_truth()
+        if len(self._images) < len(truth["images"]):
+            logger.warning("Only %d of the %d pictures of the ground truth were evaluated.", len(self._images), len(truth["images"]))
+        return evaluate_boxes(truth, self.coco_detections(), backend)
+
+    def _coco_image_ids(self) -> list[int]:
+        if all(isinstance(image_id, int) for image_id in self._images):
+            return list(self._images)
+        return list(range(len(self._images)))
+
+
+def _numpy(values: Any) -> np.ndarray:
+    return values.float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=np.float32)
+
+
+def _sizes_hw(labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None) -> list[tuple[int, int]]:
+    """(height, width) of each picture: the original's, or else of the part of the batch that `pixel_mask` shows."""
+    if all("orig_size" in label for label in labels):
+        return [tuple(int(side) for side in torch.as_tensor(label["orig_size"]).flatten().tolist()) for label in labels]
+    if pixel_mask is None:
+        raise ValueError(
+            "The labels have no 'orig_size' (height, width) and the batch no pixel_mask, so boxes have no scale. The image processor makes "
+            "both from annotations."
+        )
+    mask = pixel_mask.bool()
+    return [(int(one.any(dim=1).sum()), int(one.any(dim=0).sum())) for one in mask]
+
+
+def _image_id(label: Mapping[str, Any], position: int, repeats: bool) -> Any:
+    """The picture's id, an int or a string; its number where it has none."""
+    if "image_id" not in label:
+        if repeats:
+            raise ValueError(
+                "The labels have no 'image_id', which tells in a distributed evaluation whether a picture was counted already. Use the image "
+                "processor's labels, or add an id to each."
+            )
+        return position
+    image_id = label["image_id"]
+    return int(image_id) if isinstance(image_id, Tensor) else image_id
+
+
+def _truth_rows(label: Mapping[str, Any], number: int, size_hw: tuple[int, int]) -> np.ndarray:
+    """One picture's objects in pixels of `size_hw`."""
+    classes, boxes = label["class_labels"].cpu().numpy(), label["boxes"].float().cpu().numpy().reshape(-1, 4)
+    rows = np.zeros(len(classes), TRUTH)
+    rows["image"], rows["label"] = number, classes
+    if "iscrowd" in label:
+        rows["crowd"] = label["iscrowd"].cpu().numpy()
+    height, width = size_hw
+    boxes = boxes * np.array([width, height, width, height], dtype=np.float32)
+    rows["box"] = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], axis=1)
+    rows["area"] = boxes[:, 2] * boxes[:, 3]
+    if "area" in label and "size" in label:  # in pixels of the resized picture
+        resized_h, resized_w = torch.as_tensor(label["size"]).flatten().tolist()
+        rows["area"] = label["area"].float().cpu().numpy() * (height * width / (resized_h * resized_w))
+    return rows
+
+
+__all__ = ["MAX_DETECTIONS", "DetectionEvaluator"]

@@ -1,0 +1,51 @@
+"""The ground truth of a split as a COCO dictionary, from its rows and without opening a picture."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def ground_truth_of(rows: Any, id2label: Mapping[int, str]) -> dict[str, Any] | None:
+    """The objects of a split, crowds too, as COCO has them; category ids are labels. None where the rows are not a `datasets.Dataset`.
+
+    Args:
+        rows: a split in the schema of `detr_hf.data`, prepared or not.
+        id2label: the classes by label.
+    """
+    try:
+        from datasets import Dataset
+    except ImportError:
+        return None
+    if not isinstance(rows, Dataset) or not {"image_id", "width", "height", "objects"} <= set(rows.column_names):
+        return None
+    columns = rows.with_format(None).select_columns(["image_id", "width", "height", "objects"])
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for row in columns:
+        images.append({"id": row["image_id"], "width": row["width"], "height": row["height"]})
+        annotations.extend(_annotations(row, len(annotations)))
+    categories = [{"id": int(label), "name": str(name)} for label, name in id2label.items()]
+    return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def _annotations(row: Mapping[str, Any], first: int) -> list[dict[str, Any]]:
+    objects = row["objects"]
+    count = len(objects["bbox"])
+    areas = objects.get("area") or [None] * count
+    crowds = objects.get("iscrowd") or [0] * count
+    annotations = []
+    for index in range(count):
+        box = [float(value) for value in objects["bbox"][index]]
+        annotations.append(
+            {
+                "id": first + index + 1,
+                "image_id": row["image_id"],
+                "category_id": int(objects["category"][index]),
+                "bbox": box,
+                "area": float(box[2] * box[3] if areas[index] is None else areas[index]),
+                "iscrowd": int(crowds[index] or 0),
+            }
+        )
+    return annotations
+
+
+__all__ = ["ground_truth_of"]

@@ -1,0 +1,90 @@
+"""Pictures as a detector takes them in: one at a time, upright, RGB, by the reading rules of the image processor."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# What a folder is searched for; a file that is named itself is opened whatever its ending.
+PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+GLOB_SIGNS = re.compile(r"[*?\[]")
+
+
+def open_picture(source: Any) -> Image.Image:
+    """The upright RGB picture behind a path, bytes, a PIL image, an array or a tensor."""
+    from ..image_reading_detr import read_images
+
+    (pixels,) = read_images(source)  # (H, W, 3)
+    return Image.fromarray(pixels.clamp(0, 255).round().byte().numpy(force=True))
+
+
+def path_of(source: Any) -> Path | None:
+    """The file that a source names or was opened from; None for pictures that live in memory alone."""
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return None
+    if isinstance(source, str | Path):
+        return Path(source)
+    filename = getattr(source, "filename", "") if isinstance(source, Image.Image) else ""
+    return Path(filename) if filename else None
+
+
+def is_single_picture(images: Any) -> bool:
+    """Whether `images` is one picture, as opposed to a list, an iterator or a 4-D batch of them."""
+    if isinstance(images, str | bytes | bytearray | memoryview | Path | Image.Image):
+        return True
+    if isinstance(images, np.ndarray) or type(images).__module__ == "torch":
+        return images.ndim != 4
+    if not isinstance(images, Iterable):
+        raise TypeError(
+            "Expected a picture (path, bytes, PIL image, array, tensor) or a list of pictures, "
+            f"got {type(images).__name__}."
+        )
+    return False
+
+
+def find_pictures(paths: Iterable[str | Path], results: Path | None = None) -> Iterator[tuple[Path, Path]]:
+    """The pictures behind files, folders and glob patterns, each with its path below the folder it was found in.
+
+    A file is taken as it is, also where it does not exist: opening it will tell. A folder is searched with all folders
+    below it for `PICTURE_SUFFIXES`, hidden names left out, in the order of the names. A text with `*`, `?` or `[` that
+    is no existing path is a pattern, in which `**` stands for any folders. A picture that several of them name comes
+    once. The folder `results`, where it lies inside a folder that is searched, is left out.
+    """
+    seen: set[Path] = set()
+    for given in paths:
+        for path, relative in _expand(Path(given), results):
+            absolute = path.absolute()
+            if absolute not in seen:
+                seen.add(absolute)
+                yield path, relative
+
+
+def _expand(given: Path, results: Path | None) -> Iterator[tuple[Path, Path]]:
+    if given.is_dir():
+        inside = results is not None and given.absolute() in results.absolute().parents
+        for path in sorted(given.rglob("*")):
+            relative = path.relative_to(given)
+            left_out = any(part.startswith(".") for part in relative.parts) or (
+                inside and path.absolute().is_relative_to(results.absolute())
+            )
+            if path.suffix.lower() in PICTURE_SUFFIXES and not left_out and path.is_file():
+                yield path, relative
+    elif not given.exists() and GLOB_SIGNS.search(str(given)):
+        root, pattern = _split_pattern(given)
+        for path in sorted(root.glob(pattern)):
+            if path.is_dir():
+                yield from _expand(path, results)
+            else:
+                yield path, path.relative_to(root)
+    else:
+        yield given, Path(given.name)
+
+
+def _split_pattern(given: Path) -> tuple[Path, str]:
+    """The folder before the first part that holds a glob sign, and the pattern from there on."""
+    parts = given.parts
+    first = next(i for i, part in enumerate(parts) if GLOB_SIGNS.search(part))
+    return Path(*parts[:first]), str(Path(*parts[first:]))

@@ -1,0 +1,209 @@
+"""Boxes with names and scores on a picture, drawn with Pillow alone.
+
+Sizes follow the picture and the boxes: lines and letters that suit 4000 pixels would hide a thumbnail. A class has the
+same colour in every picture. A label stays inside the picture, is moved off the labels drawn before it where there is
+room, and is written in black or white, whichever reads better on its ground.
+"""
+
+import colorsys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Twelve colours that neighbours in a list of classes can be told apart by, on photographs; more classes get generated
+# ones.
+PALETTE = (
+    (230, 40, 40),
+    (30, 110, 230),
+    (250, 190, 20),
+    (20, 160, 80),
+    (160, 50, 200),
+    (255, 120, 20),
+    (10, 190, 200),
+    (235, 60, 150),
+    (130, 200, 30),
+    (120, 80, 40),
+    (90, 90, 235),
+    (0, 110, 110),
+)
+GOLDEN_ANGLE = 0.381966  # of a turn: steps of it never come back to a hue
+
+LEAST_WHITE_CONTRAST = 4.0
+SMALLEST_FONT_PX = 9
+
+
+class Span(NamedTuple):
+    """A rectangle in pixels; the right and the lower edge are outside."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    def overlap(self, other: "Span") -> int:
+        """The area in common, in pixels."""
+        width = min(self.x1, other.x1) - max(self.x0, other.x0)
+        height = min(self.y1, other.y1) - max(self.y0, other.y0)
+        return max(width, 0) * max(height, 0)
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """The RGB colour of a class, the same in every picture and every process."""
+    if 0 <= label < len(PALETTE):
+        return PALETTE[label]
+    hue = (label * GOLDEN_ANGLE) % 1.0
+    lightness = (0.45, 0.6, 0.35)[label % 3]
+    return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.85))
+
+
+def text_color(ground: tuple[int, int, int]) -> tuple[int, int, int]:
+    """White where its contrast ratio (WCAG 2) on `ground` is good, else black, whose ratio then is above 5."""
+    white_contrast = 1.05 / (_relative_luminance(ground) + 0.05)
+    return (255, 255, 255) if white_contrast >= LEAST_WHITE_CONTRAST else (0, 0, 0)
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes_xyxy_abs: np.ndarray,
+    names: Sequence[str],
+    *,
+    labels: Sequence[int] | None = None,
+    scores: Sequence[float] | None = None,
+) -> Image.Image:
+    """A copy of `image` in RGB with a box and a label for each object.
+
+    Args:
+        image: any picture.
+        boxes_xyxy_abs: (N, 4), in pixels of `image`; cut at its edges, and left out where nothing of it is inside.
+        names: N texts.
+        labels: N class numbers that choose the colours; by default each different name gets the next colour.
+        scores: N numbers in [0, 1], written after the name. The best is drawn last, on top.
+
+    Raises:
+        ValueError: when the lengths differ, or a coordinate is not finite.
+    """
+    boxes = np.asarray(boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4)
+    if labels is None:
+        order = {name: position for position, name in enumerate(dict.fromkeys(names))}
+        labels = [order[name] for name in names]
+    lengths = {len(boxes), len(names), len(labels)} | ({len(scores)} if scores is not None else set())
+    if len(lengths) > 1:
+        raise ValueError(f"boxes, names, labels and scores must be of one length, got lengths {sorted(lengths)}.")
+    if not np.isfinite(boxes).all():
+        raise ValueError("A box has a coordinate that is not a finite number, so it cannot be drawn.")
+
+    drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    draw = ImageDraw.Draw(drawn)
+    shown = [(i, span) for i, box in enumerate(boxes) if (span := _inside(box, drawn.size)) is not None]
+    if scores is not None:
+        shown.sort(key=lambda item: scores[item[0]])
+    for i, span in shown:
+        _draw_outline(draw, span, class_color(int(labels[i])), drawn.size)
+    # The best object's label takes its place first, so that it is the others that give way.
+    taken: list[Span] = []
+    for i, span in reversed(shown):
+        score = None if scores is None else float(scores[i])
+        taken.append(_draw_label(draw, span, names[i], score, class_color(int(labels[i])), taken, drawn.size))
+    return drawn
+
+
+def line_width(size: tuple[int, int]) -> int:
+    """The width of a box's line for a picture of `size` (width, height): 1 px for a thumbnail, 12 for 4000 px."""
+    return max(1, round(0.003 * max(size)))
+
+
+def font_px(size: tuple[int, int]) -> int:
+    """The height of the letters for a picture of `size` (width, height): 9 px for a thumbnail, 63 for 4000 px."""
+    return max(round(7 + 0.014 * max(size)), SMALLEST_FONT_PX)
+
+
+def _inside(box: np.ndarray, size: tuple[int, int]) -> Span | None:
+    """The pixels of a box that lie in the picture; None where there are none."""
+    width, height = size
+    x0, y0, x1, y1 = box
+    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height or x1 < x0 or y1 < y0:
+        return None
+    x0, y0 = max(round(x0), 0), max(round(y0), 0)
+    x0, y0 = min(x0, width - 1), min(y0, height - 1)
+    return Span(x0, y0, max(min(round(x1), width), x0 + 1), max(min(round(y1), height), y0 + 1))
+
+
+def _draw_outline(draw: ImageDraw.ImageDraw, span: Span, color: tuple[int, int, int], size: tuple[int, int]) -> None:
+    """The box's line, with a dark rim outside it on larger pictures so that it shows on a ground of its own colour."""
+    shortest = min(span.x1 - span.x0, span.y1 - span.y0)
+    width = max(1, min(line_width(size), shortest // 4))
+    outer = (span.x0, span.y0, span.x1 - 1, span.y1 - 1)
+    if width > 1:
+        rim = tuple(part // 4 for part in color)
+        draw.rectangle((outer[0] - 1, outer[1] - 1, outer[2] + 1, outer[3] + 1), outline=rim, width=1)
+    draw.rectangle(outer, outline=color, width=width)
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw,
+    span: Span,
+    name: str,
+    score: float | None,
+    color: tuple[int, int, int],
+    taken: list[Span],
+    size: tuple[int, int],
+) -> Span:
+    """Writes one label and returns the rectangle that it takes."""
+    text, font = _fitting_text(draw, name, score, size)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    # The height of a tall and a low letter, whatever the text, so that neighbouring labels align.
+    _, line_top, _, line_bottom = draw.textbbox((0, 0), "Ag0", font=font)
+    top, bottom = min(top, line_top), max(bottom, line_bottom)
+    margin = max(1, round((bottom - top) * 0.18))
+    ground = _place(round(right - left) + 2 * margin, round(bottom - top) + 2 * margin, span, taken, size)
+    draw.rectangle((ground.x0, ground.y0, ground.x1 - 1, ground.y1 - 1), fill=color)
+    draw.text((ground.x0 + margin - left, ground.y0 + margin - top), text, fill=text_color(color), font=font)
+    return ground
+
+
+def _fitting_text(
+    draw: ImageDraw.ImageDraw, name: str, score: float | None, size: tuple[int, int]
+) -> tuple[str, ImageFont.ImageFont]:
+    """The fullest text that is no wider than the picture: name and score, else the name, else its beginning."""
+    font = ImageFont.load_default(font_px(size))
+    name = " ".join(name.split())
+    texts = [name] if score is None else [f"{name}  {score:.2f}", name]
+    room = size[0] - 4
+    for text in texts:
+        if draw.textlength(text, font=font) <= room:
+            return text, font
+    kept = name
+    while len(kept) > 1 and draw.textlength(kept + "…", font=font) > room:
+        kept = kept[:-1]
+    return kept + "…", font
+
+
+def _place(width: int, height: int, span: Span, taken: list[Span], size: tuple[int, int]) -> Span:
+    """The place for a label of this size: on the box's upper edge if that is free, else the best of the others."""
+    candidates = (
+        (span.x0, span.y0 - height),
+        (span.x0, span.y1),
+        (span.x1 - width, span.y0 - height),
+        (span.x1 - width, span.y1),
+        (span.x1, span.y0),
+        (span.x0 - width, span.y0),
+        (span.x0, span.y0),
+        (span.x0, span.y1 - height),
+    )
+    best, best_cost = None, None
+    for rank, (x, y) in enumerate(candidates):
+        x0 = min(max(x, 0), max(size[0] - width, 0))
+        y0 = min(max(y, 0), max(size[1] - height, 0))
+        place = Span(x0, y0, x0 + width, y0 + height)
+        # Over another label is worst; being pushed over the object itself is worse than a later candidate.
+        cost = (sum(place.overlap(other) for other in taken), place.overlap(span) > 0, rank)
+        if best_cost is None or cost < best_cost:
+            best, best_cost = place, cost
+    return best
+
+
+def _relative_luminance(color: tuple[int, int, int]) -> float:
+    linear = [part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in color]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

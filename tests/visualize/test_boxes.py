@@ -1,0 +1,115 @@
+"""Drawing: everything stays in the picture, reads well, and changes nothing else."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_hf.visualize.boxes import (
+    Span,
+    _place,
+    _relative_luminance,
+    class_color,
+    draw_boxes,
+    font_px,
+    line_width,
+    text_color,
+)
+
+
+def grey(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), (128, 128, 128))
+
+
+def contrast(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:
+    light, dark = sorted((_relative_luminance(a), _relative_luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (64, 400), (640, 480), (4000, 2667), (1, 1)])
+def test_any_size_is_drawn_without_changing_the_input(size):
+    image = grey(*size)
+    width, height = size
+    fractions = np.array([[0.1, 0.1, 0.6, 0.7], [0.5, 0.2, 1.2, 1.1], [-0.5, -0.5, 0.2, 0.2]])
+    boxes = fractions * [width, height, width, height]
+    drawn = draw_boxes(
+        image, boxes, ["cat", "a name that is far too long for a thumbnail", "owl"], scores=[0.9, 0.8, 0.7]
+    )
+    assert drawn.size == size and drawn.mode == "RGB"
+    assert np.array_equal(np.asarray(image), np.asarray(grey(*size)))
+    assert not np.array_equal(np.asarray(drawn), np.asarray(image))
+
+
+def test_a_box_is_drawn_on_its_edges_and_leaves_its_inside_alone():
+    drawn = np.asarray(draw_boxes(grey(640, 480), np.array([[100, 200, 300, 400]]), ["cat"], labels=[3]))
+    color = np.array(class_color(3))
+    assert (drawn[200, 100:300] == color).all() and (drawn[399, 100:300] == color).all()
+    assert (drawn[200:400, 100] == color).all() and (drawn[200:400, 299] == color).all()
+    assert (drawn[210:390, 110:290] == 128).all()
+    assert (drawn[401:, :] == 128).all() and (drawn[:, 302:] == 128).all()
+
+
+def test_a_small_box_is_not_filled_by_its_line():
+    drawn = np.asarray(draw_boxes(grey(4000, 3000), np.array([[2000, 2000, 2012, 2012]]), ["x"], labels=[0]))
+    assert (drawn[2004:2008, 2004:2008] == 128).all()
+
+
+def test_boxes_outside_the_picture_draw_nothing():
+    image = grey(100, 80)
+    outside = np.array([[-50, -50, -1, -1], [200, 10, 300, 40], [10, 90, 20, 99], [30, 30, 10, 10]])
+    assert np.array_equal(np.asarray(draw_boxes(image, outside, list("abcd"))), np.asarray(image))
+
+
+def test_no_boxes_draw_nothing():
+    image = grey(100, 80)
+    assert np.array_equal(np.asarray(draw_boxes(image, np.zeros((0, 4)), [])), np.asarray(image))
+
+
+def test_a_class_keeps_its_color_and_neighbours_differ():
+    colors = [class_color(label) for label in range(100)]
+    assert colors == [class_color(label) for label in range(100)]
+    assert len(set(colors)) == 100
+    for label in range(99):
+        assert np.abs(np.subtract(colors[label], colors[label + 1])).sum() > 80
+
+
+@pytest.mark.parametrize("label", range(100))
+def test_text_stands_out_from_every_class_color(label):
+    color = class_color(label)
+    assert contrast(color, text_color(color)) >= 4
+
+
+def test_labels_stay_inside_the_picture():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        x0, y0 = rng.integers(0, 95), rng.integers(0, 75)
+        span = Span(int(x0), int(y0), int(rng.integers(x0 + 1, 101)), int(rng.integers(y0 + 1, 81)))
+        place = _place(40, 12, span, [], (100, 80))
+        assert place.x0 >= 0 and place.y0 >= 0 and place.x1 <= 100 and place.y1 <= 80
+        assert (place.x1 - place.x0, place.y1 - place.y0) == (40, 12)
+
+
+def test_a_label_gives_way_to_another_one():
+    span = Span(100, 100, 200, 200)
+    first = _place(40, 12, span, [], (640, 480))
+    second = _place(40, 12, span, [first], (640, 480))
+    assert first == Span(100, 88, 140, 100) and second.overlap(first) == 0
+
+
+def test_lines_and_letters_grow_with_the_picture():
+    sizes = [(64, 48), (256, 256), (640, 480), (1333, 800), (4000, 3000)]
+    lines, letters = [line_width(size) for size in sizes], [font_px(size) for size in sizes]
+    assert lines == sorted(lines) and lines[0] == 1 and lines[-1] == 12
+    assert letters == sorted(set(letters)) and letters[0] == 9
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_other_modes_are_drawn_in_rgb(mode):
+    drawn = draw_boxes(grey(64, 64).convert(mode), np.array([[10, 20, 50, 60]]), ["cat"], labels=[0])
+    assert drawn.mode == "RGB" and drawn.getpixel((10, 40)) == class_color(0)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="one length"):
+        draw_boxes(grey(64, 64), np.zeros((2, 4)), ["cat"])
+    with pytest.raises(ValueError, match="not a finite number"):
+        draw_boxes(grey(64, 64), np.array([[0, 0, np.nan, 10]]), ["cat"])
