@@ -11,7 +11,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -qq --constr
 RUN = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test test-slow bench lint format wheel clean
+.PHONY: demo test test-slow test-common bench lint format wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -23,8 +23,13 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow
 
+# transformers' own common tests, from its source distribution (PyPI), on our models and processors.
+test-common: $(VENV)/.installed-dev
+	$(RUN) $(VENV)/bin/python tests/transformers_common/run.py
+
 bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/forward.py
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/padding.py
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .augment import Augmentation, augmentation
     from .checking import check
     from .collate import DetectionCollator
+    from .digits import DigitScenes
     from .loading import load_detection_dataset
     from .report import CheckReport
     from .schema import AnnotationError, DataError, DetectionData, LayoutError, PictureError
@@ -25,6 +26,7 @@ _MODULE_OF = {
     "DetectionCollator": "collate",
     "DetectionData": "schema",
     "DetectionTransform": "transform",
+    "DigitScenes": "digits",
     "LayoutError": "schema",
     "PictureError": "schema",
     "augmentation": "augment",
@@ -41,6 +43,7 @@ __all__ = [
     "DetectionCollator",
     "DetectionData",
     "DetectionTransform",
+    "DigitScenes",
     "LayoutError",
     "PictureError",
     "augmentation",
