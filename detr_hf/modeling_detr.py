@@ -229,8 +229,8 @@ class DETRPreTrainedModel(PreTrainedModel):
         broken = [name for name, tensor in self.state_dict().items() if _is_broken(tensor)]
         if broken:
             raise ValueError(
-                f"{source} holds values that are not finite in {len(broken)} tensors, for example {broken[:3]}. The file "
-                "is damaged, or the training that wrote it had diverged; take an earlier checkpoint."
+                f"{source} holds values that are not finite in {len(broken)} tensors, for example {broken[:3]}. The "
+                "file is damaged, or the training that wrote it had diverged; take an earlier checkpoint."
             )
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
