@@ -5,9 +5,9 @@ nor transformers to do so: the registration runs as soon as both this package an
 either order (`registration.py`). The public names below are imported when they are first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .lazy_names import lazy_names
 from .registration import register_with_transformers
 
 if TYPE_CHECKING:
@@ -48,16 +48,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
 
 
 register_with_transformers()
