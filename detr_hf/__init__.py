@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .inference.detections import Detection, Detections
     from .inference.detector import Detector
     from .modeling_detr import DETRForObjectDetection, DETRModel
-
+    from .training.arguments import DETRTrainingArguments
+    from .training.trainer import DETRTrainer
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,8 @@ _MODULE_OF = {
     "DETRImageProcessor": "image_processing_detr",
     "DETRImageProcessorPil": "image_processing_pil_detr",
     "DETRModel": "modeling_detr",
+    "DETRTrainer": "training.trainer",
+    "DETRTrainingArguments": "training.arguments",
     "Detection": "inference.detections",
     "Detections": "inference.detections",
     "Detector": "inference.detector",
@@ -41,6 +44,8 @@ __all__ = [
     "DETRImageProcessor",
     "DETRImageProcessorPil",
     "DETRModel",
+    "DETRTrainer",
+    "DETRTrainingArguments",
     "Detection",
     "Detections",
     "Detector",

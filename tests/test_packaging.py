@@ -39,7 +39,7 @@ LAYERS = {
     "hub": 2,
     "cli": 3,
 }
-TIES = {"__init__.py", "__main__.py", "registration.py"}
+TIES = {"__init__.py", "__main__.py", "lazy_names.py", "registration.py"}
 
 
 def identifier(path: Path) -> str:

@@ -10,11 +10,13 @@ from .. import __version__
 from .check import check
 from .convert import convert
 from .demo import demo
+from .eval import evaluate
 from .predict import predict
+from .train import TRAIN_SETTINGS, train
 
 app = typer.Typer(
     name="detr-hf",
-    help="DETR for Hugging Face: detect objects, check data sets, convert checkpoints.",
+    help="DETR for Hugging Face: detect objects, check data, train, measure, convert.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,6 +25,8 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(predict)
 app.command()(check)
+app.command(context_settings=TRAIN_SETTINGS, add_help_option=False)(train)
+app.command("eval")(evaluate)
 app.command()(convert)
 
 
@@ -38,7 +42,7 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    """DETR for Hugging Face: detect objects, check data sets, convert checkpoints."""
+    """DETR for Hugging Face: detect objects, check data, train, measure, convert."""
 
 
 def main() -> None:

@@ -182,8 +182,8 @@ class DigitScenes(Dataset):
         classes: the digits that appear; label `i` stands for the digit `classes[i]`.
         objects_per_scene: fewest and most digits of a scene, both included. A digit that finds no place is left out
             (never the first).
-        digit_px: smallest and largest height of a digit's 8 rows in pixels; by default 3/32 and 7/16 of the shorter
-            side (24 and 112 pixels of 256), but no smaller than 10 pixels.
+        digit_px: smallest and largest height of a digit's 8 rows in pixels; by default 1/8 and 7/16 of the shorter
+            side (32 and 112 pixels of 256), but no smaller than 10 pixels.
         seed: another seed gives other scenes from the same pictures.
 
     An item is `{"image_id", "image" (PIL, RGB), "width", "height", "objects"}`. `objects` has the equally long lists
@@ -216,7 +216,7 @@ class DigitScenes(Dataset):
             )
         shorter = min(size_hw)
         if digit_px is None:
-            smallest = max(SMALLEST_LEGIBLE_PX, shorter * 3 / 32)
+            smallest = max(SMALLEST_LEGIBLE_PX, shorter / 8)
             digit_px = (smallest, max(smallest, shorter * 7 / 16))
         if not 4 <= digit_px[0] <= digit_px[1] <= shorter * 0.7:
             raise ValueError(

@@ -1,7 +1,7 @@
 """What AP does not tell: which classes are confused, which mistakes are made, and precision by recall.
 
-Different on purpose from a library's: counts at one score threshold, as the detector will be used, and independent of the AP backend. Crowds
-are left out: a detection that lies in one is neither right nor wrong.
+Different on purpose from a library's: counts at one score threshold, as the detector will be used, and independent of
+the AP backend. Crowds are left out: a detection that lies in one is neither right nor wrong.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from .coco import evaluation_arrays
-
 
 ERRORS = ("right", "class", "localisation", "class and localisation", "duplicate", "background", "missed")
 
@@ -30,11 +29,12 @@ class Mistakes:
     """Counts over all pictures at one score threshold.
 
     Attributes:
-        confusion: (K + 1, K + 1) int: rows are true classes, columns predicted ones; the last row is background (nothing was there), the last
-            column is missed.
+        confusion: (K + 1, K + 1) int: rows are true classes, columns predicted ones; the last row is background
+            (nothing was there), the last column is missed.
         names: the K classes, in the order of the rows.
-        errors: how many detections are `"right"`, or wrong by their `"class"` (a box of another class fits), `"localisation"` (IoU 0.1 to
-            0.5 with one of its class), both, `"duplicate"`, or `"background"`; and objects `"missed"`, which no detection touches.
+        errors: how many detections are `"right"`, or wrong by their `"class"` (a box of another class fits),
+            `"localisation"` (IoU 0.1 to 0.5 with one of its class), both, `"duplicate"`, or `"background"`; and
+            objects `"missed"`, which no detection touches.
     """
 
     confusion: np.ndarray
@@ -47,12 +47,16 @@ class Mistakes:
 
 
 def count_mistakes(
-    ground_truth: Mapping[str, Any], detections: np.ndarray, threshold: float = 0.5, iou: float = 0.5, loose_iou: float = 0.1
+    ground_truth: Mapping[str, Any],
+    detections: np.ndarray,
+    threshold: float = 0.5,
+    iou: float = 0.5,
+    loose_iou: float = 0.1,
 ) -> Mistakes:
     """Confusions and errors of the detections with a score of at least `threshold`.
 
-    Detections take the object with the highest IoU of at least `iou` that is still free, those with high scores first; of equal ones that
-    of their own class.
+    Detections take the object with the highest IoU of at least `iou` that is still free, those with high scores first;
+    of equal ones that of their own class.
 
     Args:
         ground_truth: a COCO dictionary.
@@ -138,8 +142,8 @@ def precision_recall(
     """Precision at COCO's 101 recalls, by class and in the mean, for plotting; classes without objects are left out.
 
     Returns:
-        `recall` (101 numbers), `classes`: name to `precision` and the `score` threshold that reaches each recall (0 beyond the highest recall
-        reached), and `mean` precision.
+        `recall` (101 numbers), `classes`: name to `precision` and the `score` threshold that reaches each recall (0
+        beyond the highest recall reached), and `mean` precision.
     """
     thresholds = np.linspace(0.5, 0.95, 10)
     place = int(np.abs(thresholds - iou).argmin())
@@ -154,7 +158,12 @@ def precision_recall(
             score = arrays.scores[place, :, index, 0, -1]
             classes[str(category["name"])] = {"precision": curve.tolist(), "score": np.clip(score, 0, None).tolist()}
     mean = np.mean([row["precision"] for row in classes.values()], axis=0).tolist() if classes else []
-    return {"iou": float(thresholds[place]), "recall": np.linspace(0, 1, 101).tolist(), "classes": classes, "mean": mean}
+    return {
+        "iou": float(thresholds[place]),
+        "recall": np.linspace(0, 1, 101).tolist(),
+        "classes": classes,
+        "mean": mean,
+    }
 
 
 __all__ = ["ERRORS", "Mistakes", "box_iou_xywh", "count_mistakes", "precision_recall"]

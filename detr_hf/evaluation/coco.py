@@ -1,9 +1,9 @@
 """COCO's average precision of boxes: the twelve numbers, and AP per class.
 
-The numbers are computed by hotcoco where it is installed, else by pycocotools; both give the same (a test compares them).
-What differs on purpose from calling either: a detection of an unknown picture or class, and a box that is not finite,
-are errors with a message; nothing is printed; a number that does not exist (no large object in the data, say) is NaN,
-not -1; and no detections at all are a result, zero.
+The numbers are computed by hotcoco where it is installed, else by pycocotools; both give the same (a test compares
+them). What differs on purpose from calling either: a detection of an unknown picture or class, and a box that is not
+finite, are errors with a message; nothing is printed; a number that does not exist (no large object in the data, say)
+is NaN, not -1; and no detections at all are a result, zero.
 """
 
 import contextlib
@@ -57,8 +57,8 @@ def evaluate_boxes(
     Args:
         ground_truth: a COCO dictionary, `images`, `categories` and `annotations`; boxes are `[x, y, width, height]` in
             pixels. `area` and `iscrowd` of an annotation may be missing (the box's area, and 0).
-        detections: COCO results, each `{"image_id", "category_id", "bbox", "score"}`, of any number; or an array (N, 7) of image id, x, y,
-            width, height, score and category id, which takes a twentieth of the memory.
+        detections: COCO results, each `{"image_id", "category_id", "bbox", "score"}`, of any number; or an array (N,
+            7) of image id, x, y, width, height, score and category id, which takes a twentieth of the memory.
         backend: `"hotcoco"` or `"pycocotools"`; by default the first of them that is installed.
 
     Raises:
@@ -84,8 +84,8 @@ class EvaluationArrays:
     """What the libraries compute: -1 where there is nothing to measure.
 
     Attributes:
-        precision, scores: (10 IoUs, 101 recalls, K classes by ascending id, 4 areas, 3 numbers of detections); precision, and the score from
-            which it is reached.
+        precision, scores: (10 IoUs, 101 recalls, K classes by ascending id, 4 areas, 3 numbers of detections);
+            precision, and the score from which it is reached.
         stats: the twelve numbers.
     """
 
@@ -97,7 +97,8 @@ class EvaluationArrays:
 def evaluation_arrays(
     ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]] | np.ndarray, backend: str | None = None
 ) -> EvaluationArrays | None:
-    """The arrays behind `evaluate_boxes`, with its arguments and errors; None where there are no objects or no detections."""
+    """The arrays behind `evaluate_boxes`, with its arguments and errors; None where there are no objects or no
+    detections."""
     truth = _complete(ground_truth)
     results = _checked_array(detections, truth) if isinstance(detections, np.ndarray) else _checked(detections, truth)
     if not len(results) or not truth["annotations"]:
@@ -160,7 +161,8 @@ def _checked_array(detections: np.ndarray, truth: dict[str, Any]) -> np.ndarray:
         if unknown.any():
             number = int(unknown.argmax())
             raise ValueError(
-                f"Detection {number} is of {name} {detections[number, column]:g}, which the ground truth does not know."
+                f"Detection {number} is of {name} {detections[number, column]:g}, which the ground truth does not "
+                "know."
             )
     broken = ~np.isfinite(detections).all(axis=1)
     if broken.any():
@@ -168,9 +170,7 @@ def _checked_array(detections: np.ndarray, truth: dict[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(detections, dtype=np.float64)
 
 
-def _run(
-    backend: str, truth: dict[str, Any], results: list[dict[str, Any]] | np.ndarray
-) -> EvaluationArrays:
+def _run(backend: str, truth: dict[str, Any], results: list[dict[str, Any]] | np.ndarray) -> EvaluationArrays:
     if backend == "hotcoco":
         from hotcoco import COCO, COCOeval
     else:
@@ -193,7 +193,9 @@ def _run(
         evaluation.accumulate()
         evaluation.summarize()
     arrays = evaluation.eval
-    return EvaluationArrays(np.asarray(arrays["precision"]), np.asarray(arrays["scores"]), np.asarray(evaluation.stats))
+    return EvaluationArrays(
+        np.asarray(arrays["precision"]), np.asarray(arrays["scores"]), np.asarray(evaluation.stats)
+    )
 
 
 def _nan_for_absent(value: float) -> float:
@@ -235,4 +237,12 @@ def _metrics_of_nothing(truth: dict[str, Any], backend: str) -> CocoMetrics:
     return CocoMetrics(summary, _per_class(truth, rows), len(truth["images"]), backend)
 
 
-__all__ = ["BACKENDS", "METRIC_NAMES", "CocoMetrics", "EvaluationArrays", "choose_backend", "evaluate_boxes", "evaluation_arrays"]
+__all__ = [
+    "BACKENDS",
+    "METRIC_NAMES",
+    "CocoMetrics",
+    "EvaluationArrays",
+    "choose_backend",
+    "evaluate_boxes",
+    "evaluation_arrays",
+]

@@ -1,11 +1,13 @@
-"""`DetectionEvaluator`: takes a model's outputs batch by batch, keeps little of them, and gives COCO's numbers at the end.
+"""`DetectionEvaluator`: takes a model's outputs batch by batch, keeps little of them, and gives COCO's numbers at the
+end.
 
-What is kept of a detection is 32 bytes and of a picture a line, so memory does not follow the number of pictures in practice: logits, decoder
-states and the pictures are gone as soon as a batch is. (Trainer's own evaluation keeps every output of every batch; a COCO dictionary
-a detection takes twenty times more.) Detections are the original's: each query's best class, no threshold, at most a hundred a picture.
+What is kept of a detection is 32 bytes and of a picture a line, so memory does not follow the number of pictures in
+practice: logits, decoder states and the pictures are gone as soon as a batch is. (Trainer's own evaluation keeps every
+output of every batch; a COCO dictionary a detection takes twenty times more.) Detections are the original's: each
+query's best class, no threshold, at most a hundred a picture.
 
-In a distributed run every process takes its share; `gather` joins them, and counts a picture once that a sampler gave to two processes to
-make the last batches even.
+In a distributed run every process takes its share; `gather` joins them, and counts a picture once that a sampler gave
+to two processes to make the last batches even.
 """
 
 import logging
@@ -19,11 +21,10 @@ from torch import Tensor
 from ..post_processing_detr import detections
 from .coco import CocoMetrics, evaluate_boxes
 
-
 logger = logging.getLogger(__name__)
 
 MAX_DETECTIONS = 100  # COCO looks at no more in a picture
-# `image` is the picture's number in the order of arrival; boxes are x, y, width, height in pixels of the original picture.
+# `image` is the picture's number in the order of arrival; boxes are x, y, width, height in its pixels.
 FOUND = np.dtype([("image", "i8"), ("label", "i4"), ("score", "f4"), ("box", "f4", 4)])
 TRUTH = np.dtype([("image", "i8"), ("label", "i4"), ("crowd", "i4"), ("area", "f4"), ("box", "f4", 4)])
 
@@ -56,12 +57,15 @@ class DetectionEvaluator:
 
     Args:
         id2label: the classes by label, 0..K-1.
-        ground_truth: a COCO dictionary whose category ids are labels; it alone knows crowds, which targets leave out. Without it the
-            labels that come with the outputs are the truth.
-        repeats: whether a picture may come twice and is then counted once, as it does in a distributed run; otherwise that is an error.
+        ground_truth: a COCO dictionary whose category ids are labels; it alone knows crowds, which targets leave out.
+            Without it the labels that come with the outputs are the truth.
+        repeats: whether a picture may come twice and is then counted once, as it does in a distributed run; otherwise
+            that is an error.
     """
 
-    def __init__(self, id2label: Mapping[int, str], ground_truth: Mapping[str, Any] | None = None, repeats: bool = False):
+    def __init__(
+        self, id2label: Mapping[int, str], ground_truth: Mapping[str, Any] | None = None, repeats: bool = False
+    ):
         self.id2label = {int(label): str(name) for label, name in id2label.items()}
         self.ground_truth = ground_truth
         self.repeats = repeats
@@ -81,8 +85,8 @@ class DetectionEvaluator:
         Args:
             logits: (B, Q, K + 1), the last class is no-object.
             pred_boxes: (B, Q, 4), cxcywh in [0, 1] of the unpadded picture.
-            labels: the batch's targets, with `image_id` and `orig_size` (height, width) as the image processor makes them. Without
-                `orig_size` boxes are measured in pixels of the resized picture, `pixel_mask`'s.
+            labels: the batch's targets, with `image_id` and `orig_size` (height, width) as the image processor makes
+                them. Without `orig_size` boxes are measured in pixels of the resized picture, `pixel_mask`'s.
             pixel_mask: (B, H, W), 1 on the picture.
 
         Raises:
@@ -105,7 +109,9 @@ class DetectionEvaluator:
         if image_id in self._images:
             if self.repeats:
                 return False
-            raise ValueError(f"Image {image_id!r} comes twice in the evaluation; image ids must be unique within a split.")
+            raise ValueError(
+                f"Image {image_id!r} comes twice in the evaluation; image ids must be unique within a split."
+            )
         scores, labels, boxes = (_numpy(values) for values in (scores, labels, boxes))
         order = np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
         rows = np.empty(len(order), FOUND)
@@ -123,7 +129,9 @@ class DetectionEvaluator:
         shares = gather_object([(list(self._images.items()), self._found.rows.copy(), self._truth.rows.copy())])
         self._images, self._found, self._truth = {}, Columns(FOUND), Columns(TRUTH)
         for images, found, truth in shares:
-            numbers = np.full(len(images), -1, dtype=np.int64)  # number in the share -> number here; -1: counted already
+            numbers = np.full(
+                len(images), -1, dtype=np.int64
+            )  # number in the share -> number here; -1: counted already
             for number, (image_id, size_hw) in enumerate(images):
                 if image_id not in self._images:
                     numbers[number] = len(self._images)
@@ -153,7 +161,8 @@ class DetectionEvaluator:
         return {"images": images, "categories": categories, "annotations": annotations}
 
     def coco_detections(self) -> np.ndarray:
-        """The detections (N, 7) float64: image id, x, y, width, height, score, label; as `coco_ground_truth` numbers images."""
+        """The detections (N, 7) float64: image id, x, y, width, height, score, label; as `coco_ground_truth` numbers
+        images."""
         rows = self._found.rows
         ids = np.array(self._coco_image_ids(), dtype=np.float64)
         columns = (ids[rows["image"]] if len(rows) else rows["image"], rows["box"], rows["score"], rows["label"])
@@ -163,7 +172,8 @@ class DetectionEvaluator:
         """COCO results, a dictionary a detection, with the image ids of the data.
 
         Args:
-            source_category_ids: the data's category id by label (`DetectionData.source_category_ids`); by default the label itself.
+            source_category_ids: the data's category id by label (`DetectionData.source_category_ids`); by default the
+                label itself.
         """
         ids = list(self._images)
         return [
@@ -186,7 +196,11 @@ class DetectionEvaluator:
             raise ValueError("There is nothing to evaluate: no picture was added.")
         truth = self.coco_ground_truth()
         if len(self._images) < len(truth["images"]):
-            logger.warning("Only %d of the %d pictures of the ground truth were evaluated.", len(self._images), len(truth["images"]))
+            logger.warning(
+                "Only %d of the %d pictures of the ground truth were evaluated.",
+                len(self._images),
+                len(truth["images"]),
+            )
         return evaluate_boxes(truth, self.coco_detections(), backend)
 
     def _coco_image_ids(self) -> list[int]:
@@ -202,10 +216,13 @@ def _numpy(values: Any) -> np.ndarray:
 def _sizes_hw(labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None) -> list[tuple[int, int]]:
     """(height, width) of each picture: the original's, or else of the part of the batch that `pixel_mask` shows."""
     if all("orig_size" in label for label in labels):
-        return [tuple(int(side) for side in torch.as_tensor(label["orig_size"]).flatten().tolist()) for label in labels]
+        return [
+            tuple(int(side) for side in torch.as_tensor(label["orig_size"]).flatten().tolist()) for label in labels
+        ]
     if pixel_mask is None:
         raise ValueError(
-            "The labels have no 'orig_size' (height, width) and the batch no pixel_mask, so boxes have no scale. The image processor makes "
+            "The labels have no 'orig_size' (height, width) and the batch no pixel_mask, so boxes have no scale. The "
+            "image processor makes "
             "both from annotations."
         )
     mask = pixel_mask.bool()
@@ -217,7 +234,8 @@ def _image_id(label: Mapping[str, Any], position: int, repeats: bool) -> Any:
     if "image_id" not in label:
         if repeats:
             raise ValueError(
-                "The labels have no 'image_id', which tells in a distributed evaluation whether a picture was counted already. Use the image "
+                "The labels have no 'image_id', which tells in a distributed evaluation whether a picture was counted "
+                "already. Use the image "
                 "processor's labels, or add an id to each."
             )
         return position

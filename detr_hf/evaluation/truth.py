@@ -5,7 +5,8 @@ from typing import Any
 
 
 def ground_truth_of(rows: Any, id2label: Mapping[int, str]) -> dict[str, Any] | None:
-    """The objects of a split, crowds too, as COCO has them; category ids are labels. None where the rows are not a `datasets.Dataset`.
+    """The objects of a split, crowds too, as COCO has them; category ids are labels. None where the rows are not a
+    `datasets.Dataset`.
 
     Args:
         rows: a split in the schema of `detr_hf.data`, prepared or not.

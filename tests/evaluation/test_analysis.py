@@ -8,7 +8,6 @@ from detr_hf.evaluation.coco import evaluate_boxes
 
 from .test_coco import ground_truth, random_case
 
-
 BOX = [100.0, 100.0, 40.0, 40.0]
 
 
@@ -92,4 +91,6 @@ def test_the_mean_of_the_curve_is_ap50():
 
 
 def test_iou():
-    assert box_iou_xywh(np.array([BOX]), np.array([shifted(20), shifted(40)])).tolist() == [[pytest.approx(1 / 3), 0.0]]
+    assert box_iou_xywh(np.array([BOX]), np.array([shifted(20), shifted(40)])).tolist() == [
+        [pytest.approx(1 / 3), 0.0]
+    ]

@@ -1,0 +1,85 @@
+"""COCO results files: a JSON list of `{"image_id", "category_id", "bbox", "score"}`, boxes x, y, width, height in
+pixels."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NEEDED = ("image_id", "category_id", "bbox", "score")
+
+
+def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a results file, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for number, result in enumerate(
+            results
+        ):  # one at a time: the text of all would take more memory than the numbers
+            file.write((",\n" if number else "\n") + json.dumps(result))
+        file.write("\n]\n")
+    os.replace(unfinished, path)
+
+
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """The detections of a results file.
+
+    Raises:
+        ValueError: it is not a results file; the message says what was found.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if isinstance(content, dict) and "annotations" in content:
+        raise ValueError(
+            f"{path} is a COCO annotation file; a results file is a list of detections with {', '.join(NEEDED)}."
+        )
+    if not isinstance(content, list):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}; expected a list of detections with {', '.join(NEEDED)}."
+        )
+    for number, result in enumerate(content):
+        missing = [key for key in NEEDED if key not in result] if isinstance(result, dict) else list(NEEDED)
+        if missing:
+            raise ValueError(f"Detection {number} of {path} has no {' and no '.join(missing)}.")
+    return content
+
+
+def results_array(
+    results: Sequence[Mapping[str, Any]],
+    image_ids: Mapping[Any, int],
+    labels: Mapping[Any, int],
+    source: str = "the results",
+) -> np.ndarray:
+    """Results as (N, 7): image id, x, y, width, height, score, label.
+
+    Args:
+        results: detections with the ids of the data set's source.
+        image_ids: source image id to the evaluation's.
+        labels: source category id to label.
+        source: what to call them in an error.
+
+    Raises:
+        ValueError: a picture or category that the data set does not have.
+    """
+    rows = np.empty((len(results), 7))
+    for number, result in enumerate(results):
+        for key, known in (("image_id", image_ids), ("category_id", labels)):
+            if result[key] not in known:
+                some = ", ".join(map(repr, list(known)[:10]))
+                raise ValueError(
+                    f"Detection {number} of {source} has {key} {result[key]!r}; the data set has "
+                    f"{some}{', ...' if len(known) > 10 else ''}."
+                )
+        rows[number] = (image_ids[result["image_id"]], *result["bbox"], result["score"], labels[result["category_id"]])
+    return rows
+
+
+__all__ = ["read_results", "results_array", "write_results"]

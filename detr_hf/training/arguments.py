@@ -1,0 +1,214 @@
+"""`DETRTrainingArguments`: transformers' arguments with DETR's recipe as defaults, and the reason of each default in
+its help.
+
+There are two recipes. `scratch` is the original's (facebookresearch/detr, main.py). `finetune` starts from weights
+that can detect already: smaller steps, a faster class head, a cosine. An argument that is given is kept; one that is
+not is filled in from the recipe, which `DETRTrainer` picks by whether the model was loaded (`recipe="auto"`). What
+differs on purpose from transformers' defaults is every field below.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import SchedulerType, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+RECIPES: dict[str, dict[str, float | str | None]] = {
+    "scratch": {
+        "learning_rate": 1e-4,
+        "backbone_learning_rate": 1e-5,
+        "head_learning_rate": 1e-4,
+        "lr_scheduler_type": "constant_with_warmup",
+        "lr_drop": 2 / 3,
+        "warmup_steps": 0.01,
+        "num_train_epochs": 300,
+    },
+    "finetune": {
+        "learning_rate": 5e-5,
+        "backbone_learning_rate": 1e-5,
+        "head_learning_rate": 2e-4,
+        "lr_scheduler_type": "cosine",
+        "lr_drop": None,
+        "warmup_steps": 0.05,
+        "num_train_epochs": 50,
+    },
+}
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DETRTrainingArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with other defaults and a few fields more; `--help` of `detr-hf train` lists
+    all with reasons.
+
+    Raises:
+        ValueError: a value makes no sense for DETR; the message says why.
+    """
+
+    recipe: str = _option(
+        "auto",
+        "Where arguments that are not given come from: 'scratch' (the original's), 'finetune', or 'auto': 'finetune' "
+        "when the model's weights were "
+        "loaded, else 'scratch'.",
+    )
+    learning_rate: float | None = _option(
+        None,
+        "Of the transformer and box head. 1e-4 from scratch (the original's; 1e-3 does not converge); 5e-5 when "
+        "fine-tuning, so that the "
+        "first steps of the new class head do not undo what was learnt.",
+    )
+    backbone_learning_rate: float | None = _option(
+        None,
+        "Of the backbone, 1e-5: its weights are from ImageNet or COCO, and larger steps harm them before the "
+        "transformer is of use.",
+    )
+    head_learning_rate: float | None = _option(
+        None,
+        "Of the class head: learning_rate from scratch, 4 times that when fine-tuning (2e-4), where it alone has new "
+        "rows.",
+    )
+    weight_decay: float = _option(1e-4, "On all parameters, norms and biases too, as in the original.")
+    max_grad_norm: float = _option(
+        0.1,
+        "Gradients of DETR are clipped to 0.1, ten times harder than is usual: matching changes from step to step and "
+        "makes spikes.",
+    )
+    lr_scheduler_type: SchedulerType | str | None = field(
+        default=None,
+        metadata={
+            "help": "Constant with one drop (lr_drop) from scratch, as the original; 'cosine' when fine-tuning, where "
+            "runs are too short to choose a drop."
+        },
+    )
+    lr_drop: float | None = _option(
+        None,
+        "Divide all learning rates by 10 after this part of the training (0 to 1), with a constant schedule; 2/3 from "
+        "scratch: the original drops "
+        "after 200 of 300 epochs. 0: never.",
+    )
+    warmup_steps: float | None = _option(
+        None,
+        "Steps, or a part below 1 of all steps. Short (a hundredth from scratch, a twentieth when fine-tuning): post-norm "
+        "transformers with Adam can otherwise "
+        "stay stuck from the first steps on.",
+    )
+    num_train_epochs: float | None = _option(
+        None,
+        "300 from scratch, as the original's shorter schedule; 50 when fine-tuning. Small data sets need 3,000 steps "
+        "or more: set max_steps.",
+    )
+    ema_decay: float = _option(
+        0.0,
+        "Average the weights over steps with this decay (0.999 is usual; 0 is off), warmed up for short runs. The "
+        "average is evaluated and saved; it "
+        "helps most where the learning rate does not end at zero.",
+    )
+    augment: str = _option(
+        "paper",
+        "Augmentation of training pictures: 'none', 'paper' (flip, multi-scale, crop: the original's) or 'strong'. "
+        "Only with `data`.",
+    )
+    freeze_backbone: bool = _option(
+        False, "Train the transformer and heads only: faster, and safer on a few hundred pictures."
+    )
+
+    eval_strategy: IntervalStrategy | str = field(
+        default="epoch", metadata={"help": "AP after every epoch: DETR's loss says little about AP."}
+    )
+    save_strategy: SaveStrategy | str | None = field(
+        default=None,
+        metadata={"help": "As eval_strategy, so that every AP has its checkpoint; 'epoch' without evaluation."},
+    )
+    save_total_limit: int | None = _option(
+        2, "The last and the best checkpoint: one of ResNet-50 DETR takes half a gigabyte."
+    )
+    load_best_model_at_end: bool | None = _option(
+        None, "On when checkpoints are saved as often as they are evaluated."
+    )
+    metric_for_best_model: str | None = _option(
+        "ap", "The best checkpoint is the one with the best AP, not the least loss."
+    )
+    logging_steps: float = _option(50, "Often enough to see a small data set learn.")
+    logging_nan_inf_filter: bool = _option(
+        False, "Off: a loss that is not finite stops the run instead of being left out of the log."
+    )
+    remove_unused_columns: bool = _option(
+        False, "Off: rows become tensors when they are read, so the raw columns must stay."
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"],
+        metadata={"help": "The targets: a list with a dictionary for each picture."},
+    )
+    eval_do_concat_batches: bool = _option(False, "Off: concatenating mixes the targets of different pictures.")
+    ddp_find_unused_parameters: bool | None = _option(
+        False, "Off: every trainable parameter of DETR takes part in every step."
+    )
+    data_seed: int | None = _option(None, "As seed, so that order and augmentation are the same after a restart.")
+
+    def __post_init__(self) -> None:
+        self.unset = tuple(name for name in RECIPES["scratch"] if getattr(self, name) is None)
+        self._check()
+        self._fill(RECIPES["finetune" if self.recipe == "finetune" else "scratch"])
+        if self.data_seed is None:
+            self.data_seed = self.seed
+        self._match_saving_to_evaluation()
+        super().__post_init__()
+
+    def _check(self) -> None:
+        if self.recipe not in ("auto", *RECIPES):
+            raise ValueError(f"recipe is {self.recipe!r}; choose 'auto', {' or '.join(map(repr, RECIPES))}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; expected 0 (off) or a number below 1, such as 0.999.")
+        if self.lr_drop is not None and not 0 <= self.lr_drop < 1:
+            raise ValueError(
+                f"lr_drop is {self.lr_drop}; expected a part of the training between 0 and 1, such as 0.67, or 0 for "
+                "no drop."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "label_smoothing_factor has no meaning for DETR: its targets are sets of boxes. Leave it at 0."
+            )
+
+    def _fill(self, recipe: dict[str, float | str | None]) -> None:
+        for name in self.unset:
+            setattr(self, name, SchedulerType(recipe[name]) if name == "lr_scheduler_type" else recipe[name])
+        if "head_learning_rate" in self.unset:  # follows a learning rate that was given
+            self.head_learning_rate = self.learning_rate * (recipe["head_learning_rate"] / recipe["learning_rate"])
+
+    def _match_saving_to_evaluation(self) -> None:
+        evaluates = IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO
+        if self.save_strategy is None:
+            self.save_strategy = self.eval_strategy if evaluates else "epoch"
+            if self.save_strategy == "steps" and self.eval_steps:
+                self.save_steps = self.eval_steps
+        if self.load_best_model_at_end is None:
+            same = SaveStrategy(self.save_strategy).value in (IntervalStrategy(self.eval_strategy).value, "best")
+            aligned = (
+                SaveStrategy(self.save_strategy) != SaveStrategy.STEPS
+                or self.save_steps % (self.eval_steps or self.logging_steps) == 0
+            )
+            self.load_best_model_at_end = evaluates and same and aligned
+
+    def apply_recipe(self, loaded: bool) -> str:
+        """Fills the arguments that were not given from the recipe, and returns its name.
+
+        Args:
+            loaded: whether the model's weights were loaded.
+        """
+        name = ("finetune" if loaded else "scratch") if self.recipe == "auto" else self.recipe
+        self._fill(RECIPES[name])
+        if SchedulerType(self.lr_scheduler_type) not in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP):
+            if self.lr_drop and "lr_drop" not in self.unset:
+                raise ValueError(
+                    "lr_drop goes with a constant schedule, and lr_scheduler_type is "
+                    f"{SchedulerType(self.lr_scheduler_type).value!r}. "
+                    "Set lr_scheduler_type='constant_with_warmup', or leave lr_drop out."
+                )
+            self.lr_drop = None
+        return name
+
+
+__all__ = ["RECIPES", "DETRTrainingArguments"]

@@ -1,0 +1,175 @@
+"""Checkpoints that are whole or not there.
+
+transformers writes a checkpoint in place, so that a process killed meanwhile leaves a folder that looks like the last
+checkpoint and cannot be resumed from. Here everything is written into a folder beside, flushed to the disk, listed
+with its sizes in a manifest, and only then renamed; a folder is renamed away before it is deleted. So at any moment
+`checkpoint-N` is complete, and after a kill the last one is at most one save old.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "checkpoint_files.json"
+UNFINISHED = "_unfinished-"  # transformers leaves names with an underscore out of what it pushes
+DELETED = "_deleted-"
+CHECKPOINT_NAME = re.compile(r"^checkpoint-(\d+)$")
+STATE_NAME = "trainer_state.json"
+WEIGHT_NAMES = ("model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or none can be resumed from."""
+
+
+def start_writing(final: Path) -> Path:
+    """Makes the empty folder in which the checkpoint `final` is written."""
+    unfinished = final.with_name(UNFINISHED + final.name)
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    return unfinished
+
+
+def finish_writing(unfinished: Path, final: Path) -> None:
+    """Flushes the folder to the disk and gives it its name, in place of an older one of that name."""
+    files = sorted(path for path in unfinished.rglob("*") if path.is_file())
+    sizes = {str(path.relative_to(unfinished)): path.stat().st_size for path in files}
+    manifest = unfinished / MANIFEST
+    manifest.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+    for path in (*files, manifest):
+        _flush(path)
+    for folder in {path.parent for path in files} | {unfinished}:
+        _flush(folder)
+    if final.exists():
+        delete_checkpoint(final)
+    os.rename(unfinished, final)
+    _flush(final.parent)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows cannot open folders
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Deletes a checkpoint so that a kill meanwhile leaves nothing that looks like one."""
+    doomed = folder.with_name(DELETED + folder.name)
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Deletes what a killed process left unfinished."""
+    if output_dir.is_dir():
+        for folder in output_dir.iterdir():
+            if folder.is_dir() and folder.name.startswith((UNFINISHED + "checkpoint-", DELETED + "checkpoint-")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def checkpoints_in(output_dir: Path) -> list[Path]:
+    """The folders named as checkpoints, the oldest first; complete or not."""
+    if not output_dir.is_dir():
+        return []
+    found = [
+        (int(match[1]), path)
+        for path in output_dir.iterdir()
+        if (match := CHECKPOINT_NAME.match(path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def delete_old_checkpoints(output_dir: Path, keep: int | None, best: str | None) -> None:
+    """Deletes the oldest checkpoints beyond `keep`, never the last or the best."""
+    if keep is None or keep <= 0:
+        return
+    checkpoints = checkpoints_in(output_dir)
+    protected = {checkpoints[-1].name} if checkpoints else set()
+    protected |= {Path(best).name} if best else set()
+    surplus = len(checkpoints) - max(keep, len(protected))
+    for checkpoint in [path for path in checkpoints if path.name not in protected][: max(surplus, 0)]:
+        logger.info("Deleting the older checkpoint %s (save_total_limit=%d).", checkpoint, keep)
+        delete_checkpoint(checkpoint)
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """What keeps a checkpoint from being resumed from; None when it is whole.
+
+    Those of this package are compared with their manifest; those of plain Trainer must have a state that can be read
+    and weights that open.
+    """
+    manifest = checkpoint / MANIFEST
+    try:
+        if manifest.exists():
+            sizes = json.loads(manifest.read_text(encoding="utf-8"))
+            for name, size in sizes.items():
+                actual = (checkpoint / name).stat().st_size if (checkpoint / name).exists() else None
+                if actual != size:
+                    found = "is missing" if actual is None else f"has {actual} bytes"
+                    return f"{name} {found}, {size} bytes were written"
+            return None
+        json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+        weights = [checkpoint / name for name in WEIGHT_NAMES if (checkpoint / name).exists()]
+        if not weights:
+            return "it has no weights"
+        for path in weights:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint of a folder that is whole; incomplete ones are named in the log and passed over. None if
+    there is none."""
+    for checkpoint in reversed(checkpoints_in(Path(output_dir))):
+        fault = fault_of(checkpoint)
+        if fault is None:
+            return checkpoint
+        logger.warning("%s is not complete (%s); trying the one before.", checkpoint, fault)
+    return None
+
+
+def cannot_write(final: Path, error: Exception) -> CheckpointError:
+    """The error to raise when writing `final` failed."""
+    folder = final.parent
+    free = f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free" if folder.is_dir() else "the folder is gone"
+    last = last_complete_checkpoint(folder)
+    advice = f"The last complete checkpoint is {last}" if last else "There is no earlier checkpoint"
+    return CheckpointError(
+        f"{final} could not be written ({type(error).__name__}: {error}); {free} in {folder}. {advice}; nothing "
+        "partial was left. Make room "
+        "(or lower save_total_limit) and start again with resume_from_checkpoint=True."
+    )
+
+
+__all__ = [
+    "CheckpointError",
+    "cannot_write",
+    "checkpoints_in",
+    "delete_checkpoint",
+    "delete_old_checkpoints",
+    "fault_of",
+    "finish_writing",
+    "last_complete_checkpoint",
+    "remove_leftovers",
+    "start_writing",
+]

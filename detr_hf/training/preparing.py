@@ -1,0 +1,115 @@
+"""From what the user gives to what Trainer needs: splits, image processor, collator, and whether data and model mean
+the same classes."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..image_processing_detr import DETRImageProcessor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Splits:
+    """The data sets of a run, prepared; None where there is none."""
+
+    train: Any = None
+    validation: Any = None
+
+
+def image_processor_for(model: Any) -> DETRImageProcessor:
+    """The processor of the model's checkpoint, or the original's (shortest side 800, longest 1333) where it has
+    none."""
+    source = getattr(getattr(model, "config", None), "name_or_path", "")
+    if source and not Path(source).is_file():
+        try:
+            return DETRImageProcessor.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            logger.info("%s has no image processor (%s).", source, error)
+    processor = DETRImageProcessor()
+    logger.info(
+        "Pictures are resized to %s, DETR's default; pass processing_class for another size.", dict(processor.size)
+    )
+    return processor
+
+
+def prepare_splits(data: Mapping[str, Any], processor: Any, augment: str) -> Splits:
+    """The train and validation splits of `load_detection_dataset`'s data, as rows of tensors; only training is
+    augmented."""
+    from ..data import prepare
+
+    if not isinstance(data, Mapping):
+        raise TypeError(
+            f"data is a {type(data).__name__}; expected what load_detection_dataset returns, or a dictionary with "
+            "'train' and "
+            "'validation'. Prepared data sets go to train_dataset and eval_dataset, a collator to data_collator."
+        )
+    train, validation = split_named(data, "train"), split_named(data, "validation")
+    return Splits(
+        train=prepare(data[train], processor, augment=augment) if train else None,
+        validation=prepare(data[validation], processor) if validation else None,
+    )
+
+
+def split_named(data: Mapping[str, Any], kind: str) -> str | None:
+    """The name of the split for `kind` ('train', 'validation' or 'test'), or None.
+
+    Raises:
+        LayoutError: several could be meant.
+    """
+    from ..data.schema import split_kind
+
+    if kind in data:
+        return kind
+    named = [name for name in data if split_kind(name) == kind]
+    if len(named) > 1 and hasattr(data, "split_for"):
+        return data.split_for(kind)  # says what to do
+    return named[0] if named else None
+
+
+def check_classes(model: Any, id2label: Mapping[int, str] | None) -> None:
+    """Makes sure that label i means the same to model and data; a model without class names takes the data's.
+
+    Raises:
+        ValueError: their number or order differs.
+    """
+    if id2label is None or not hasattr(getattr(model, "config", None), "id2label"):
+        return
+    ours = {int(label): str(name) for label, name in model.config.id2label.items()}
+    theirs = {int(label): str(name) for label, name in id2label.items()}
+    fix = "Load it with from_pretrained(..., id2label=data.id2label), or build DETRConfig(id2label=data.id2label)."
+    if len(ours) != len(theirs):
+        raise ValueError(f"The model has {len(ours)} classes and the data {len(theirs)}. {fix}")
+    if all(name == f"LABEL_{label}" for label, name in ours.items()):
+        model.config.id2label = theirs
+        model.config.label2id = {name: label for label, name in theirs.items()}
+        return
+    different = [label for label in theirs if ours.get(label, "").casefold() != theirs[label].casefold()]
+    if different:
+        label = different[0]
+        raise ValueError(f"Class {label} is {ours.get(label)!r} to the model and {theirs[label]!r} in the data. {fix}")
+
+
+def check_splits(args: Any, train: Any, validation: Any) -> None:
+    """Says what is missing before Trainer does, in words of the data.
+
+    Raises:
+        ValueError: there is nothing to train or evaluate on.
+    """
+    if train is not None and hasattr(train, "__len__") and len(train) == 0:
+        raise ValueError("The training set is empty: it has no picture.")
+    if validation is not None and hasattr(validation, "__len__") and len(validation) == 0:
+        raise ValueError("The validation set is empty: it has no picture.")
+    if validation is None and args.eval_strategy != "no":
+        raise ValueError(
+            f"There is no validation split, and eval_strategy is {args.eval_strategy.value!r}, the default here. Give "
+            "eval_dataset, name a split "
+            "validation (load_detection_dataset(..., splits={'validation': ...})), or train without measuring: "
+            "eval_strategy='no'."
+        )
+
+
+__all__ = ["Splits", "check_classes", "check_splits", "image_processor_for", "prepare_splits", "split_named"]

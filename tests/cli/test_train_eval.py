@@ -1,0 +1,145 @@
+"""`detr-hf train` and `detr-hf eval` from a folder of pictures to numbers."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from detr_hf import DETRForObjectDetection, DETRImageProcessor
+from detr_hf.cli.app import app
+from detr_hf.cli.train import parse, resume_choice
+
+from ..conftest import tiny_model
+
+SOURCE_IDS = (3, 5, 9)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four training and three validation pictures with COCO annotations whose category ids have gaps, and a tiny checkpoint."""
+    root = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(1)
+    (root / "data" / "annotations").mkdir(parents=True)
+    categories = [
+        {"id": identity, "name": name} for identity, name in zip(SOURCE_IDS, ("cat", "dog", "owl"), strict=True)
+    ]
+    for split, count in (("train", 4), ("val", 3)):
+        (root / "data" / split).mkdir()
+        images, annotations = [], []
+        for index in range(count):
+            name = f"{split}{index}.png"
+            Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(root / "data" / split / name)
+            images.append({"id": index + 1, "file_name": name, "width": 64, "height": 48})
+            box = {"bbox": [4.0 + index, 6.0, 30.0, 25.0], "area": 750.0, "iscrowd": 0}
+            annotations.append({"id": index + 1, "image_id": index + 1, "category_id": SOURCE_IDS[index % 3], **box})
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "data" / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    tiny_model(backbone="test_resnet", hidden_dim=16, dim_feedforward=32, dec_layers=2).save_pretrained(root / "start")
+    DETRImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}).save_pretrained(root / "start")
+    return root
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_from_pictures_to_numbers(folder):
+    flags = [
+        "--max_steps",
+        2,
+        "--per_device_train_batch_size",
+        2,
+        "--use_cpu",
+        "--report_to",
+        "none",
+        "--disable_tqdm",
+        "true",
+    ]
+    trained = run(
+        "train", "--data", folder / "data", "--model", folder / "start", "--output_dir", folder / "out", *flags
+    )
+    assert trained.exit_code == 0, trained.output
+    assert "average precision, IoU 0.50 to 0.95" in trained.output
+    assert json.loads((folder / "out" / "eval_results.json").read_text())["eval_ap"] >= 0
+    assert DETRForObjectDetection.from_pretrained(folder / "out").config.id2label == {0: "cat", 1: "dog", 2: "owl"}
+
+    measured = run(
+        "eval", folder / "out", folder / "data", "--json", folder / "m.json", "--results", folder / "r.json"
+    )
+    assert measured.exit_code == 0, measured.output
+    numbers = json.loads((folder / "m.json").read_text())
+    assert numbers["AP"] == pytest.approx(
+        json.loads((folder / "out" / "eval_results.json").read_text())["eval_ap"], abs=1e-6
+    )
+    assert set(numbers["per_class"]) == {"cat", "dog", "owl"}
+    assert len(numbers["precision_recall"]["recall"]) == 101 and "missed" in numbers["mistakes"]["errors"]
+
+    results = json.loads((folder / "r.json").read_text())
+    assert {result["category_id"] for result in results} <= set(SOURCE_IDS)
+    again = run("eval", folder / "r.json", folder / "data", "--json", folder / "again.json")
+    assert again.exit_code == 0, again.output
+    assert json.loads((folder / "again.json").read_text())["AP"] == pytest.approx(numbers["AP"], abs=1e-6)
+
+
+def test_transformers_own_checkpoint_is_evaluated_alike(folder):
+    DETRForObjectDetection.from_pretrained(folder / "start").to_transformers().save_pretrained(folder / "theirs")
+    DETRImageProcessor.from_pretrained(folder / "start").save_pretrained(folder / "theirs")
+    for name in ("start", "theirs"):
+        assert run("eval", folder / name, folder / "data", "--json", folder / f"{name}.json").exit_code == 0
+    ours, theirs = (json.loads((folder / f"{name}.json").read_text()) for name in ("start", "theirs"))
+    assert ours["AR100"] == pytest.approx(theirs["AR100"], abs=1e-6)
+    assert ours["mistakes"] == theirs["mistakes"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"annotations": []}, "COCO annotation file"),
+        ([{"image_id": 1}], "no category_id and no bbox and no score"),
+        ([{"image_id": 77, "category_id": 3, "bbox": [1, 1, 2, 2], "score": 0.5}], "image_id 77"),
+        ([{"image_id": 1, "category_id": 4, "bbox": [1, 1, 2, 2], "score": 0.5}], "category_id 4"),
+    ],
+)
+def test_a_bad_results_file_is_named(content, message, folder):
+    (folder / "bad.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        run("eval", folder / "bad.json", folder / "data")
+
+
+def test_a_model_of_other_classes_is_refused(folder, tmp_path):
+    tiny_model(backbone="test_resnet", id2label={0: "car"}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no class in common"):
+        run("eval", tmp_path, folder / "data")
+
+
+def test_help_lists_every_flag_and_a_wrong_flag_is_an_error(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse(["--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert all(
+        flag in text
+        for flag in ("--data ", "--ema_decay", "--gradient_accumulation_steps", "--torch_compile", "--fsdp")
+    )
+    with pytest.raises((SystemExit, ValueError)):
+        parse(["--data", "x", "--output_dir", "y", "--lerning_rate", "1"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "choice"),
+    [
+        (None, None),
+        ("true", True),
+        ("True", True),
+        ("auto", "auto"),
+        ("out/checkpoint-3", "out/checkpoint-3"),
+        ("false", None),
+    ],
+)
+def test_resume_choice(flag, choice):
+    assert resume_choice(flag) == choice

@@ -1,0 +1,105 @@
+"""Tiny pictures, a tiny DETR and a trainer for the tests of training; no file and no network."""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detr_hf.training import DETRTrainer, DETRTrainingArguments
+
+from ..conftest import tiny_model
+
+
+def micro_model(seed: int = 0, **changes):
+    """Half a million parameters, so that checkpoints take milliseconds; dropout is on."""
+    return tiny_model(
+        seed,
+        **{
+            "backbone": "test_resnet",
+            "enc_layers": 1,
+            "dec_layers": 2,
+            "hidden_dim": 16,
+            "dim_feedforward": 32,
+            **changes,
+        },
+    )
+
+
+class Scenes(torch.utils.data.Dataset):
+    """Pictures of noise with random boxes; with `noise`, another picture each time it is read (from torch's, numpy's
+    and python's generators)."""
+
+    def __init__(
+        self, count: int = 8, noise: bool = True, bad: int | None = None, heights: tuple[int, int] = (32, 64)
+    ):
+        self.count, self.noise, self.bad, self.heights = count, noise, bad, heights
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        generator = torch.Generator().manual_seed(index)
+        height, width = self.heights[index % 2], 64
+        pixels = torch.randn(3, height, width, generator=generator)
+        if self.noise:
+            pixels = pixels + 0.1 * torch.randn(pixels.shape) + float(np.random.rand())
+        if index == self.bad:
+            pixels[0, 3, 5] = torch.nan
+        number = 1 + index % 3
+        size = torch.rand(number, 2, generator=generator) * 0.3 + 0.2
+        center = size / 2 + torch.rand(number, 2, generator=generator) * (1 - size)
+        classes = torch.randint(3, (number,), generator=generator)
+        return {
+            "pixel_values": pixels,
+            "labels": target(index, classes, torch.cat([center, size], dim=1), (height, width)),
+        }
+
+
+def target(image_id: int, classes: Tensor, boxes: Tensor, size_hw: tuple[int, int]) -> dict[str, Tensor]:
+    """A target as the image processor makes it, of a picture that was not resized."""
+    size = torch.tensor(size_hw)
+    area = boxes[:, 2] * boxes[:, 3] * size.prod()
+    crowd = torch.zeros(len(classes), dtype=torch.int64)
+    fields = {"class_labels": classes, "boxes": boxes, "area": area, "iscrowd": crowd}
+    return {"image_id": torch.tensor([image_id]), "orig_size": size, "size": size, **fields}
+
+
+def arguments(folder, **changes) -> DETRTrainingArguments:
+    """Two pictures a step, a checkpoint every step, no evaluation."""
+    defaults = {
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 3,
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": None,
+        "eval_strategy": "no",
+        "logging_steps": 1,
+        "warmup_steps": 2,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "learning_rate": 1e-3,
+        "dataloader_pin_memory": False,
+    }
+    return DETRTrainingArguments(str(folder), **{**defaults, **changes})
+
+
+def trainer(folder, model=None, train=None, evaluation=None, **changes) -> DETRTrainer:
+    """A trainer of the micro model on the scenes."""
+    return DETRTrainer(
+        micro_model() if model is None else model,
+        arguments(folder, **changes),
+        train_dataset=Scenes() if train is None else train,
+        eval_dataset=evaluation,
+    )
+
+
+def digest(model) -> str:
+    """sha256 of all weights and buffers, by name."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().numpy().tobytes())
+    return sha.hexdigest()

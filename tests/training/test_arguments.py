@@ -1,0 +1,91 @@
+"""Recipes fill what is not given, and nothing else."""
+
+import dataclasses
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from detr_hf.training import DETRTrainingArguments
+from detr_hf.training.arguments import RECIPES
+
+
+def arguments(**changes):
+    return DETRTrainingArguments("out", use_cpu=True, report_to="none", **changes)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "loaded", "name"),
+    [("auto", True, "finetune"), ("auto", False, "scratch"), ("scratch", True, "scratch")],
+)
+def test_what_is_not_given_comes_from_the_recipe(recipe, loaded, name):
+    args = arguments(recipe=recipe)
+    assert args.apply_recipe(loaded) == name
+    assert {field: getattr(args, field) for field in RECIPES[name]} == RECIPES[name]
+
+
+def test_what_is_given_is_kept():
+    args = arguments(learning_rate=3e-4, warmup_steps=7, num_train_epochs=2, lr_drop=0.5, lr_scheduler_type="constant")
+    args.apply_recipe(loaded=False)
+    given = (args.learning_rate, args.warmup_steps, args.num_train_epochs, args.lr_drop, args.lr_scheduler_type)
+    assert given == (3e-4, 7, 2, 0.5, "constant")
+    assert args.backbone_learning_rate == 1e-5
+    assert args.head_learning_rate == pytest.approx(3e-4)  # follows
+
+
+def test_without_a_detr_trainer_the_arguments_are_complete():
+    args = arguments()
+    assert not [name for name in RECIPES["scratch"] if getattr(args, name) is None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "saving", "best"),
+    [
+        ({}, "epoch", True),
+        ({"eval_strategy": "steps", "eval_steps": 30}, "steps", True),
+        ({"eval_strategy": "no"}, "epoch", False),
+        ({"eval_strategy": "steps", "eval_steps": 30, "save_strategy": "epoch"}, "epoch", False),
+        ({"save_strategy": "best"}, "best", True),
+    ],
+)
+def test_saving_follows_evaluation(changes, saving, best):
+    args = arguments(**changes)
+    assert (args.save_strategy, args.load_best_model_at_end) == (saving, best)
+    assert args.metric_for_best_model == "ap" and args.greater_is_better
+    if saving == "steps":
+        assert args.save_steps == 30
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": "fast"}, "recipe is 'fast'"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"lr_drop": 2.0}, "lr_drop is 2.0"),
+        ({"label_smoothing_factor": 0.1}, "no meaning for DETR"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(**changes)
+
+
+def test_a_drop_needs_a_constant_schedule():
+    args = arguments(lr_drop=0.5, lr_scheduler_type="cosine")
+    with pytest.raises(ValueError, match="lr_drop goes with a constant schedule"):
+        args.apply_recipe(loaded=True)
+
+
+def test_every_flag_is_on_the_command_line():
+    flags = "--output_dir out --learning_rate 2e-4 --ema_decay 0.99 --bf16 --use_cpu --lr_scheduler_type linear"
+    more = "--load_best_model_at_end false --freeze-backbone"
+    parser = HfArgumentParser([DETRTrainingArguments])
+    (args,) = parser.parse_args_into_dataclasses(f"{flags} {more}".split(), look_for_args_file=False)
+    assert (args.learning_rate, args.ema_decay, args.bf16, args.lr_scheduler_type) == (2e-4, 0.99, True, "linear")
+    assert args.load_best_model_at_end is False and args.freeze_backbone
+
+
+def test_every_default_that_differs_says_why():
+    theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    for field in dataclasses.fields(DETRTrainingArguments):
+        if field.name not in theirs or field.default != theirs[field.name].default:
+            assert len(field.metadata["help"]) > 30, field.name
