@@ -91,7 +91,7 @@ class DETRTrainingArguments(TrainingArguments):
     )
     warmup_steps: float | None = _option(
         None,
-        "Steps, or a part below 1 of all steps. Short (a hundredth from scratch, a twentieth when fine-tuning): post-norm "
+        "Steps, or a part below 1 of all. Short (a hundredth from scratch, a twentieth when fine-tuning): post-norm "
         "transformers with Adam can otherwise "
         "stay stuck from the first steps on.",
     )

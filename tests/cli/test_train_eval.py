@@ -18,7 +18,7 @@ SOURCE_IDS = (3, 5, 9)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Four training and three validation pictures with COCO annotations whose category ids have gaps, and a tiny checkpoint."""
+    """Seven pictures in two splits, COCO category ids with gaps, and a tiny checkpoint."""
     root = tmp_path_factory.mktemp("cli")
     rng = np.random.default_rng(1)
     (root / "data" / "annotations").mkdir(parents=True)

@@ -86,7 +86,7 @@ def results(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(run_process, args=(port, str(folder)), nprocs=2, start_method="fork")
+    mp.start_processes(run_process, args=(port, str(folder)), nprocs=2, start_method="spawn")
     pair = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     return run(folder / "single", batch_size=4), pair
 

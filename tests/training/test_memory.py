@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-
 MEASURE = """
 import resource, sys
 import torch
