@@ -187,8 +187,8 @@ class DigitScenes(Dataset):
         seed: another seed gives other scenes from the same pictures.
 
     An item is `{"image_id", "image" (PIL, RGB), "width", "height", "objects"}`. `objects` has the equally long lists
-    `id`, `bbox` (`[x, y, width, height]` in pixels of the scene), `category` (labels), `area` and `iscrowd`: the schema
-    of `detr_hf.data`.
+    `id`, `bbox` (`[x, y, width, height]` in pixels of the scene), `category` (labels), `area` and `iscrowd`: the
+    schema of `detr_hf.data`.
 
     Raises:
         ValueError: an option is out of range; the message says which and what is possible.
