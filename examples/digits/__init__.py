@@ -1,0 +1,1 @@
+"""The parts of `train_digits.py`: recipe, batches, the two stages, and the report."""

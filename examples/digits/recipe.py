@@ -1,0 +1,99 @@
+"""The recipe of the embedded checkpoint, and the log and the state of a run."""
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 50
+PRETRAIN_LOG, DETECT_LOG = "pretrain.jsonl", "detect.jsonl"
+
+
+@dataclass
+class Recipe:
+    """Everything that decides the result; each field is an option of the command line."""
+
+    batch_size: int = 16
+    pretrain_steps: int = 900
+    steps: int = 4550
+    decay_fraction: float = 0.55
+    late_step: int = 1400
+    small_until: int = 3900
+    pretrain_lr: float = 2e-3
+    lr: float = 6e-4
+    lr_backbone: float = 3e-4
+    weight_decay: float = 1e-4
+    warmup: int = 200
+    clip: float = 0.1
+    ema_decay: float = 0.998
+    query_groups: int = 4
+    dense_weight: float = 1.0
+    background_weight: float = 0.2
+    seed: int = 0
+    stride: int = 16
+    hidden_dim: int = 128
+    nheads: int = 4
+    dim_feedforward: int = 512
+    enc_layers: int = 3
+    dec_layers: int = 3
+    num_queries: int = 20
+    backbone: str = "resnet18"
+    channels: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
+    layers: list[int] = field(default_factory=lambda: [1, 1, 1, 1])
+    stem_width: int = 8
+
+    @property
+    def backbone_kwargs(self) -> dict:
+        """What timm needs besides the name, to make the thin ResNet."""
+        return {"channels": self.channels, "layers": self.layers, "stem_type": "deep", "stem_width": self.stem_width}
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's number and how many there are; 0 and 1 without `torchrun`."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets every group's rate to `factor` times its own base."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    """Writes a state so that a cut leaves the one before it."""
+    torch.save(state, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+class RunLog:
+    """Mean of each loss part over `LOG_EVERY` steps, as a line of JSON and in the log."""
+
+    def __init__(self, path: Path, processes: int = 1):
+        self.path, self.sums, self.count, self.since = path, {}, 0, time.time()
+        self.note(processes=processes, threads=torch.get_num_threads())
+
+    def add(self, step: int, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        """Adds one step, and writes a line when enough have come together."""
+        for name, value in {"loss": loss, **parts}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        self.count += 1
+        if self.count == LOG_EVERY:
+            means = {name: round(total / self.count, 4) for name, total in self.sums.items()}
+            self.note(step=step + 1, step_seconds=round((time.time() - self.since) / self.count, 4), **means)
+            self.sums, self.count, self.since = {}, 0, time.time()
+
+    def note(self, **entry) -> None:
+        """Writes one line, in the first process."""
+        if rank_and_world_size()[0] != 0:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        logger.info("%s", entry)

@@ -1,0 +1,110 @@
+"""Measuring the checkpoint, and its model card: the numbers in it are measured here, or read from recipe and logs."""
+
+import json
+import platform
+import time
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from detr_hf.data.digits import SPLITS, DigitScenes, load_sources
+from detr_hf.evaluation.coco import CocoMetrics, evaluate_boxes
+from detr_hf.image_processing_detr import DETRImageProcessor
+from detr_hf.modeling_detr import DETRForObjectDetection
+
+from .recipe import DETECT_LOG, LOG_EVERY, PRETRAIN_LOG, Recipe
+
+
+def make_processor() -> DETRImageProcessor:
+    """Pictures are scaled to a shorter side of 256 pixels, the scale of the scenes."""
+    return DETRImageProcessor(size={"shortest_edge": 256, "longest_edge": 448})
+
+
+class Measured(NamedTuple):
+    """What a measurement found: COCO metrics, the time a picture takes one by one, and the model's size."""
+
+    metrics: CocoMetrics
+    seconds_per_image: float
+    num_parameters: int
+
+
+@torch.no_grad()
+def evaluate(model: DETRForObjectDetection, processor: DETRImageProcessor, num_scenes: int = 500) -> Measured:
+    """COCO metrics on the first validation scenes, by the way a user takes: processor, model, post-processing."""
+    scenes = DigitScenes("validation", length=num_scenes)
+    categories = [{"id": label, "name": name} for label, name in scenes.id2label.items()]
+    truth = {"images": [], "annotations": [], "categories": categories}
+    detections, seconds = [], 0.0
+    for index in range(num_scenes):
+        scene = scenes[index]
+        truth["images"].append({"id": index, "width": scene["width"], "height": scene["height"]})
+        for box, label in zip(scene["objects"]["bbox"], scene["objects"]["category"], strict=True):
+            truth["annotations"].append({"image_id": index, "category_id": label, "bbox": box})
+        started = time.perf_counter()
+        outputs = model(**processor(scene["image"], return_tensors="pt"))
+        size_hw = torch.tensor([[scene["height"], scene["width"]]])
+        found = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=size_hw)[0]
+        seconds += time.perf_counter() - started
+        for score, label, box in zip(found["scores"], found["labels"], found["boxes"], strict=True):
+            x0, y0, x1, y1 = box.tolist()
+            found_box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "score": float(score)}
+            detections.append({"image_id": index, "category_id": int(label), **found_box})
+    return Measured(evaluate_boxes(truth, detections), seconds / num_scenes, model.num_parameters())
+
+
+def training_minutes(log_path: Path) -> float:
+    """Minutes that the steps of a stage took, from its log; a cut and resumed stage counts every step that was run."""
+    entries = [json.loads(line) for line in log_path.read_text().splitlines()]
+    return sum(entry["step_seconds"] * LOG_EVERY for entry in entries if "step_seconds" in entry) / 60
+
+
+def processes_used(log_path: Path) -> str:
+    """How many processes and threads a stage, and each of its resumptions, ran with, from its log."""
+    entries = [json.loads(line) for line in log_path.read_text().splitlines()]
+    used = [(entry["processes"], entry["threads"]) for entry in entries if "processes" in entry]
+    return ", then ".join(f"{processes} x {threads}" for processes, threads in dict.fromkeys(used))
+
+
+def processor_name() -> str:
+    """The CPU's name, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_card(path: Path, output: Path, work: Path, recipe: Recipe, measured: Measured) -> None:
+    """Writes the model card; every number in it is measured here or read from the recipe and the logs."""
+    summary, per_class = measured.metrics.summary, measured.metrics.per_class
+    rows = [f"| {name} | {row['objects']} | {row['AP']:.3f} | {row['AP50']:.3f} |" for name, row in per_class.items()]
+    sources = {split: load_sources(split) for split in SPLITS}
+    images = {split: sum(len(digits) for digits in source.digits.values()) for split, source in sources.items()}
+    changed = {entry.name: getattr(recipe, entry.name) for entry in fields(Recipe)}
+    template = Path(__file__).with_name("card_template.md").read_text()
+    card = template.format(
+        **changed,
+        **{name: f"{value:.3f}" for name, value in summary.items()},
+        class_rows="\n".join(rows),
+        num_scenes=measured.metrics.num_images,
+        num_objects=sum(row["objects"] for row in per_class.values()),
+        train_images=images["train"],
+        validation_images=images["validation"],
+        pretrain_minutes=f"{training_minutes(work / PRETRAIN_LOG):.0f}",
+        detect_minutes=f"{training_minutes(work / DETECT_LOG):.0f}",
+        scenes_pretrain=f"{recipe.pretrain_steps * recipe.batch_size:,}",
+        scenes_detect=f"{recipe.steps * recipe.batch_size:,}",
+        pretrain_processes=processes_used(work / PRETRAIN_LOG),
+        detect_processes=processes_used(work / DETECT_LOG),
+        hardware=processor_name(),
+        milliseconds=f"{1000 * measured.seconds_per_image:.0f}",
+        parameters=f"{measured.num_parameters / 1e6:.2f}",
+        megabytes=f"{(output / 'model.safetensors').stat().st_size / 1e6:.1f}",
+        versions=", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "transformers")),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(card)
