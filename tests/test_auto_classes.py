@@ -123,8 +123,9 @@ print(type(model).__name__, type(processor).__name__, total)
 
 def test_the_code_travels_with_the_checkpoint_and_runs_where_the_package_is_absent(tmp_path, monkeypatch):
     classes = [(DETRConfig, "AutoConfig"), (DETRForObjectDetection, "AutoModelForObjectDetection")]
+    for cls in (DETRConfig, DETRForObjectDetection, DETRImageProcessor, DETRImageProcessorPil):
+        monkeypatch.setattr(cls, "_auto_class", None)  # registering one processor registers both
     for cls, auto in [*classes, (DETRImageProcessor, "AutoImageProcessor")]:
-        monkeypatch.setattr(cls, "_auto_class", None)
         cls.register_for_auto_class(auto)
     model = tiny_model()
     model.save_pretrained(tmp_path / "first")

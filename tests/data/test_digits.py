@@ -96,7 +96,7 @@ def test_a_box_is_the_smallest_around_the_ink(monkeypatch):
 def test_sizes_of_digits_span_the_range():
     scenes = DigitScenes("train", length=150)
     heights = np.array([box[3] for index in range(150) for box in scenes[index]["objects"]["bbox"]])
-    assert 18 <= heights.min() <= 30 and 90 <= heights.max() <= 140
+    assert 24 <= heights.min() <= 38 and 90 <= heights.max() <= 140
     assert 50 <= np.median(heights) <= 72  # log-uniform between 32 and 112: about 60
 
 
