@@ -23,8 +23,8 @@ class Recipe:
 
     batch_size: int = 16
     pretrain_steps: int = 900
-    steps: int = 4550
-    decay_fraction: float = 0.55
+    steps: int = 4850
+    decay_fraction: float = 0.75
     late_step: int = 1400
     small_until: int = 3900
     pretrain_lr: float = 2e-3
