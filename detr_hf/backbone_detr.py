@@ -89,7 +89,6 @@ class Backbone(nn.Module):
         freeze_batch_norms(self.body, keep_values=load_weights)
         self.train_backbone = config.train_backbone
         self.num_channels: list[int] = self.body.feature_info.channels()
-        self.strides: list[int] = self.body.feature_info.reduction()
         self.channels_come_last = getattr(self.body, "output_fmt", None) == "NHWC"  # Swin and its kin
         if not on_meta:  # timm has initialised or loaded these: transformers must not draw them again
             for tensor in (*self.body.parameters(), *self.body.buffers()):
