@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .image_processing_pil_detr import DETRImageProcessorPil
     from .inference.detections import Detection, Detections
     from .inference.detector import Detector
+    from .inference.prediction import predict_to_shards, read_predictions
+    from .inference.sources import SourceOptions
     from .modeling_detr import DETRForObjectDetection, DETRModel
     from .training.arguments import DETRTrainingArguments
     from .training.trainer import DETRTrainer
@@ -35,7 +37,10 @@ _MODULE_OF = {
     "Detection": "inference.detections",
     "Detections": "inference.detections",
     "Detector": "inference.detector",
+    "SourceOptions": "inference.sources",
     "load_detection_dataset": "data.loading",
+    "predict_to_shards": "inference.prediction",
+    "read_predictions": "inference.prediction",
 }
 
 __all__ = [
@@ -49,7 +54,10 @@ __all__ = [
     "Detection",
     "Detections",
     "Detector",
+    "SourceOptions",
     "load_detection_dataset",
+    "predict_to_shards",
+    "read_predictions",
 ]
 
 

@@ -4,11 +4,14 @@ What differs on purpose:
 
 - from the original: any timm model that supports `features_only` will do, a mask that holds no padding is dropped, and
   weights come from timm or a file, only when asked for;
+- from both: in `eval()` without gradients the norms are folded into the convolutions (see `InferenceBody`), features
+  are channels-last, and sine encodings are kept by size;
 - from transformers: the stem and the stride-4 stage really are frozen, a batch norm that carries an activation keeps
   it (and its eps), sine encodings are computed in float32 whatever the model's dtype, and learned tables read beyond
   their end are interpolated.
 """
 
+import functools
 import math
 import os
 
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import load_state_dict as read_state_dict
 
 from .configuration_detr import DETRConfig
+from .folding_detr import InferenceBody
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -54,9 +58,15 @@ class FrozenBatchNorm2d(nn.Module):
         return frozen
 
     def forward(self, features: Tensor) -> Tensor:
-        normed = F.batch_norm(
-            features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-        )
+        if features.requires_grad and features.dtype == self.weight.dtype == torch.float32:
+            # the same numbers, and unlike batch norm autograd need not keep the input for them
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            bias = self.bias - self.running_mean * scale
+            normed = torch.addcmul(bias[:, None, None], features, scale[:, None, None])
+        else:
+            normed = F.batch_norm(
+                features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
         return normed if self.act is None else self.act(normed)
 
     def extra_repr(self) -> str:
@@ -95,7 +105,16 @@ class Backbone(nn.Module):
                 tensor._is_hf_initialized = True
             for module in self.body.modules():
                 module._is_hf_initialized = True
+        self.inference_body = InferenceBody(FrozenBatchNorm2d)
         self.freeze()
+
+    def train(self, mode: bool = True) -> "Backbone":
+        self.inference_body.forget()  # no counter sees edits through `.data`: look again after a change of mode
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True):
+        self.inference_body.forget()
+        return super()._apply(fn, recurse)
 
     def freeze(self) -> None:
         """Stops gradients of the stem and the stride-4 stage (a ResNet's `layer1`), of all if not `train_backbone`."""
@@ -121,7 +140,10 @@ class Backbone(nn.Module):
 
         The mask is None without one.
         """
-        features = self.body(pixel_values)
+        body = None
+        if not self.training and self.inference_body.usable_for(pixel_values):
+            body = self.inference_body.of(self.body, pixel_values)
+        features = (self.body if body is None else body)(pixel_values.contiguous(memory_format=torch.channels_last))
         if self.channels_come_last:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
         return [(feature, _resize_mask(pixel_mask, feature.shape[-2:])) for feature in features]
@@ -207,21 +229,40 @@ class PositionEmbeddingSine(nn.Module):
 
         `mask` (B, h, w) is True on the image; None means no padding, and then B is 1.
         """
+        if mask is not None:
+            return self._encodings(mask).to(features.dtype)
         height, width = features.shape[-2:]
-        if mask is None:
+        if type(features) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
             mask = torch.ones(1, height, width, dtype=torch.bool, device=features.device)
+            return self._encodings(mask).to(features.dtype)
+        size = (self.num_pos_feats, self.temperature, height, width, features.dtype, features.device)
+        if _unpadded_encodings(*size)._version:  # somebody has written into what was returned earlier
+            _unpadded_encodings.cache_clear()
+        return _unpadded_encodings(*size)
+
+    def _encodings(self, mask: Tensor) -> Tensor:
         rows = mask.cumsum(1, dtype=torch.float32)  # float32 throughout: bfloat16 would be wrong by 0.03
         columns = mask.cumsum(2, dtype=torch.float32)
         rows = rows / (rows[:, -1:, :] + 1e-6) * (2 * math.pi)
         columns = columns / (columns[:, :, -1:] + 1e-6) * (2 * math.pi)
         encodings = torch.cat([self._encode(rows), self._encode(columns)], dim=-1)  # (B, h, w, D)
-        return encodings.permute(0, 3, 1, 2).to(features.dtype)
+        return encodings.permute(0, 3, 1, 2)
 
     def _encode(self, positions: Tensor) -> Tensor:
         channels = torch.arange(self.num_pos_feats, dtype=torch.float32, device=positions.device)
         wavelengths = self.temperature ** (2 * torch.div(channels, 2, rounding_mode="floor") / self.num_pos_feats)
         angles = positions[..., None] / wavelengths
         return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
+
+
+@functools.lru_cache(maxsize=16)
+def _unpadded_encodings(
+    num_pos_feats: int, temperature: int, height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Returns the sine encodings (1, D, h, w) of a feature map without padding; the last few sizes are kept."""
+    with torch.inference_mode(False), torch.no_grad():  # a tensor made in inference mode could not be used in training
+        mask = torch.ones(1, height, width, dtype=torch.bool, device=device)
+        return PositionEmbeddingSine(num_pos_feats, temperature)._encodings(mask).to(dtype)
 
 
 class PositionEmbeddingLearned(nn.Module):

@@ -8,6 +8,7 @@ What differs on purpose:
   (`d_model`, `encoder_layers`, `bbox_cost`, ...) are understood as aliases.
 """
 
+import copy
 import difflib
 import math
 
@@ -58,6 +59,14 @@ _TRANSFORMERS_ARGUMENTS = frozenset(
     }
 )
 
+# A field that a pushed config.json has for transformers' own DETR classes. They would make a random model of the names
+# that both configurations share, and only warn; at a text where they expect a number they stop. Here it is dropped.
+NOT_PLAIN_DETR = (
+    "init_std",
+    "not a checkpoint of transformers' DETR, but of detr_hf: pip install detr_hf, or use trust_remote_code=True with "
+    "an auto class",
+)
+
 
 @strict
 class DETRConfig(PreTrainedConfig):
@@ -89,6 +98,19 @@ class DETRConfig(PreTrainedConfig):
         bbox_loss_coef, giou_loss_coef, mask_loss_coef, dice_loss_coef (`float`): weights of the losses; that of
             the classification is 1.
         eos_coef (`float`): weight of the no-object class in the cross-entropy.
+        reference_points (`bool`): a learned point per query is added to the centre of its box, before the sigmoid.
+            Zero is plain DETR. Another implementation cannot run such a checkpoint, and refuses it.
+        encoder_aux_head (`bool`): training only. Class head and box head are also asked about every encoder token
+            inside an object.
+        encoder_aux_coef (`float`): weight of that loss.
+        num_query_groups (`int`): training only. Groups of object queries, each matched on its own; 1 is plain DETR.
+        num_denoising (`int`): training only. About as many queries start from labels and boxes with noise; 0 is none.
+        label_noise_ratio (`float`): part of the denoising queries that get another label, in [0, 1].
+        box_noise_scale (`float`): how far their boxes are moved: 1 moves a centre to the border of the box at most.
+        denoising_negatives (`bool`): with every denoising query comes one moved farther, which should find nothing.
+
+    The options that say "training only" add weights under `training_aids.` and change no output in evaluation;
+    `strip_training_aids()` removes them.
 
     Raises:
         ValueError: for an unknown argument (the nearest field is named) or an impossible combination.
@@ -157,6 +179,14 @@ class DETRConfig(PreTrainedConfig):
     mask_loss_coef: float | int = 1.0
     dice_loss_coef: float | int = 1.0
     eos_coef: float | int = 0.1
+    reference_points: bool = False
+    encoder_aux_head: bool = False
+    encoder_aux_coef: float | int = 3.0
+    num_query_groups: int = 1
+    num_denoising: int = 0
+    label_noise_ratio: float | int = 0.2
+    box_noise_scale: float | int = 0.4
+    denoising_negatives: bool = False
     is_encoder_decoder: bool = True
 
     def __post_init__(self, **kwargs):
@@ -174,6 +204,21 @@ class DETRConfig(PreTrainedConfig):
         self.validate_loss()
         self.validate_backbone()
 
+    @property
+    def has_training_aids(self) -> bool:
+        """Whether any option is on that only training uses."""
+        return self.encoder_aux_head or self.num_query_groups > 1 or self.num_denoising > 0
+
+    def without_training_aids(self) -> "DETRConfig":
+        """Returns a copy in which these options are off."""
+        plain = copy.deepcopy(self)
+        plain.switch_off_training_aids()
+        return plain
+
+    def switch_off_training_aids(self) -> None:
+        """Makes this the configuration of a model that only infers."""
+        self.encoder_aux_head, self.num_query_groups, self.num_denoising = False, 1, 0
+
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """Returns the configuration that a `config.json` holds.
@@ -181,6 +226,7 @@ class DETRConfig(PreTrainedConfig):
         What a file holds besides is kept and said, not refused: somebody wrote it there, and the weights beside it
         must still load.
         """
+        config_dict = {name: value for name, value in config_dict.items() if (name, value) != NOT_PLAIN_DETR}
         unknown = {name: value for name, value in config_dict.items() if not cls._knows(name)}
         result = super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
@@ -228,8 +274,10 @@ class DETRConfig(PreTrainedConfig):
             "dim_feedforward",
             "num_queries",
             "num_channels",
+            "num_query_groups",
+            "num_denoising",
         ):
-            least = 0 if name == "enc_layers" else 1
+            least = 0 if name in ("enc_layers", "num_denoising") else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, but is {getattr(self, name)}.")
         if self.hidden_dim % self.nheads:
@@ -259,9 +307,12 @@ class DETRConfig(PreTrainedConfig):
         """Refuses loss and cost weights that cannot train, and an empty class list."""
         costs = {name: getattr(self, name) for name in ("set_cost_class", "set_cost_bbox", "set_cost_giou")}
         weights = ("bbox_loss_coef", "giou_loss_coef", "mask_loss_coef", "dice_loss_coef", "eos_coef")
+        weights += ("encoder_aux_coef", "box_noise_scale")
         for name, value in {**costs, **{name: getattr(self, name) for name in weights}}.items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number that is not negative, but is {value}.")
+        if not 0 <= self.label_noise_ratio <= 1:
+            raise ValueError(f"label_noise_ratio must be in [0, 1], but is {self.label_noise_ratio}.")
         if not any(costs.values()):
             raise ValueError(
                 "All matching costs are 0 (set_cost_class, set_cost_bbox, set_cost_giou), so that queries could not "

@@ -1,7 +1,8 @@
 """What both image processors of DETR share, which is everything but the resize of one image.
 
 The pixels of a batch go: read (upright, RGB, channels last) -> resize in uint8 -> written once, rescaled and
-normalised, into the zero-padded float batch. Targets are made from sizes alone and never see the batch. What differs
+normalised, into the zero-padded float batch, which is channels-last in memory; several images on as many threads as
+torch may use. Targets are made from sizes alone and never see the batch. What differs
 from transformers' DETR processor on purpose, beside what the modules for reading, sizes, annotations and
 post-processing say of themselves:
 
@@ -16,7 +17,8 @@ post-processing say of themselves:
 import difflib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -35,15 +37,19 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .annotations_detr import check_annotations, detection_target, panoptic_target
+from .batch_memory_detr import BatchMemory
 from .image_reading_detr import read_images
 from .image_sizes_detr import DEFAULT_LONGEST_EDGE, DEFAULT_SHORTEST_EDGE, check_resize_rule, resized_hw
 from .post_processing_detr import detections
 
 logger = logging.get_logger(__name__)
 
+BATCH_MEMORY = BatchMemory()
+PIECE = 2**17  # values of a piece that is normalised at once: half a megabyte of float32
+
 _FORMATS = (AnnotationFormat.COCO_DETECTION.value, AnnotationFormat.COCO_PANOPTIC.value)
 _OWN_TYPES = ("DETRImageProcessor", "DETRImageProcessorPil")
-_CLASS_OF_BACKEND = {
+CLASS_OF_BACKEND = {
     "torchvision": "image_processing_detr.DETRImageProcessor",
     "pil": "image_processing_pil_detr.DETRImageProcessorPil",
 }
@@ -218,19 +224,23 @@ class DETRImageProcessingMixin:
             rescale_factor if do_rescale else 1.0,
             (image_mean, image_std) if do_normalize else None,
         )
-        resized = (
-            self._resize_pixels(image if device is None else image.to(device), hw, resample)
-            for image, hw in zip(images, sizes_hw, strict=True)
-        )
-        padded_hw = _padded_hw(sizes_hw, pad_size) if do_pad else None
-        if padded_hw is not None:
-            pixel_values = _batched(resized, sizes_hw, padded_hw, scale, shift)
+        target = torch.device(device) if device is not None else images[0].device
+
+        def resize(image: Tensor, hw: tuple[int, int]) -> Tensor:
+            return self._resize_pixels(image.to(target), hw, resample)
+
+        def batch(some: list[Tensor], some_hw: list[tuple[int, int]], canvas_hw: tuple[int, int]) -> Tensor:
+            return _batched(resize, some, some_hw, canvas_hw, scale, shift, target)
+
+        if do_pad:
+            padded_hw = _padded_hw(sizes_hw, pad_size)
+            pixel_values = batch(images, sizes_hw, padded_hw)
             data = {"pixel_values": pixel_values, "pixel_mask": _pixel_mask(sizes_hw, padded_hw, pixel_values.device)}
         elif len(set(sizes_hw)) == 1:
-            data = {"pixel_values": _batched(resized, sizes_hw, sizes_hw[0], scale, shift)}
+            data = {"pixel_values": batch(images, sizes_hw, sizes_hw[0])}
         elif return_tensors is None:
-            singles = zip(resized, sizes_hw, strict=True)
-            data = {"pixel_values": [_batched([image], [hw], hw, scale, shift)[0] for image, hw in singles]}
+            singles = zip(images, sizes_hw, strict=True)
+            data = {"pixel_values": [batch([image], [hw], hw)[0] for image, hw in singles]}
         else:
             raise ValueError(
                 f"Images of sizes {sorted(set(sizes_hw))} make no tensor without padding. Use do_pad=True."
@@ -334,7 +344,7 @@ class DETRImageProcessingMixin:
         """Returns what `preprocessor_config.json` holds; `auto_map` names the classes of both backends."""
         processor_dict = super().to_dict()
         if self._auto_class is not None:
-            processor_dict["auto_map"] = {self._auto_class: dict(_CLASS_OF_BACKEND)}
+            processor_dict["auto_map"] = {self._auto_class: dict(CLASS_OF_BACKEND)}
         return processor_dict
 
 
@@ -396,21 +406,46 @@ def _padded_hw(sizes_hw: list[tuple[int, int]], pad_size: SizeDict | None) -> tu
 
 
 def _batched(
-    images: Any, sizes_hw: list[tuple[int, int]], padded_hw: tuple[int, int], scale: Tensor, shift: Tensor
+    resize: Callable[[Tensor, tuple[int, int]], Tensor],
+    images: list[Tensor],
+    sizes_hw: list[tuple[int, int]],
+    padded_hw: tuple[int, int],
+    scale: Tensor,
+    shift: Tensor,
+    device: torch.device,
 ) -> Tensor:
-    """Returns (B, C, H, W) float32 pixels of (h, w, C) images, normalised where there is image and zero elsewhere."""
-    batch = None
-    for index, (image, (h, w)) in enumerate(zip(images, sizes_hw, strict=True)):
-        if batch is None:
-            batch = torch.empty(
-                len(sizes_hw), len(scale), *padded_hw, device=image.device
-            )  # filled once, piece by piece
-            scale, shift = scale.to(image.device)[:, None, None], shift.to(image.device)[:, None, None]
-        canvas = batch[index]
-        canvas[:, :h, :w].copy_(image.permute(2, 0, 1)).mul_(scale).add_(shift)
-        canvas[:, h:].zero_()
-        canvas[:, :h, w:].zero_()
-    return batch
+    """Returns (B, C, H, W) float32 pixels of (H', W', C) images, normalised where there is image and zero elsewhere.
+
+    The batch is channels-last in memory, as the resized pixels are and as convolutions want it.
+    """
+    shape = (len(images), *padded_hw, len(scale))
+    batch = BATCH_MEMORY.empty(*shape) if device.type == "cpu" else torch.empty(shape, device=device)
+    scale, shift = scale.to(device), shift.to(device)
+
+    def fill(index: int) -> None:
+        (h, w), columns = sizes_hw[index], sizes_hw[index][1] * len(scale)
+        pixels = resize(images[index], (h, w)).reshape(h, columns)
+        canvas = batch[index].view(padded_hw[0], -1)  # (H, W * C): one long inner loop, not one over the channels
+        _normalise(pixels, canvas[:h, :columns], scale.repeat(w), shift.repeat(w))
+        canvas[h:].zero_()
+        canvas[:h, columns:].zero_()
+
+    workers = min(len(images), torch.get_num_threads()) if device.type == "cpu" else 1
+    if workers > 1:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(fill, range(len(images))))
+    else:
+        for index in range(len(images)):
+            fill(index)
+    return batch.permute(0, 3, 1, 2)
+
+
+def _normalise(pixels: Tensor, canvas: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """Writes scale * pixels + shift into `canvas` (h, w * C); piece by piece, so that a piece stays in the cache."""
+    rows = len(pixels) if canvas.is_cuda else max(1, PIECE // pixels.shape[1])
+    for top in range(0, len(pixels), rows):
+        piece = pixels[top : top + rows].to(torch.float32)
+        torch.addcmul(shift, piece, scale, out=canvas[top : top + rows])
 
 
 def _pixel_mask(sizes_hw: list[tuple[int, int]], padded_hw: tuple[int, int], device: torch.device) -> Tensor:
@@ -422,7 +457,7 @@ def _pixel_mask(sizes_hw: list[tuple[int, int]], padded_hw: tuple[int, int], dev
 
 def _as_numpy(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.cpu().numpy()
+        return np.ascontiguousarray(value.cpu().numpy())
     if isinstance(value, dict):
         return {key: _as_numpy(item) for key, item in value.items()}
     return [_as_numpy(item) for item in value] if isinstance(value, list) else value

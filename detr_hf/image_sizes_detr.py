@@ -6,14 +6,20 @@ rounded value, which may give 1332 or, for long pictures, a little more than 133
 unrounded value. Other than both, no side is ever below one pixel: 10000 x 3 is a picture.
 """
 
-from transformers.image_utils import SizeDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers.image_utils import SizeDict
 
 RESIZE_RULES = ("original", "transformers")
 DEFAULT_SHORTEST_EDGE = 800
 DEFAULT_LONGEST_EDGE = 1333
 
 
-def resized_hw(image_hw: tuple[int, int], size: SizeDict, rule: str = "original") -> tuple[int, int]:
+def resized_hw(
+    image_hw: tuple[int, int], size: "SizeDict | Mapping[str, int]", rule: str = "original"
+) -> tuple[int, int]:
     """Returns the (height, width) that an image of `image_hw` is resized to.
 
     Args:
@@ -29,12 +35,12 @@ def resized_hw(image_hw: tuple[int, int], size: SizeDict, rule: str = "original"
         raise ValueError(f"size must have positive sides, got {given}.")
     keys = set(given)
     if keys == {"height", "width"}:
-        return size.height, size.width
+        return given["height"], given["width"]
     if keys == {"max_height", "max_width"}:
-        scale = min(size.max_height / image_hw[0], size.max_width / image_hw[1])
+        scale = min(given["max_height"] / image_hw[0], given["max_width"] / image_hw[1])
         return _at_least_one((int(image_hw[0] * scale), int(image_hw[1] * scale)))
     if keys in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}):
-        return _shortest_edge_hw(image_hw, size.shortest_edge, size.longest_edge, rule)
+        return _shortest_edge_hw(image_hw, given["shortest_edge"], given.get("longest_edge"), rule)
     raise ValueError(
         f"size has the keys {sorted(keys)}. Expected 'shortest_edge' and 'longest_edge', or 'height' and 'width', "
         "or 'max_height' and 'max_width'."

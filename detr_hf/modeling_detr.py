@@ -17,6 +17,7 @@ import importlib
 import itertools
 import math
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,16 @@ from .backbone_detr import (
     build_position_encoding,
 )
 from .configuration_detr import DETRConfig
-from .loss_detr import HungarianMatcher, SetCriterion
-from .transformer_detr import MultiheadAttention, Transformer, TransformerDecoderLayer, TransformerEncoderLayer
+from .loss_detr import HungarianMatcher, PackedTargets, SetCriterion
+from .optimizing_detr import optimize_for_inference
+from .training_aids_detr import PREFIX, FeatureFrame, TrainingAids, assign_tokens, encoder_loss
+from .transformer_detr import (
+    DecoderQueries,
+    MultiheadAttention,
+    Transformer,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -141,7 +150,7 @@ class DETRPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keys_to_ignore_on_load_unexpected = {r"\.num_batches_tracked$"}  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = {r"\.num_batches_tracked$", rf"^{re.escape(PREFIX)}"}  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -186,9 +195,10 @@ class DETRPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path: a folder or Hub id of this package, of transformers' `detr` or of
                 `table-transformer`, or an original `.pth` file.
             config: overrides the checkpoint's configuration.
-            **kwargs: as in transformers. Configuration fields may be given too. With another `id2label` the class head
-                is made anew, keeping the no-object row and the rows of classes of the same name; with another
-                `num_queries` the first queries are kept or all are tiled; either is said in the log.
+            **kwargs: as in transformers. `verify=True` first compares all files with the SHA-256 manifest.
+                Configuration fields may be given too. With another `id2label` the class head is made anew, keeping the
+                no-object row and the rows of classes of the same name; with another `num_queries` the first queries
+                are kept or all are tiled; either is said in the log.
 
         Raises:
             ValueError: when the checkpoint is not a DETR, or fills less than 90 % of the model's tensors.
@@ -196,6 +206,8 @@ class DETRPreTrainedModel(PreTrainedModel):
         output_loading_info = kwargs.pop("output_loading_info", False)
         state_dict = kwargs.pop("state_dict", None)
         name = pretrained_model_name_or_path
+        if kwargs.pop("verify", False):
+            kwargs = cls._verify(name, kwargs)
         if state_dict is None and name is not None:
             name, config, state_dict = cls._translate(name, config, kwargs)
         model, info = super().from_pretrained(
@@ -203,9 +215,22 @@ class DETRPreTrainedModel(PreTrainedModel):
         )
         if pretrained_model_name_or_path is not None:
             model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-            model._refuse_foreign_weights(info["missing_keys"], pretrained_model_name_or_path)
+            new = model._fill_new_parts(set(info["missing_keys"]))
+            model._refuse_foreign_weights(set(info["missing_keys"]) - new, pretrained_model_name_or_path)
         model.freeze()  # loading has rebuilt every parameter with requires_grad
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _verify(cls, name, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Returns the arguments that load what was verified."""
+        try:
+            hub = importlib.import_module("detr_hf.hub")
+        except ImportError as error:
+            raise ImportError(
+                "verify=True needs the package detr_hf (pip install detr_hf); without it, "
+                "`sha256sum --check SHA256SUMS` in the checkpoint's folder does the same."
+            ) from error
+        return hub.verified_arguments(name, kwargs)
 
     @classmethod
     def _translate(cls, name, config: PreTrainedConfig | None, kwargs: dict[str, Any]):
@@ -215,6 +240,15 @@ class DETRPreTrainedModel(PreTrainedModel):
         except ImportError:  # this file travelled alone with a checkpoint: it reads its own layout only
             return name, config, None
         return checkpoints.prepare_loading(name, config, kwargs)
+
+    def _fill_new_parts(self, missing: set[str]) -> set[str]:
+        """Gives options that the checkpoint was not trained with their first values; returns those tensors' names."""
+        if "refpoint_embed.weight" in missing:
+            nn.init.zeros_(self.refpoint_embed.weight)  # plain DETR
+        for new, queries in (("more_queries", "query_embed"), ("more_points", "refpoint_embed")):
+            if f"{PREFIX}{new}.weight" in missing and f"{queries}.weight" not in missing:
+                self.training_aids.copy_queries(new, getattr(self, queries).weight)
+        return {name for name in missing if name.startswith(PREFIX) or name == "refpoint_embed.weight"}
 
     def _refuse_foreign_weights(self, missing: set[str], source) -> None:
         """Raises ValueError when `source` did not fill this model, or filled it with NaN or infinity."""
@@ -246,6 +280,23 @@ class DETRPreTrainedModel(PreTrainedModel):
         if self._auto_class is not None:
             self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """Publishes the model with processor, card, code and digests in one commit, and returns its `CommitInfo`.
+
+        Args:
+            repo_id: "name" or "owner/name".
+            **kwargs: those of `detr_hf.hub.push`, such as `processor`, `evaluation`, `data`, `format` and `private`.
+        """
+        try:
+            hub = importlib.import_module("detr_hf.hub")
+        except ImportError:  # this file travelled alone with a checkpoint
+            logger.warning("Without the package detr_hf, weights, configuration and code are pushed, and no card.")
+            return super().push_to_hub(repo_id, **kwargs)
+        return hub.push(self, repo_id, **kwargs)
+
+    def get_input_embeddings(self) -> None:
+        """Returns None: pictures are not looked up in a table. FSDP asks, to shard such a table by itself."""
 
     def freeze(self) -> None:
         """Sets `requires_grad` in the backbone as the configuration says."""
@@ -283,7 +334,7 @@ class DETRModel(DETRPreTrainedModel):
     # a detection or panoptic checkpoint has these besides; they belong to other classes
     _keys_to_ignore_on_load_unexpected = {  # noqa: RUF012
         *DETRPreTrainedModel._keys_to_ignore_on_load_unexpected,
-        r"^(class_embed|bbox_embed|bbox_attention|mask_head)\.",
+        r"^(class_embed|bbox_embed|refpoint_embed|bbox_attention|mask_head)\.",
     }
 
     def __init__(self, config: DETRConfig):
@@ -320,9 +371,8 @@ class DETRModel(DETRPreTrainedModel):
             output_attentions, output_hidden_states: also return those of every layer.
             **kwargs: for transformers' sake; unused.
         """
-        return self._encode(
-            pixel_values, pixel_mask, output_attentions, output_hidden_states, self.training and self.config.aux_loss
-        )
+        every_layer = self.training and self.config.aux_loss
+        return self._encode(pixel_values, pixel_mask, output_attentions, output_hidden_states, every_layer)[0]
 
     def _encode(
         self,
@@ -331,7 +381,9 @@ class DETRModel(DETRPreTrainedModel):
         output_attentions: bool | None,
         output_hidden_states: bool | None,
         output_intermediate: bool,
-    ) -> DETRModelOutput:
+        queries: DecoderQueries | None = None,
+    ) -> tuple[DETRModelOutput, FeatureFrame]:
+        """Returns the output, and where the encoder's tokens lie."""
         self._check_inputs(pixel_values, pixel_mask)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -340,11 +392,15 @@ class DETRModel(DETRPreTrainedModel):
         feature_map, mask = features[-1]
         src = self.input_proj(feature_map).flatten(2).transpose(1, 2)  # (B, S, D)
         pos = pos.flatten(2).transpose(1, 2)  # (B or 1, S, D)
+        queries = queries or self._object_queries(src.device)
+        src_mask, memory_mask = self._attention_masks(mask, src, queries.query_pos, attentions)
+        encoded, decoded = self.transformer(src, pos, queries, src_mask, memory_mask, attentions)
+        output = self._collect(encoded, decoded, attentions, hidden_states, output_intermediate)
+        return output, FeatureFrame(*feature_map.shape[-2:], mask)
+
+    def _object_queries(self, device: torch.device) -> DecoderQueries:
         # called as a module, not read as a parameter, so that device_map can keep it anywhere
-        query_pos = self.query_embed(torch.arange(self.config.num_queries, device=src.device))[None]  # (1, Q, D)
-        src_mask, memory_mask = self._attention_masks(mask, src, query_pos, attentions)
-        encoded, decoded = self.transformer(src, pos, query_pos, src_mask, memory_mask, attentions)
-        return self._collect(encoded, decoded, attentions, hidden_states, output_intermediate)
+        return DecoderQueries(self.query_embed(torch.arange(self.config.num_queries, device=device))[None])
 
     def _attention_masks(self, mask: Tensor | None, src: Tensor, query_pos: Tensor, output_attentions: bool):
         """Returns what the attention implementation needs to ignore padded cells, for encoder and cross-attention."""
@@ -409,6 +465,10 @@ class DETRForObjectDetection(DETRModel):
     def _make_heads(self, config: DETRConfig) -> None:
         self.class_embed = nn.Linear(config.hidden_dim, config.num_labels + 1)  # the last class is no-object
         self.bbox_embed = MLP(config.hidden_dim, config.hidden_dim, 4, 3)
+        if config.reference_points:
+            self.refpoint_embed = nn.Embedding(config.num_queries, 2)  # logits of x, y in [0, 1] of the image
+        if config.has_training_aids:
+            self.training_aids = TrainingAids(config)
 
     @property
     def loss_function(self) -> SetCriterion:
@@ -419,6 +479,9 @@ class DETRForObjectDetection(DETRModel):
         """
         if getattr(self, "_loss_function", None) is not None:
             return self._loss_function
+        return self._criterion()
+
+    def _criterion(self) -> SetCriterion:
         config = self.config
         matcher = HungarianMatcher(config.set_cost_class, config.set_cost_bbox, config.set_cost_giou)
         weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coef, "loss_giou": config.giou_loss_coef}
@@ -449,13 +512,24 @@ class DETRForObjectDetection(DETRModel):
             **kwargs: for transformers' sake; unused.
         """
         every_layer = self.config.aux_loss and (self.training or labels is not None)
-        encoded = self._encode(pixel_values, pixel_mask, output_attentions, output_hidden_states, every_layer)
+        queries, targets, known = self._object_queries(pixel_values.device), None, None
+        if self.training and labels is not None and self.config.has_training_aids:
+            targets = PackedTargets.from_list(labels, len(pixel_values), pixel_values.device)
+            queries, known = self.training_aids.extend(queries, targets)
+        encoded, frame = self._encode(
+            pixel_values, pixel_mask, output_attentions, output_hidden_states, every_layer, queries
+        )
         states = encoded.intermediate_hidden_states if every_layer else encoded.last_hidden_state[None]
-        logits = self.class_embed(states)  # (L or 1, B, Q, K + 1)
-        pred_boxes = self.bbox_embed(states).sigmoid()  # (L or 1, B, Q, 4)
+        logits, pred_boxes = self._predict(states, queries.reference)  # (L or 1, B, Q, K + 1) and (L or 1, B, Q, 4)
 
         loss = loss_dict = None
-        if labels is not None:
+        if targets is not None:
+            loss, loss_dict = self._loss_with_aids(logits, pred_boxes, labels, targets, known)
+            if self.config.encoder_aux_head:
+                loss = loss + self._encoder_loss(encoded.encoder_last_hidden_state, frame, targets, loss_dict)
+            # what further queries say is of no use to a caller
+            logits, pred_boxes = (values[:, :, : self.config.num_queries] for values in (logits, pred_boxes))
+        elif labels is not None:
             loss, loss_dict = self.loss_function(logits, pred_boxes, labels)
         return DETRObjectDetectionOutput(
             loss=loss,
@@ -465,6 +539,107 @@ class DETRForObjectDetection(DETRModel):
             auxiliary_outputs=_by_layer(logits, pred_boxes) if every_layer else None,
             **encoded,
         )
+
+    def _object_queries(self, device: torch.device) -> DecoderQueries:
+        queries = super()._object_queries(device)
+        if self.config.reference_points:
+            queries.reference = self.refpoint_embed(torch.arange(self.config.num_queries, device=device))[None]
+        return queries
+
+    def _predict(self, states: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns class logits (..., K + 1) and boxes (..., 4) of `states` (..., D)."""
+        raw = self.bbox_embed(states)
+        if reference is not None:
+            raw = torch.cat([raw[..., :2] + reference, raw[..., 2:]], dim=-1)
+        return self.class_embed(states), raw.sigmoid()
+
+    def _loss_with_aids(self, logits, pred_boxes, labels, targets, known) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns loss and parts of object queries in groups, each matched as a picture of its own, and of denoising.
+
+        `logits` (L, B, G * Q + M, K + 1) and `pred_boxes` are those of the G groups and then of the M denoising
+        queries.
+        """
+        groups, length = self.config.num_query_groups, self.config.num_query_groups * self.config.num_queries
+        by_group = [values[:, :, :length].unflatten(2, (groups, -1)).flatten(1, 2) for values in (logits, pred_boxes)]
+        loss, parts = self.loss_function(*by_group, [target for target in labels for _ in range(groups)])
+        if known is not None:
+            denoising, its_parts = self._criterion().known_assignment(
+                logits[:, :, length:], pred_boxes[:, :, length:], known.classes, known.boxes_cxcywh_norm, known.valid
+            )
+            loss = loss + denoising
+            parts |= {f"{name}_dn": value for name, value in its_parts.items()}
+        return loss, parts
+
+    def _encoder_loss(self, memory: Tensor, frame: FeatureFrame, targets: PackedTargets, parts: dict) -> Tensor:
+        """Returns the weighted loss of the heads on the encoder's tokens, and adds it by part to `parts`."""
+        reference = frame.reference_points(memory.device) if self.config.reference_points else None
+        logits, pred_boxes = self._predict(memory, reference)
+        loss, its_parts = encoder_loss(logits, pred_boxes, assign_tokens(frame, targets), self._criterion().weights)
+        parts |= {f"{name}_enc": value for name, value in its_parts.items()}
+        return self.config.encoder_aux_coef * loss
+
+    def add_training_aids(self, **options) -> "DETRForObjectDetection":
+        """Returns this model with options of its configuration on that help training, such as `num_denoising=20`.
+
+        Further query groups start as noisy copies of the queries. `reference_points`, which is part of inference too,
+        starts at zero, which is plain DETR, in a model whose weights were loaded, and at random in another.
+        """
+        for name, value in options.items():
+            if not hasattr(self.config, name):
+                raise ValueError(f"add_training_aids has no option {name!r}; it takes fields of DETRConfig.")
+            setattr(self.config, name, value)
+        self.config.validate_transformer()
+        self.config.validate_loss()
+        place = {"device": self.device, "dtype": self.dtype}
+        if self.config.reference_points and not hasattr(self, "refpoint_embed"):
+            self.refpoint_embed = nn.Embedding(self.config.num_queries, 2, **place)
+            if self.config.name_or_path:
+                nn.init.zeros_(self.refpoint_embed.weight)
+        if self.config.has_training_aids:
+            self.training_aids = TrainingAids(self.config).to(**place)
+            for new, queries in (("more_queries", "query_embed"), ("more_points", "refpoint_embed")):
+                if hasattr(self.training_aids, new):
+                    self.training_aids.copy_queries(new, getattr(self, queries).weight)
+        return self
+
+    def strip_training_aids(self) -> "DETRForObjectDetection":
+        """Returns this model without what only training needs: weights and configuration of a plain DETR."""
+        if self.config.has_training_aids:
+            del self.training_aids
+            self.config.switch_off_training_aids()  # in place: every layer reads this object
+        return self
+
+    def save_pretrained(self, save_directory, inference_only: bool = False, **kwargs) -> None:
+        """Writes weights and configuration.
+
+        Args:
+            save_directory: a folder, made if it is not there.
+            inference_only: leave out what only training needs, as `strip_training_aids` does; this model keeps it.
+            **kwargs: as in transformers.
+        """
+        config = self.config
+        if not (inference_only and config.has_training_aids):
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        state_dict = kwargs.pop("state_dict", None) or self.state_dict()
+        kwargs["state_dict"] = {name: value for name, value in state_dict.items() if not name.startswith(PREFIX)}
+        self.config = config.without_training_aids()
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.config = config
+
+    def optimize_for_inference(
+        self, dtype: torch.dtype | str | None = None, compile: bool | str = False
+    ) -> "DETRForObjectDetection":
+        """Returns this model in eval mode, in `dtype`, compiled: what is faster and needs consent.
+
+        Args:
+            dtype: of weights and pixels, as "bfloat16"; None keeps it.
+            compile: True, or a mode of torch.compile such as "reduce-overhead" (CUDA graphs). The model then runs
+                without gradients, and on the CPU with the weights of its first call. False undoes it.
+        """
+        return optimize_for_inference(self, dtype, compile)
 
     def to_transformers(self) -> PreTrainedModel:
         """Returns transformers' own model with the same weights and outputs.

@@ -10,6 +10,7 @@ What differs on purpose:
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,56 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_detr import DETRConfig
+
+
+@dataclass
+class QuerySet:
+    """Groups of object queries that see only their own group; several sets can go through the decoder at once.
+
+    Attributes:
+        groups: how many groups stand one after the other.
+        size: queries of a group.
+        mask: (B, 1, size, size), True where a query of a group may attend to another; None for everywhere.
+    """
+
+    groups: int
+    size: int
+    mask: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return self.groups * self.size
+
+
+@dataclass
+class DecoderQueries:
+    """What goes into the decoder. DETR has `query_pos` alone: zero targets, and queries that all see each other.
+
+    Attributes:
+        query_pos: (B or 1, Q', D), added to queries and keys.
+        tgt: (B, Q', D), where the states begin; None for zeros.
+        query_sets: which queries see each other; None for all.
+        reference: (B or 1, Q', 2), logits of x and y, added to the logits of the boxes' centres; None for zeros.
+    """
+
+    query_pos: Tensor
+    tgt: Tensor | None = None
+    query_sets: list[QuerySet] | None = None
+    reference: Tensor | None = None
+
+    def joined(self, others: "DecoderQueries") -> "DecoderQueries":
+        """Returns these queries (zero targets) and, behind them, `others` (B, M, D), which have targets."""
+        batch_size = len(others.query_pos)
+        query_pos = self.query_pos.expand(batch_size, -1, -1)
+        reference = None
+        if self.reference is not None:
+            reference = torch.cat([self.reference.expand(batch_size, -1, -1), others.reference], dim=1)
+        return DecoderQueries(
+            query_pos=torch.cat([query_pos, others.query_pos], dim=1),
+            tgt=torch.cat([torch.zeros_like(query_pos, dtype=others.tgt.dtype), others.tgt], dim=1),
+            query_sets=[*self.query_sets, *others.query_sets],
+            reference=reference,
+        )
 
 
 def eager_attention(
@@ -91,6 +142,31 @@ class MultiheadAttention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, M, S, D/M)
 
 
+def attend_within_groups(
+    attention: MultiheadAttention, query: Tensor, value: Tensor, query_sets: list[QuerySet]
+) -> Tensor:
+    """Returns self-attention (B, Q', D) in which a query sees its own group alone.
+
+    A group is treated as a picture of its own, which costs less than a mask over all pairs.
+
+    Args:
+        attention: the layer's self-attention.
+        query, value: (B, Q', D), the sets one after the other.
+        query_sets: their lengths add up to Q'.
+    """
+    lengths = [query_set.length for query_set in query_sets]
+    attended = []
+    for query_set, queries, values in zip(query_sets, query.split(lengths, 1), value.split(lengths, 1), strict=True):
+        shape = (query_set.groups, query_set.size)
+        queries, values = queries.unflatten(1, shape).flatten(0, 1), values.unflatten(1, shape).flatten(0, 1)
+        masked = query_set.mask is not None
+        mask = query_set.mask.repeat_interleave(query_set.groups, dim=0) if masked else None
+        # a masked set is small, and the written-out attention is the one that takes every mask
+        result, _ = attention(queries, queries, values, mask, output_attentions=masked)
+        attended.append(result.unflatten(0, (-1, query_set.groups)).flatten(1, 2))
+    return torch.cat(attended, dim=1)
+
+
 class _Layer(GradientCheckpointingLayer):
     """What encoder and decoder layers share: the feed-forward network and the place of the norms."""
 
@@ -157,16 +233,20 @@ class TransformerDecoderLayer(_Layer):
         query_pos: Tensor,
         attention_mask=None,
         output_attentions: bool = False,
+        query_sets: list[QuerySet] | None = None,
     ):
         """Returns the new states (B, Q, D), the self-attention weights and the cross-attention weights (or None).
 
-        `tgt` is (B, Q, D), `memory` (B, S, D), `key` is `memory` plus its position encodings, `query_pos` (1, Q, D).
+        `tgt` is (B, Q, D), `memory` (B, S, D), `key` is `memory` plus its position encodings, `query_pos` (B or 1, Q,
+        D). With `query_sets`, self-attention stays within their groups, and has no weights to show.
         """
         self_weights = cross_weights = None
 
         def attend_to_queries(states: Tensor) -> Tensor:
             nonlocal self_weights
             query = states + query_pos
+            if query_sets is not None:
+                return attend_within_groups(self.self_attn, query, states, query_sets)
             attended, self_weights = self.self_attn(query, query, states, None, output_attentions)
             return attended
 
@@ -220,12 +300,15 @@ class TransformerDecoder(nn.Module):
         query_pos: Tensor,
         attention_mask=None,
         output_attentions: bool = False,
+        query_sets: list[QuerySet] | None = None,
     ):
         """Returns every layer's un-normed input and output, its self-attention and its cross-attention weights."""
         hidden_states, self_attentions, cross_attentions = [tgt], [], []
         key = memory + pos
         for layer in self.layers:
-            tgt, self_weights, cross_weights = layer(tgt, memory, key, query_pos, attention_mask, output_attentions)
+            tgt, self_weights, cross_weights = layer(
+                tgt, memory, key, query_pos, attention_mask, output_attentions, query_sets
+            )
             hidden_states.append(tgt)
             self_attentions.append(self_weights)
             cross_attentions.append(cross_weights)
@@ -244,30 +327,35 @@ class Transformer(nn.Module):
         self,
         src: Tensor,
         pos: Tensor,
-        query_pos: Tensor,
+        queries: DecoderQueries,
         src_mask=None,
         memory_mask=None,
         output_attentions: bool = False,
     ):
         """Returns what encoder and decoder return, as two tuples.
 
-        `src` is (B, S, D), `pos` (B or 1, S, D), `query_pos` (1, Q, D); `src_mask` keeps the encoder and `memory_mask`
-        the cross-attention off the padding, in the form that the attention implementation takes.
+        `src` is (B, S, D), `pos` (B or 1, S, D); `src_mask` keeps the encoder and `memory_mask` the cross-attention
+        off the padding, in the form that the attention implementation takes.
         """
         encoded = self.encoder(src, pos, src_mask, output_attentions)
-        memory = encoded[0]
-        tgt = torch.zeros(1, 1, 1, dtype=memory.dtype, device=memory.device).expand(
-            memory.shape[0], query_pos.shape[1], memory.shape[2]
-        )
-        return encoded, self.decoder(tgt, memory, pos, query_pos, memory_mask, output_attentions)
+        memory, query_pos, tgt = encoded[0], queries.query_pos, queries.tgt
+        if tgt is None:
+            tgt = torch.zeros(1, 1, 1, dtype=memory.dtype, device=memory.device).expand(
+                memory.shape[0], query_pos.shape[1], memory.shape[2]
+            )
+        decoded = self.decoder(tgt, memory, pos, query_pos, memory_mask, output_attentions, queries.query_sets)
+        return encoded, decoded
 
 
 __all__ = [
+    "DecoderQueries",
     "MultiheadAttention",
+    "QuerySet",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "attend_within_groups",
     "eager_attention",
 ]

@@ -20,9 +20,10 @@ import torch.distributed as dist
 from digits.backbone import BACKBONE_WEIGHTS, pretrain_backbone
 from digits.detector import train_detector
 from digits.recipe import Recipe, rank_and_world_size
-from digits.report import HARDER_PX, evaluate, make_processor, write_card
+from digits.report import HARDER_PX, card_facts, evaluate, make_processor, write_card
 
 from detr_hf.data.digits import DigitScenes
+from detr_hf.hub.manifest import write_manifest
 from detr_hf.modeling_detr import DETRForObjectDetection
 
 logger = logging.getLogger("train_digits")
@@ -58,7 +59,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     processor = make_processor()
     first_process = rank_and_world_size()[0] == 0
-    if first_process:
+    if first_process and not recipe.init:
         pretrain_backbone(recipe, options.work)
     if dist.is_initialized():
         dist.barrier()
@@ -68,13 +69,16 @@ def main() -> None:
         return
     output = options.output or options.work / "detr-digits"
     model.set_attn_implementation("sdpa")
+    model.strip_training_aids()
     model.save_pretrained(output)
     processor.save_pretrained(output)
     saved = DETRForObjectDetection.from_pretrained(output).eval()
     measured = evaluate(saved, processor, options.validation_scenes)
     harder = evaluate(saved, processor, options.validation_scenes, digit_px=HARDER_PX)
     logger.info("%s\n%s", measured, harder)
-    write_card(options.card or output / "README.md", output, options.work, recipe, measured, harder)
+    facts = card_facts(saved, processor, output, options.work, recipe, measured, harder)
+    write_card(options.card or output / "README.md", facts)
+    write_manifest(output)
     if options.scene is not None:
         scene = DigitScenes("validation").draw(DEMO_SCENE, size_hw=(512, 512))["image"]
         scene.quantize(128).save(options.scene, optimize=True)

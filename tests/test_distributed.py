@@ -20,6 +20,9 @@ SHARES = {
     "more objects than queries": [[9, 1], [2, 2]],
     "batches of different size": [[2, 1, 3], [4]],
 }
+# With aids whose losses are not random; "uneven" and "one process without objects" once more.
+AIDED = ("uneven", "one process without objects")
+AIDS = {"encoder_aux_head": True, "num_query_groups": 2}
 
 
 def global_batch(shares: list[list[int]]):
@@ -47,6 +50,9 @@ def run_process(rank: int, world_size: int, folder: str) -> None:
         mine = slice(start, start + len(shares[rank]))
         model = DistributedDataParallel(tiny_model(dropout=0.0).train())
         results[name] = losses_and_gradients(model, pixel_values[mine], labels[mine])
+        if name in AIDED:
+            aided = DistributedDataParallel(tiny_model(dropout=0.0, **AIDS).train())
+            results[f"{name}, aided"] = losses_and_gradients(aided, pixel_values[mine], labels[mine])
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -68,10 +74,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", [*SHARES, *(f"{name}, aided" for name in AIDED)])
 def test_two_processes_give_one_processs_loss_and_gradients(name, results):
+    aids = AIDS if name.endswith(", aided") else {}
     expected_losses, expected_gradients = losses_and_gradients(
-        tiny_model(dropout=0.0).train(), *global_batch(SHARES[name])
+        tiny_model(dropout=0.0, **aids).train(), *global_batch(SHARES[name.removesuffix(", aided")])
     )
     for part, expected in expected_losses.items():
         mean = torch.stack([rank[name][0][part] for rank in results]).mean()

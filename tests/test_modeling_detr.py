@@ -9,7 +9,7 @@ from torch import nn
 
 from detr_hf import DETRForObjectDetection, DETRModel
 from detr_hf.backbone_detr import FrozenBatchNorm2d, Joiner, PositionEmbeddingLearned, PositionEmbeddingSine
-from detr_hf.transformer_detr import MultiheadAttention
+from detr_hf.transformer_detr import DecoderQueries, MultiheadAttention
 
 from .conftest import padded_batch, some_labels, tiny_config, tiny_model
 
@@ -237,8 +237,8 @@ def test_what_stands_on_the_padding_of_a_feature_cell_is_never_attended_to(model
     pos = pos.flatten(2).transpose(1, 2)
     valid = features[-1][1].flatten(1)
     noisy = torch.where(valid[..., None], src, torch.randn_like(src) * 100)
-    query_pos, mask = model.query_embed.weight[None], valid[:, None, None, :]
-    clean, disturbed = (model.transformer(s, pos, query_pos, mask, mask)[1][0][-1] for s in (src, noisy))
+    queries, mask = DecoderQueries(model.query_embed.weight[None]), valid[:, None, None, :]
+    clean, disturbed = (model.transformer(s, pos, queries, mask, mask)[1][0][-1] for s in (src, noisy))
     assert torch.allclose(clean, disturbed, atol=1e-5)
 
 

@@ -37,6 +37,7 @@ LAYERS = {
     "inference": 2,
     "export": 2,
     "hub": 2,
+    "benchmarking": 2,
     "cli": 3,
 }
 TIES = {"__init__.py", "__main__.py", "lazy_names.py", "registration.py"}

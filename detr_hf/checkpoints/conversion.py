@@ -97,8 +97,11 @@ def _processor(src: str | Path, hub: Hub, to: str) -> Any:
     if path is None or path.is_dir():
         saved = next((found for name in _PROCESSOR_FILES if (found := find_file(src, name, hub)) is not None), None)
     processor = DETRImageProcessor() if saved is None else DETRImageProcessor.from_pretrained(saved.parent)
-    if to == "detr_hf":
-        return processor
+    return processor if to == "detr_hf" else processor_for_transformers(processor)
+
+
+def processor_for_transformers(processor: Any) -> Any:
+    """Returns transformers' `DetrImageProcessor` with the settings of ours."""
     from transformers import DetrImageProcessor
 
     if processor.resize_rule != "transformers":
@@ -122,4 +125,4 @@ def _move(scratch: Path, dst: Path) -> None:
         shutil.move(file, dst / file.name)
 
 
-__all__ = ["FORMATS", "convert"]
+__all__ = ["FORMATS", "convert", "processor_for_transformers"]

@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..configuration_detr import DETRConfig
 from .reading import is_foreign, read_checkpoint
 from .surgery import adapt_heads, fits
-from .weight_files import Hub, check_safetensors, find_weights
+from .weight_files import Hub, check_safetensors, find_weights, read_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ def _check_files(name_or_path: str | Path, hub: dict[str, Any], kwargs: dict[str
     for file in files:
         if file.suffix == ".safetensors":
             check_safetensors(file)
+        else:
+            read_pickle(file)  # refused here with the reason, where transformers would only repeat torch's words
 
 
 def _is_config_field(name: str) -> bool:

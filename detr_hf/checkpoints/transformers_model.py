@@ -16,6 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from ..backbone_detr import FrozenBatchNorm2d
 from ..configuration_detr import DETRConfig
 from ..modeling_detr import DETRForObjectDetection
+from ..training_aids_detr import PREFIX
 from .layouts import transformers_from_own
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,9 @@ def _obstacles(model: DETRForObjectDetection) -> list[str]:
         reasons.append(
             f"its learned position tables have {THEIR_POSITIONS} rows, these {config.num_position_embeddings}"
         )
-    homeless = [name for name in model.state_dict() if transformers_from_own(name, config.pre_norm) is None]
+    if config.reference_points:
+        reasons.append("it has reference points (reference_points=True), which move the boxes")
+    homeless = [name for name in _inference_weights(model) if transformers_from_own(name, config.pre_norm) is None]
     if homeless:
         reasons.append(f"{len(homeless)} tensors have no counterpart, for example {homeless[:3]}")
     return reasons
@@ -101,8 +104,13 @@ def _their_state_dict(model: DETRForObjectDetection) -> dict[str, Tensor]:
         transformers_from_own(name, model.config.pre_norm): tensor.detach().to("cpu", torch.float32, copy=True)
         if tensor.is_floating_point()
         else tensor.detach().to("cpu", copy=True)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in _inference_weights(model).items()
     }
+
+
+def _inference_weights(model: DETRForObjectDetection) -> dict[str, Tensor]:
+    """Returns the weights without those that only training uses."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(PREFIX)}
 
 
 def _their_class_and_config(model: DETRForObjectDetection) -> tuple[type[PreTrainedModel], Any]:

@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .hub_errors import HubError, explain
+
 logger = logging.getLogger(__name__)
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -115,6 +117,11 @@ def find_file(name_or_path: str | Path, filename: str, hub: Hub) -> Path | None:
             f"{str(name_or_path)!r} is no folder or file here, and cannot be the id of a Hub repository ('name' or "
             "'owner/name')."
         ) from error
+    except Exception as error:
+        reason = explain(error, str(name_or_path), hub.revision, hub.token)
+        if reason is None:
+            raise
+        raise HubError(f"Could not load {filename} of {name_or_path}: {reason}") from error
     return Path(found)
 
 

@@ -7,16 +7,20 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .benchmark import app as benchmark
 from .check import check
 from .convert import convert
 from .demo import demo
 from .eval import evaluate
+from .export import export
 from .predict import predict
+from .push import push
 from .train import TRAIN_SETTINGS, train
+from .verify import verify
 
 app = typer.Typer(
     name="detr-hf",
-    help="DETR for Hugging Face: detect objects, check data, train, measure, convert.",
+    help="DETR for Hugging Face: detect objects, check data, train, measure, convert, publish.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,6 +32,10 @@ app.command()(check)
 app.command(context_settings=TRAIN_SETTINGS, add_help_option=False)(train)
 app.command("eval")(evaluate)
 app.command()(convert)
+app.command()(push)
+app.command()(verify)
+app.command()(export)
+app.add_typer(benchmark, name="benchmark")
 
 
 def _show_version(wanted: bool) -> None:
@@ -42,7 +50,7 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    """DETR for Hugging Face: detect objects, check data, train, measure, convert."""
+    """DETR for Hugging Face: detect objects, check data, train, measure, convert, publish."""
 
 
 def main() -> None:

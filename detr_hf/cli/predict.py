@@ -1,4 +1,4 @@
-"""`detr-hf predict`: detections in files, folders and glob patterns."""
+"""`detr-hf predict`: detections in files, folders and glob patterns; with `--out` in any number of pictures."""
 
 import json
 import os
@@ -11,20 +11,22 @@ import typer
 if TYPE_CHECKING:
     from ..inference.detections import Detections
     from ..inference.detector import Detector
+    from ..inference.sources import Source, SourceOptions
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt")
 
 
 def predict(
     arguments: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="[MODEL] PATH...",
+            show_default=False,
             help="Pictures: files, folders (searched with all folders below) and patterns such as 'photos/*.jpg'. "
             "Before them, optionally, a model: a checkpoint folder, a .pth file or a Hub id. Without one, the "
-            "shipped digit detector is used.",
+            "shipped digit detector is used. With --out also tar files (WebDataset), Parquet files and videos.",
         ),
-    ],
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The model; then all arguments are pictures.")
     ] = None,
@@ -36,14 +38,75 @@ def predict(
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (default), bfloat16 or float16.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write results to this folder, part by part; the same command goes on.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="With --out: jsonl, parquet or coco.")] = "jsonl",
+    shard_size: Annotated[int, typer.Option(min=1, help="With --out: pictures in a file of results.")] = 1000,
+    every: Annotated[int, typer.Option(min=1, help="With --out: take one in this many frames of a video.")] = 1,
+    dataset: Annotated[
+        str | None, typer.Option(help="With --out: a data set instead of PATHs; a Hub id (streamed) or a folder.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="With --dataset: its configuration.")] = None,
+    split: Annotated[str | None, typer.Option(help="With --dataset: its split.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="With --out: the column of the pictures; in tar files their ending.")
+    ] = None,
 ) -> None:
-    """Detect objects in pictures. A picture that cannot be read is named and left out; the exit code then is 1."""
-    from ..inference.pictures import find_pictures
+    """Detect objects in pictures. A picture that cannot be read is named and left out; the exit code then is 1.
 
-    model, paths = split_model(arguments, model)
+    With --out the results go to a folder in parts, such a picture is in them with its error, and a run that was
+    stopped goes on when it is started again. Under torchrun or accelerate launch each process does its share.
+    """
+    model, paths = split_model(arguments or [], model, needs_paths=dataset is None)
+    if out is not None:
+        from ..inference.result_formats import suffix_of
+        from ..inference.sources import SourceOptions
+        from .predict_run import predict_run, process_device
+
+        if save is not None or json_file is not None:
+            raise typer.BadParameter(
+                "takes neither --save nor --json: they hold all results at once", param_hint="--out"
+            )
+        suffix_of(format)  # refuses an unknown one before the model is loaded
+        options = SourceOptions(shard_size, image_column, every, config, split)
+        source = load_source(paths, dataset, options, out)
+        predict_run(
+            load_detector(model, process_device(device), dtype),
+            source,
+            out,
+            threshold=threshold,
+            batch_size=batch_size,
+            format=format,
+            options=options,
+            model=model or "detr-digits",
+        )
+    elif dataset is not None:
+        raise typer.BadParameter("a data set needs a folder for its results, --out", param_hint="--dataset")
+    else:
+        predict_files(model, paths, threshold, save, json_file, batch_size, device, dtype)
+
+
+def predict_files(
+    model: str | None,
+    paths: list[str],
+    threshold: float,
+    save: Path | None,
+    json_file: Path | None,
+    batch_size: int,
+    device: str | None,
+    dtype: str | None,
+) -> None:
+    """Detects in pictures and writes a line for each; draws them and writes them to one file if asked."""
+    from ..inference.pictures import find_pictures
+    from ..inference.sources import holds_many
+
     pictures = dict(find_pictures(paths, results=save))  # path -> path below the folder it was found in
     if not pictures:
         raise typer.BadParameter(f"there is no picture in {', '.join(paths)}", param_hint="PATH")
+    many = [str(path) for path in pictures if holds_many(path)]
+    if many:
+        raise typer.BadParameter(f"{many[0]} holds many pictures: name a folder for their results, --out")
     if save is not None and save.exists() and not save.is_dir():
         raise typer.BadParameter(f"{save} is not a folder", param_hint="--save")
 
@@ -68,15 +131,32 @@ def predict(
     finish(len(pictures), failed, save, json_file)
 
 
-def split_model(arguments: list[str], model: str | None) -> tuple[str | None, list[str]]:
-    """The model and the pictures among the arguments.
+def load_source(paths: list[str], dataset: str | None, options: "SourceOptions", out: Path) -> "Source":
+    """The pictures to detect in: those behind the paths, or a data set."""
+    if dataset is None:
+        from ..inference.sources import open_source
 
-    The first argument is the model if it is a checkpoint (a folder with a config.json, or a .pth file), or if it is no
-    existing path and more arguments follow that can be the pictures, and it is no pattern and has no ending of a
-    picture: a Hub id.
+        return open_source(paths, options, results=out)
+    if paths:
+        raise typer.BadParameter(f"takes the place of {', '.join(paths)}; give one of both", param_hint="--dataset")
+    from ..inference.dataset_source import load_dataset_source
+
+    return load_dataset_source(dataset, options)
+
+
+def split_model(arguments: list[str], model: str | None, needs_paths: bool = True) -> tuple[str | None, list[str]]:
+    """The model and the pictures among the arguments. Where no paths are needed, a single argument is the model.
+
+    The first argument is the model if it is a checkpoint (a folder with a config.json, or a .pth file) or exported, or
+    if it is no existing path and more arguments follow that can be the pictures, and it is no pattern and has no
+    ending of a picture: a Hub id.
     """
-    if model is not None:
+    if needs_paths and not arguments:
+        raise typer.BadParameter("no picture is named", param_hint="PATH")
+    if model is not None or not arguments:
         return model, arguments
+    if not needs_paths:
+        return arguments[0], arguments[1:]
     first, rest = arguments[0], arguments[1:]
     if is_checkpoint(first):
         if not rest:
@@ -88,9 +168,13 @@ def split_model(arguments: list[str], model: str | None) -> tuple[str | None, li
 
 
 def is_checkpoint(argument: str) -> bool:
-    """Whether this existing path holds a model."""
+    """Whether this existing path holds a model, of training or exported."""
+    from ..export.artefact import FORMAT_OF, OPENVINO_GRAPH
+
     path = Path(argument)
-    return (path / "config.json").is_file() or (path.suffix.lower() in CHECKPOINT_SUFFIXES and path.is_file())
+    if (path / "config.json").is_file() or (path / OPENVINO_GRAPH).is_file():
+        return True
+    return path.suffix.lower() in (*CHECKPOINT_SUFFIXES, *FORMAT_OF) and path.is_file()
 
 
 def looks_like_hub_id(argument: str) -> bool:
@@ -110,10 +194,12 @@ def looks_like_hub_id(argument: str) -> bool:
 
 def load_detector(model: str | None, device: str | None, dtype: str | None) -> "Detector":
     """The detector, after saying on stderr which model it is."""
+    from ..export.artefact import find_artefact
     from ..inference.detector import Detector
     from .console import quiet_loading
 
-    quiet_loading()
+    if model is None or find_artefact(model) is None:  # an exported model needs no transformers
+        quiet_loading()
     typer.echo(f"Model: {model or 'detr-digits, the shipped digit detector (name another with --model)'}", err=True)
     return Detector.from_pretrained(model, device=device, dtype=dtype)
 

@@ -3,44 +3,40 @@
 Pictures are never padded here. Each is processed alone, and those whose processed sizes are equal share a batch. So
 what is found in a picture does not depend on the pictures beside it (padding would move the outputs, as it does in the
 original), and no time goes into padding. Pictures of a camera share one size and fill their batches; a folder where
-every size is different runs one by one.
+every size is different runs one by one. Threads read and process the next pictures while the model runs
+(`batching.py`).
+
+This module does not import torch: an exported model needs none (`exported_detector.py`).
 """
 
+import hashlib
+import json
 import logging
-import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from ..image_processing_detr import DETRImageProcessor
-from ..image_reading_detr import read_images
-from ..modeling_detr import DETRForObjectDetection
+from ..export.artefact import find_artefact
+from .batching import BATCHES_PREPARED, PICTURE_ERRORS, Failure, Prepared, ordered_outcomes, prepare_ahead
 from .detections import Detections
 from .embedded import embedded_model_path
 from .pictures import is_single_picture, path_of
+from .threads import preparing_threads
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..image_processing_detr import DETRImageProcessor
+    from ..modeling_detr import DETRForObjectDetection
 
 logger = logging.getLogger(__name__)
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
-# This many batches are read ahead, in which pictures of equal size are looked for.
-BATCHES_AHEAD = 8
-
 OnError = Callable[[Any, Exception], None]
-
-
-class Prepared(NamedTuple):
-    """A picture on its way: place in the order, source, upright (height, width), and `pixel_values (1, C, H, W)`."""
-
-    index: int
-    source: Any
-    size_hw: tuple[int, int]
-    pixel_values: Tensor
 
 
 class Detector:
@@ -50,7 +46,7 @@ class Detector:
     >>> detections.save("street_boxes.png")
     """
 
-    def __init__(self, model: DETRForObjectDetection, image_processor: Any):
+    def __init__(self, model: "DETRForObjectDetection", image_processor: Any):
         self.model = model.eval()
         self.image_processor = image_processor
 
@@ -59,8 +55,8 @@ class Detector:
         cls,
         name_or_path: str | Path | None = None,
         *,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
+        device: "str | torch.device | None" = None,
+        dtype: "str | torch.dtype | None" = None,
         revision: str = "main",
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -71,17 +67,28 @@ class Detector:
         Args:
             name_or_path: whatever `DETRForObjectDetection.from_pretrained` takes: a folder or Hub id of this package,
                 of transformers' DETR or of Table Transformer, or an original `.pth` file. None is the small model that
-                ships with the package and finds handwritten digits.
+                ships with the package and finds handwritten digits. Also what `detr-hf export` wrote: a `.onnx` or
+                `.pt2` file, or an OpenVINO folder.
             device: where to run; by default the first CUDA device, or else the CPU.
-            dtype: of weights and computation, as `"bfloat16"` or `torch.bfloat16`; float32 by default.
+            dtype: of weights and computation, as `"bfloat16"` or `torch.bfloat16`; float32 by default. What
+                is exported keeps its own.
             revision, token, cache_dir, local_files_only: as in transformers, for a Hub id.
         """
         source = embedded_model_path() if name_or_path is None else name_or_path
+        artefact = find_artefact(source)
+        if artefact is not None:
+            from .exported_detector import ExportedDetector
+
+            return ExportedDetector.from_artefact(artefact, device=device, dtype=dtype)
+        import torch
+
+        from ..modeling_detr import DETRForObjectDetection
+
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         model = DETRForObjectDetection.from_pretrained(source, dtype=dtype or torch.float32, **hub)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), _load_processor(source, hub))
+        return cls(model.to(device), load_processor(source, hub))
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:
         """The objects that score more than `threshold`: one `Detections` for one picture, a list for several.
@@ -107,74 +114,129 @@ class Detector:
         batch_size: int = 8,
         on_error: OnError | None = None,
     ) -> Iterator[Detections]:
-        """Yields the detections of each picture, in order, while later pictures are still to be read.
+        """Yields the detections of each picture, in order, while threads read the next ones.
 
         Only a few batches are held at a time. A picture that cannot be read is an error; with `on_error` it is
         left out instead, after `on_error(picture, error)` was called.
+        """
+        outcomes = self.outcomes(images, threshold, batch_size)
+        return self._without_errors(outcomes, on_error)
+
+    def outcomes(
+        self, images: Iterable[Any], threshold: float = 0.7, batch_size: int = 8, *, unchanging: bool = False
+    ) -> Iterator[Detections | Failure]:
+        """Yields for each picture, in order, its detections or what is wrong with it.
+
+        `unchanging` promises that the pictures are objects of their own that nobody changes, so that threads may
+        prepare arrays and PIL images too; paths and bytes they always do.
         """
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is a score between 0 and 1, got {threshold}.")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
-        return self._stream(images, threshold, batch_size, on_error)
+        return self._outcomes(images, threshold, batch_size, unchanging)
 
-    def _stream(
-        self, images: Iterable[Any], threshold: float, batch_size: int, on_error: OnError | None
+    def _outcomes(
+        self, images: Iterable[Any], threshold: float, batch_size: int, unchanging: bool
+    ) -> Iterator[Detections | Failure]:
+        alone = isinstance(images, list | tuple) and len(images) == 1
+        with nullcontext() if alone else preparing_threads() as pool:
+            prepared = prepare_ahead(images, self._prepare, pool, batch_size * BATCHES_PREPARED, unchanging)
+            yield from ordered_outcomes(prepared, lambda batch: self._detect_each(batch, threshold), batch_size)
+
+    def _without_errors(
+        self, outcomes: Iterator[Detections | Failure], on_error: OnError | None
     ) -> Iterator[Detections]:
-        numbered = enumerate(images)
-        while window := list(islice(numbered, batch_size * BATCHES_AHEAD)):
-            prepared = [item for index, source in window if (item := self._prepare(index, source, on_error))]
-            found: dict[int, Detections] = {}
-            for batch in equal_size_batches(prepared, batch_size):
-                found.update(zip((item.index for item in batch), self._detect(batch, threshold), strict=True))
-            for item in prepared:
-                yield found[item.index]
+        for outcome in outcomes:
+            if isinstance(outcome, Detections):
+                yield outcome
+            elif on_error is None:
+                raise outcome.error
+            else:
+                on_error(outcome.source, outcome.error)
 
-    def _prepare(self, index: int, source: Any, on_error: OnError | None) -> Prepared | None:
-        """Reads and processes one picture; None where it could not be read and `on_error` took note."""
+    def _prepare(self, index: int, source: Any) -> Prepared:
+        """Reads and processes one picture."""
         try:
-            (pixels,) = read_images(source)  # (H, W, 3)
-            features = self.image_processor(pixels, input_data_format="channels_last", return_tensors="pt")
-        except (OSError, TypeError, ValueError) as error:
+            size_hw, pixel_values = self._processed(source)
+        except PICTURE_ERRORS as error:
             # The reader saw a list of one; the caller's list may be longer.
-            named = type(error)(f"image {index}{str(error).removeprefix('image 0')}")
-            if on_error is None:
-                raise named from error
-            on_error(source, named)
-            return None
-        return Prepared(index, source, tuple(pixels.shape[:2]), features["pixel_values"])
+            kind = next(
+                kind for kind in (FileNotFoundError, PermissionError, *PICTURE_ERRORS) if isinstance(error, kind)
+            )
+            raise kind(f"image {index}{str(error).removeprefix('image 0')}") from error
+        return Prepared(index, source, size_hw, pixel_values)
 
-    @torch.inference_mode()
+    def _processed(self, source: Any) -> tuple[tuple[int, int], Any]:
+        """The upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
+        from ..image_reading_detr import read_images
+
+        (pixels,) = read_images(source)  # (H, W, 3)
+        features = self.image_processor(pixels, input_data_format="channels_last", return_tensors="pt")
+        return tuple(pixels.shape[:2]), features["pixel_values"]
+
+    def _detect_each(self, batch: list[Prepared], threshold: float) -> list[Detections | Failure]:
+        """Runs a batch; where its outputs are not finite, each picture alone, to find whose."""
+        try:
+            return self._detect(batch, threshold)
+        except ValueError as error:
+            if len(batch) == 1:
+                return [Failure(batch[0].index, batch[0].source, error)]
+            return [outcome for item in batch for outcome in self._detect_each([item], threshold)]
+
     def _detect(self, batch: list[Prepared], threshold: float) -> list[Detections]:
         """Runs pictures of one processed size through the model."""
-        parameter = next(self.model.parameters())
-        pixel_values = torch.cat([item.pixel_values for item in batch])
-        outputs = self.model(pixel_values.to(parameter.device, parameter.dtype))
-        outputs = type(outputs)(logits=outputs.logits.cpu(), pred_boxes=outputs.pred_boxes.cpu())
-        target_sizes = torch.tensor([item.size_hw for item in batch])
         try:
-            results = self.image_processor.post_process_object_detection(
-                outputs, threshold=threshold, target_sizes=target_sizes
-            )
+            results = self._results(batch, threshold)
         except ValueError as error:
             named = ", ".join(f"image {item.index} ({path_of(item.source) or 'in memory'})" for item in batch)
             raise ValueError(f"In the batch of {named}: {error}") from error
         return [self._detections(item, result) for item, result in zip(batch, results, strict=True)]
 
-    def _detections(self, item: Prepared, result: dict[str, Tensor]) -> Detections:
-        order = result["scores"].argsort(descending=True, stable=True)
+    def _results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
+        """For each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels."""
+        import torch
+
+        parameter = next(self.model.parameters())
+        with torch.inference_mode():
+            pixel_values = torch.cat([item.pixel_values for item in batch])
+            outputs = self.model(pixel_values.to(parameter.device, parameter.dtype))
+            outputs = type(outputs)(logits=outputs.logits.cpu(), pred_boxes=outputs.pred_boxes.cpu())
+            results = self.image_processor.post_process_object_detection(
+                outputs, threshold=threshold, target_sizes=torch.tensor([item.size_hw for item in batch])
+            )
+        return [{name: values.numpy() for name, values in result.items()} for result in results]
+
+    def _detections(self, item: Prepared, result: dict[str, np.ndarray]) -> Detections:
+        order = np.argsort(-result["scores"], kind="stable")
         labels = result["labels"][order].tolist()
-        id2label = self.model.config.id2label
         path = path_of(item.source)
         return Detections(
-            result["boxes"][order].numpy(),
-            result["scores"][order].numpy(),
+            result["boxes"][order],
+            result["scores"][order],
             labels,
-            [id2label.get(label, str(label)) for label in labels],
+            [self.id2label.get(label, str(label)) for label in labels],
             size_hw=item.size_hw,
             path=path,
             source=None if path is not None else item.source,
         )
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class names by label."""
+        return self.model.config.id2label
+
+    def fingerprint(self) -> str:
+        """A text that differs as soon as weights, architecture, preprocessing or precision do."""
+        import torch
+
+        settings = {**self.model.config.to_diff_dict(), **self.image_processor.to_dict()}
+        plain = {key: value for key, value in settings.items() if key not in ("_name_or_path", "transformers_version")}
+        digest = hashlib.blake2b(json.dumps(plain, sort_keys=True, default=str).encode(), digest_size=16)
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def __repr__(self) -> str:
         config = self.model.config
@@ -185,20 +247,10 @@ class Detector:
         )
 
 
-def equal_size_batches(prepared: list[Prepared], batch_size: int) -> Iterator[list[Prepared]]:
-    """Splits pictures into batches of one processed size, so that none of them is padded."""
-    by_size: dict[tuple[int, ...], list[Prepared]] = defaultdict(list)
-    for item in prepared:
-        by_size[tuple(item.pixel_values.shape[-2:])].append(item)
-    for items in by_size.values():
-        # 9 pictures at a batch size of 8 are better run as 5 and 4 than as 8 and 1.
-        batches = math.ceil(len(items) / batch_size)
-        for first in range(batches):
-            yield items[first::batches]
-
-
-def _load_processor(source: str | Path, hub: dict[str, Any]) -> DETRImageProcessor:
+def load_processor(source: str | Path, hub: dict[str, Any]) -> "DETRImageProcessor":
     """The checkpoint's own preprocessing; the original's (800 to 1333 pixels) where a file or folder holds none."""
+    from ..image_processing_detr import DETRImageProcessor
+
     path = Path(source)
     if path.is_file() or (path.is_dir() and not any((path / name).is_file() for name in PROCESSOR_FILES)):
         logger.warning("%s says nothing of image sizes: pictures are resized as the original does.", path)

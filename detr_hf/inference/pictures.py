@@ -1,5 +1,6 @@
 """Pictures as a detector takes them in: one at a time, upright, RGB, by the reading rules of the image processor."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,10 +16,10 @@ GLOB_SIGNS = re.compile(r"[*?\[]")
 
 def open_picture(source: Any) -> Image.Image:
     """The upright RGB picture behind a path, bytes, a PIL image, an array or a tensor."""
-    from ..image_reading_detr import read_images
+    from .numpy_processing import read_pixels
 
-    (pixels,) = read_images(source)  # (H, W, 3)
-    return Image.fromarray(pixels.clamp(0, 255).round().byte().numpy(force=True))
+    pixels = read_pixels(source)  # (H, W, 3)
+    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
 
 
 def path_of(source: Any) -> Path | None:
@@ -45,42 +46,57 @@ def is_single_picture(images: Any) -> bool:
     return False
 
 
-def find_pictures(paths: Iterable[str | Path], results: Path | None = None) -> Iterator[tuple[Path, Path]]:
+def find_pictures(
+    paths: Iterable[str | Path], results: Path | None = None, suffixes: Iterable[str] = PICTURE_SUFFIXES
+) -> Iterator[tuple[Path, Path]]:
     """The pictures behind files, folders and glob patterns, each with its path below the folder it was found in.
 
     A file is taken as it is, also where it does not exist: opening it will tell. A folder is searched with all folders
-    below it for `PICTURE_SUFFIXES`, hidden names left out, in the order of the names. A text with `*`, `?` or `[` that
-    is no existing path is a pattern, in which `**` stands for any folders. A picture that several of them name comes
-    once. The folder `results`, where it lies inside a folder that is searched, is left out.
+    below it for files that end in one of `suffixes`, hidden names left out, in the order of the names. A text with
+    `*`, `?` or `[` that is no existing path is a pattern, in which `**` stands for any folders. A picture that several
+    of them name comes once. The folder `results`, where it lies inside a folder that is searched, is left out.
     """
-    seen: set[Path] = set()
-    for given in paths:
-        for path, relative in _expand(Path(given), results):
-            absolute = path.absolute()
-            if absolute not in seen:
-                seen.add(absolute)
-                yield path, relative
+    given = [Path(path) for path in paths]
+    endings = tuple(suffixes)
+    apart = len(given) == 1 and given[0].is_dir()  # then none can come twice, and a million need not be remembered
+    seen: set[str] = set()
+    for path, relative in (found for one in given for found in _expand(one, results, endings)):
+        if not apart:
+            absolute = str(path.absolute())
+            if absolute in seen:
+                continue
+            seen.add(absolute)
+        yield path, relative
 
 
-def _expand(given: Path, results: Path | None) -> Iterator[tuple[Path, Path]]:
+def _expand(given: Path, results: Path | None, endings: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:
     if given.is_dir():
         inside = results is not None and given.absolute() in results.absolute().parents
-        for path in sorted(given.rglob("*")):
-            relative = path.relative_to(given)
-            left_out = any(part.startswith(".") for part in relative.parts) or (
-                inside and path.absolute().is_relative_to(results.absolute())
-            )
-            if path.suffix.lower() in PICTURE_SUFFIXES and not left_out and path.is_file():
-                yield path, relative
+        left_out = results.absolute().relative_to(given.absolute()) if inside else None
+        for relative in _files_below(given, Path(), endings, left_out):
+            yield given / relative, relative
     elif not given.exists() and GLOB_SIGNS.search(str(given)):
         root, pattern = _split_pattern(given)
         for path in sorted(root.glob(pattern)):
             if path.is_dir():
-                yield from _expand(path, results)
+                yield from _expand(path, results, endings)
             else:
                 yield path, path.relative_to(root)
     else:
         yield given, Path(given.name)
+
+
+def _files_below(root: Path, below: Path, endings: tuple[str, ...], left_out: Path | None) -> Iterator[Path]:
+    """The files of a folder and all folders in it, as paths from `root` on, one folder in memory at a time."""
+    with os.scandir(root / below) as entries:
+        found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in found:
+        relative = below / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if relative != left_out:
+                yield from _files_below(root, relative, endings, left_out)
+        elif entry.name.lower().endswith(endings) and entry.is_file():
+            yield relative
 
 
 def _split_pattern(given: Path) -> tuple[Path, str]:

@@ -32,7 +32,7 @@ from ..data import DetectionCollator
 from ..evaluation.coco import CocoMetrics
 from ..evaluation.collecting import DetectionEvaluator
 from ..evaluation.truth import ground_truth_of
-from .arguments import DETRTrainingArguments
+from .arguments import MODEL_OPTIONS, DETRTrainingArguments
 from .checkpointing import (
     CheckpointError,
     cannot_write,
@@ -47,6 +47,8 @@ from .ema import TRAINING_WEIGHTS, EMACallback
 from .monitoring import LossParts, NonFiniteLossError, describe_batch, describe_parts, image_id_of
 from .optimizing import drop_schedule, parameter_groups
 from .preparing import Splits, check_classes, check_splits, image_processor_for, prepare_splits
+from .publishing import HubPublishing
+from .searching import HyperparameterSearch
 from .seeding import SeedingCallback, seeded
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ FROM_SCRATCH = (
 )
 
 
-class DETRTrainer(Trainer):
+class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
     """Trains and measures a DETR.
 
     Args:
@@ -116,6 +118,8 @@ class DETRTrainer(Trainer):
         self._truths: dict[int, tuple[Any, dict[str, Any] | None]] = {}
         self._evaluator: DetectionEvaluator | None = None
         self.last_evaluation: CocoMetrics | None = None
+        self._evaluated_step: int | None = None  # of the weights as they are
+        self._data = data
         super().__init__(
             model=model,
             args=args,
@@ -143,9 +147,17 @@ class DETRTrainer(Trainer):
                 logger.warning(FROM_SCRATCH)
             if self.args.freeze_backbone:
                 _freeze_backbone(self.model)
+            options = MODEL_OPTIONS.get(self.args.recipe)
+            if options and not options.items() <= self.model.config.to_dict().items():
+                self.model.add_training_aids(**options)
         if self._ema and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "ema_decay does not work with sharded weights (FSDP, DeepSpeed): set it to 0, or train with DDP."
+            )
+        if self.args.fsdp and not (self.is_fsdp_enabled or self.is_fsdp_xla_enabled):
+            raise ValueError(
+                "fsdp would be ignored here: accelerate shards weights on GPUs only, and each process would hold the "
+                "whole model. Leave fsdp out."
             )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -307,7 +319,7 @@ class DETRTrainer(Trainer):
             self._evaluator.gather()
         predictions = output.predictions
         if len(self._evaluator) and not self.args.prediction_loss_only:
-            self.last_evaluation = self._evaluator.compute()
+            self.last_evaluation, self._evaluated_step = self._evaluator.compute(), self.state.global_step
             output.metrics.update(_named(self.last_evaluation, metric_key_prefix))
             predictions = (
                 self._evaluator.results() if description == "Prediction" and predictions is None else predictions
@@ -453,6 +465,7 @@ class DETRTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        self._evaluated_step = None
         if self._ema is not None:
             self._ema.best_is_loaded = True
 

@@ -57,10 +57,11 @@ def to_target(scene: dict) -> dict[str, Tensor]:
 
 def normalise(pixels: Tensor) -> Tensor:
     """uint8 (B, H, W, 3) to float (B, 3, H, W), in channels-last memory, as the image processor normalises."""
-    return ((pixels.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values, device=pixels.device) for values in (MEAN, STD))
+    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def loader(recipe: Recipe, stage: str, first_step: int, last_step: int) -> DataLoader:
-    """Batches in order, drawn in one worker process while the model computes."""
+    """Batches in order, drawn in worker processes while the model computes."""
     batches = SceneBatches(recipe, stage, first_step, last_step)
-    return DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4)
+    return DataLoader(batches, batch_size=None, num_workers=recipe.workers, prefetch_factor=4)

@@ -1,24 +1,26 @@
-"""Stage 2: DETR on the pre-trained backbone, with two training-only aids around it."""
+"""Stage 2: DETR on the pre-trained backbone, with training-only aids; what is saved is plain DETR."""
 
 import copy
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from detr_hf.configuration_detr import DETRConfig
 from detr_hf.image_processing_detr import DETRImageProcessor
 from detr_hf.modeling_detr import DETRForObjectDetection
 
-from .backbone import assign_cells, cell_centres, dense_loss
 from .batches import loader, normalise
 from .recipe import DETECT_LOG, Recipe, RunLog, rank_and_world_size, save_atomically, set_lr
 from .report import evaluate
 
+LOGGED = ("loss_ce", "loss_bbox", "loss_giou", "class_error", "loss_ce_enc", "loss_giou_enc", "loss_ce_dn")
+
 
 def build_detector(recipe: Recipe, backbone_weights: Path | None) -> DETRForObjectDetection:
-    """A plain DETR on the thin ResNet."""
+    """DETR on the thin ResNet, with the recipe's aids."""
     names = {label: str(label) for label in range(10)}
     config = DETRConfig(
         backbone=recipe.backbone,
@@ -34,80 +36,33 @@ def build_detector(recipe: Recipe, backbone_weights: Path | None) -> DETRForObje
         num_queries=recipe.num_queries,
         id2label=names,
         label2id={name: label for label, name in names.items()},
+        **aids(recipe),
     )
     return DETRForObjectDetection(config)
 
 
-class GroupedDETR(nn.Module):
-    """DETR with training-only aids around it; what is saved is `self.detr`, unchanged in structure.
-
-    Two aids, both of which only add losses: (1) `query_groups - 1` more sets of object queries go through the same
-    decoder, each matched on its own (Group DETR, Chen et al., 2023: queries of different groups do not attend to each
-    other); (2) the output heads are also applied to the encoder's output at every cell in the middle of an object. A
-    cell must give the box in the frame of the whole picture, so the encoder learns to write positions into its states,
-    which DETR otherwise only adds to queries and keys.
-    """
-
-    def __init__(self, detr: DETRForObjectDetection, recipe: Recipe):
-        super().__init__()
-        self.detr = detr
-        self.recipe = recipe
-        self.more_queries = nn.Embedding((recipe.query_groups - 1) * recipe.num_queries, recipe.hidden_dim)
-
-    def forward(self, pixel_values: Tensor, targets: list[dict[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts for the log."""
-        detr, groups = self.detr, self.recipe.query_groups
-        features, pos = detr.backbone(pixel_values, None)
-        feature_map = features[-1][0]
-        src = detr.input_proj(feature_map).flatten(2).transpose(1, 2)  # (B, S, D)
-        pos = pos.flatten(2).transpose(1, 2)
-        memory = detr.transformer.encoder(src, pos)[0]
-        states = self.decode(memory, pos)  # (L, B, groups * Q, D)
-        logits, boxes = detr.class_embed(states), detr.bbox_embed(states).sigmoid()
-        # (L, B * groups, Q, .): each group is matched as if it were a picture of its own
-        by_group = [values.unflatten(2, (groups, -1)).flatten(1, 2) for values in (logits, boxes)]
-        loss, parts = detr.loss_function(*by_group, [target for target in targets for _ in range(groups)])
-        parts = {name: parts[name] for name in ("loss_ce", "loss_bbox", "loss_giou", "class_error")}
-        if self.recipe.dense_weight:
-            assigned = assign_cells(cell_centres(*feature_map.shape[-2:]), targets)
-            dense = dense_loss(
-                detr.class_embed(memory), detr.bbox_embed(memory).sigmoid(), assigned, self.recipe.background_weight
-            )
-            parts |= dense
-            loss = loss + self.recipe.dense_weight * (dense["dense_ce"] + dense["dense_bbox"] + dense["dense_giou"])
-        return loss, parts
-
-    def decode(self, memory: Tensor, pos: Tensor) -> Tensor:
-        """Normed output (L, B, groups * Q, D) of every decoder layer; self-attention stays within a group."""
-        decoder, groups = self.detr.transformer.decoder, self.recipe.query_groups
-        query_pos = torch.cat([self.detr.query_embed.weight, self.more_queries.weight])[None]
-        tgt, key, states = torch.zeros(len(memory), *query_pos.shape[1:]), memory + pos, []
-
-        def within_groups(values: Tensor) -> Tensor:
-            return values.unflatten(1, (groups, -1)).flatten(0, 1)
-
-        for layer in decoder.layers:
-            query = within_groups(tgt + query_pos)
-            attended = layer.self_attn(query, query, within_groups(tgt))[0].unflatten(0, (-1, groups)).flatten(1, 2)
-            tgt = layer.norm1(tgt + attended)
-            tgt = layer.norm2(tgt + layer.multihead_attn(tgt + query_pos, key, memory)[0])
-            tgt = layer.norm3(tgt + layer._feed_forward(tgt))
-            states.append(tgt)
-        return decoder.norm(torch.stack(states))
+def aids(recipe: Recipe) -> dict:
+    """The training-only options of DETRConfig that the recipe asks for."""
+    return {
+        "encoder_aux_head": recipe.encoder_weight > 0,
+        "encoder_aux_coef": recipe.encoder_weight,
+        "num_query_groups": recipe.query_groups,
+        "num_denoising": recipe.num_denoising,
+    }
 
 
-def learning_rate_factor(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, constant, then linear to zero over the last part; steps can be added until the decay begins."""
-    decay = recipe.steps * recipe.decay_fraction
-    return min((step + 1) / recipe.warmup, 1.0, (recipe.steps - step) / decay)
+def learning_rate_factor(step: int, progress: float, recipe: Recipe) -> float:
+    """Linear warm-up, constant, then linear to zero over the last `decay_fraction`; `progress` is in [0, 1]."""
+    return min((step + 1) / recipe.warmup, 1.0, (1 - progress) / recipe.decay_fraction)
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
     """Moves the exponential moving average of the weights; it follows faster in the beginning."""
     decay = min(decay, (1 + step) / (10 + step))
-    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
+    current = dict(model.named_parameters())
+    for name, slow in average.named_parameters():
+        slow.lerp_(current[name], 1 - decay)
 
 
 def average_gradients(net: nn.Module) -> None:
@@ -122,49 +77,65 @@ def average_gradients(net: nn.Module) -> None:
         gradient.copy_(mean.view_as(gradient) / world_size)
 
 
+def start_model(recipe: Recipe, backbone_weights: Path | None) -> DETRForObjectDetection:
+    """The model to train: new around the pre-trained backbone, or the recipe's `init` checkpoint with fresh aids."""
+    torch.manual_seed(recipe.seed)
+    if recipe.init:
+        return DETRForObjectDetection.from_pretrained(recipe.init, **aids(recipe))
+    detr = build_detector(recipe, backbone_weights)
+    detr.config.backbone_weights = None  # a file of this machine; the checkpoint holds the weights
+    return detr
+
+
 def train_detector(
-    recipe: Recipe, backbone_weights: Path, work: Path, processor: DETRImageProcessor
+    recipe: Recipe, backbone_weights: Path | None, work: Path, processor: DETRImageProcessor
 ) -> DETRForObjectDetection:
     """Trains the detector and returns the average of its weights; goes on from the last state in `work`, if any."""
-    torch.manual_seed(recipe.seed)
-    detr = build_detector(recipe, backbone_weights).to(memory_format=torch.channels_last)
-    detr.config.backbone_weights = None  # a file of this machine; the checkpoint holds the weights
-    detr.set_attn_implementation("eager")  # its backward is faster than sdpa's on a CPU
-    net, average = GroupedDETR(detr, recipe).train(), copy.deepcopy(detr).eval()
-    optimizer = make_optimizer(net, recipe)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    detr = start_model(recipe, backbone_weights).to(device, memory_format=torch.channels_last).train()
+    if device == "cpu":
+        detr.set_attn_implementation("eager")  # its backward is faster than sdpa's on a CPU
+    average = copy.deepcopy(detr).strip_training_aids().eval()
+    optimizer = make_optimizer(detr, recipe)
     state_path, first = work / "detect_state.pt", 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
-        net.load_state_dict(state["net"])
+        detr.load_state_dict(state["net"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    log = RunLog(work / DETECT_LOG, processes=rank_and_world_size()[1])
+    log, started = RunLog(work / DETECT_LOG, processes=rank_and_world_size()[1], device=device), time.monotonic()
     for step, (pixels, targets) in enumerate(loader(recipe, "detect", first, recipe.steps), start=first):
-        set_lr(optimizer, learning_rate_factor(step, recipe))
+        progress = step / recipe.steps
+        if recipe.minutes:
+            progress = max(progress, (time.monotonic() - started) / (60 * recipe.minutes))
+        if progress >= 1:
+            break
+        set_lr(optimizer, learning_rate_factor(step, progress, recipe))
         if step == max(first, recipe.late_step):
             detr.backbone[0].body.layer1.requires_grad_(True)
-        loss, parts = net(normalise(pixels), targets)
+        targets = [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets]
+        outputs = detr(normalise(pixels.to(device, non_blocking=True)), labels=targets)
         optimizer.zero_grad()
-        loss.backward()
-        average_gradients(net)
-        nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+        outputs.loss.backward()
+        average_gradients(detr)
+        nn.utils.clip_grad_norm_(detr.parameters(), recipe.clip)
         optimizer.step()
         if rank_and_world_size()[0] != 0:
             continue
         update_average(average, detr, step, recipe.ema_decay)
-        log.add(step, loss, parts)
-        if (step + 1) % 200 == 0 or step + 1 == recipe.steps:
-            states = {"net": net.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+        log.add(step, outputs.loss, {name: outputs.loss_dict[name] for name in LOGGED if name in outputs.loss_dict})
+        if (step + 1) % recipe.save_every == 0:
+            states = {"net": detr.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
             save_atomically({**states, "step": step + 1}, state_path)
             average.save_pretrained(work / "checkpoint")
             processor.save_pretrained(work / "checkpoint")
             summary = evaluate(average, processor, num_scenes=128).metrics.summary
             log.note(step=step + 1, AP=round(summary["AP"], 4), AP50=round(summary["AP50"], 4))
-    return average
+    return average.to("cpu")
 
 
-def make_optimizer(net: GroupedDETR, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW with the backbone's own learning rate."""
     others, backbone, first_stage = [], [], []
     for name, parameter in net.named_parameters():

@@ -35,9 +35,13 @@ class Recipe:
     clip: float = 0.1
     ema_decay: float = 0.998
     query_groups: int = 4
-    dense_weight: float = 1.0
-    background_weight: float = 0.2
+    encoder_weight: float = 1.0
+    num_denoising: int = 0
     seed: int = 0
+    init: str = ""  # a checkpoint to go on from; then there is no first stage
+    minutes: float = 0.0  # end after so long, whatever `steps` says
+    workers: int = 1
+    save_every: int = 200
     stride: int = 16
     hidden_dim: int = 128
     nheads: int = 4
@@ -76,17 +80,17 @@ def save_atomically(state: dict, path: Path) -> None:
 class RunLog:
     """Mean of each loss part over `LOG_EVERY` steps, as a line of JSON and in the log."""
 
-    def __init__(self, path: Path, processes: int = 1):
+    def __init__(self, path: Path, processes: int = 1, device: str = "cpu"):
         self.path, self.sums, self.count, self.since = path, {}, 0, time.time()
-        self.note(processes=processes, threads=torch.get_num_threads())
+        self.note(processes=processes, threads=torch.get_num_threads(), device=device)
 
     def add(self, step: int, loss: Tensor, parts: dict[str, Tensor]) -> None:
         """Adds one step, and writes a line when enough have come together."""
         for name, value in {"loss": loss, **parts}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
         self.count += 1
         if self.count == LOG_EVERY:
-            means = {name: round(total / self.count, 4) for name, total in self.sums.items()}
+            means = {name: round(float(total) / self.count, 4) for name, total in self.sums.items()}
             self.note(step=step + 1, step_seconds=round((time.time() - self.since) / self.count, 4), **means)
             self.sums, self.count, self.since = {}, 0, time.time()
 

@@ -1,17 +1,19 @@
 """Measuring the checkpoint, and its model card: the numbers in it are measured here, or read from recipe and logs."""
 
 import json
-import platform
+import re
 import time
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from detr_hf.data.digits import SPLITS, DigitScenes, load_sources
 from detr_hf.evaluation.coco import CocoMetrics, evaluate_boxes
+from detr_hf.hub.card import render_card
+from detr_hf.hub.facts import facts_of, hardware_name, library_versions
+from detr_hf.hub.staging import write_json
 from detr_hf.image_processing_detr import DETRImageProcessor
 from detr_hf.modeling_detr import DETRForObjectDetection
 
@@ -56,7 +58,7 @@ def evaluate(
         for box, label in zip(scene["objects"]["bbox"], scene["objects"]["category"], strict=True):
             truth["annotations"].append({"image_id": index, "category_id": label, "bbox": box})
         started = time.perf_counter()
-        outputs = model(**processor(scene["image"], return_tensors="pt"))
+        outputs = model(**processor(scene["image"], return_tensors="pt").to(model.device))
         size_hw = torch.tensor([[scene["height"], scene["width"]]])
         found = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=size_hw)[0]
         seconds += time.perf_counter() - started
@@ -80,36 +82,28 @@ def processes_used(log_path: Path) -> str:
     return ", then ".join(f"{processes} x {threads}" for processes, threads in dict.fromkeys(used))
 
 
-def processor_name() -> str:
-    """The CPU's name, as far as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def write_card(path: Path, output: Path, work: Path, recipe: Recipe, measured: Measured, harder: Measured) -> None:
-    """Writes the model card; every number in it is measured here or read from the recipe and the logs.
+def card_facts(
+    model: DETRForObjectDetection,
+    processor: DETRImageProcessor,
+    output: Path,
+    work: Path,
+    recipe: Recipe,
+    measured: Measured,
+    harder: Measured,
+) -> dict[str, Any]:
+    """What the card says; every number is measured here or read from the recipe and the logs.
 
     `harder` was measured on scenes with digits of `HARDER_PX`.
     """
-    summary, per_class = measured.metrics.summary, measured.metrics.per_class
-    rows = [f"| {name} | {row['objects']} | {row['AP']:.3f} | {row['AP50']:.3f} |" for name, row in per_class.items()]
     sources = {split: load_sources(split) for split in SPLITS}
     images = {split: sum(len(digits) for digits in source.digits.values()) for split, source in sources.items()}
-    changed = {entry.name: getattr(recipe, entry.name) for entry in fields(Recipe)}
-    template = Path(__file__).with_name("card_template.md").read_text()
-    card = template.format(
-        **changed,
-        **{name: f"{value:.3f}" for name, value in summary.items()},
+    sections = card_sections(
+        **{entry.name: getattr(recipe, entry.name) for entry in fields(Recipe)},
         harder_px="{} to {}".format(*HARDER_PX),
         harder_AP=f"{harder.metrics.summary['AP']:.3f}",
         harder_AP50=f"{harder.metrics.summary['AP50']:.3f}",
-        class_rows="\n".join(rows),
         num_scenes=measured.metrics.num_images,
-        num_objects=sum(row["objects"] for row in per_class.values()),
+        num_objects=sum(row["objects"] for row in measured.metrics.per_class.values()),
         train_images=images["train"],
         validation_images=images["validation"],
         pretrain_minutes=f"{training_minutes(work / PRETRAIN_LOG):.0f}",
@@ -118,11 +112,49 @@ def write_card(path: Path, output: Path, work: Path, recipe: Recipe, measured: M
         scenes_detect=f"{recipe.steps * recipe.batch_size:,}",
         pretrain_processes=processes_used(work / PRETRAIN_LOG),
         detect_processes=processes_used(work / DETECT_LOG),
-        hardware=processor_name(),
+        hardware=hardware_name(),
         milliseconds=f"{1000 * measured.seconds_per_image:.0f}",
-        parameters=f"{measured.num_parameters / 1e6:.2f}",
-        megabytes=f"{(output / 'model.safetensors').stat().st_size / 1e6:.1f}",
-        versions=", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "transformers")),
+        versions=", ".join(f"{name} {version}" for name, version in library_versions().items()),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(card)
+    known = facts_of(model, "detr-digits", processor, measured.metrics, license="apache-2.0")
+    megabytes = (output / "model.safetensors").stat().st_size / 1e6
+    return assemble(known, sections, round(megabytes, 1))
+
+
+def card_sections(**values: Any) -> dict[str, str]:
+    """The texts of the card by name, from `card_sections.md` with the values put in."""
+    text = Path(__file__).with_name("card_sections.md").read_text().format(**values)
+    parts = re.split(r"^# (\w+)\n", text, flags=re.MULTILINE)
+    return {name: part.strip() for name, part in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def assemble(known: dict[str, Any], sections: dict[str, str], megabytes: float) -> dict[str, Any]:
+    """The facts: what is known of the model, and the texts."""
+    return {
+        **known,
+        "summary": sections["summary"],
+        "use": sections["use"],
+        "base_model": None,
+        "megabytes": megabytes,
+        "model": {**known["model"], "backbone_text": sections["backbone"]},
+        "evaluation": {
+            **known["evaluation"],
+            "dataset": "digit scenes (validation)",
+            "type": "digit-scenes",
+            "text": sections["score"],
+            "note": sections["note"],
+        },
+        "data": {"name": "digit scenes", "text": sections["data"]},
+        "training": {"text": sections["training"]},
+        "speed": {"text": sections["speed"]},
+        "limits": sections["limits"],
+        "licence_text": sections["licence"],
+    }
+
+
+def write_card(path: Path, facts: dict[str, Any]) -> None:
+    """Writes the card, and its facts into the folder `facts` beside it."""
+    source = path.parent / "facts" / f"{path.stem}.json"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    write_json(source, facts)
+    path.write_text(render_card(facts), encoding="utf-8")

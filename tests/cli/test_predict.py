@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 from typer import BadParameter
 from typer.testing import CliRunner
@@ -12,6 +14,8 @@ from typer.testing import CliRunner
 from detr_hf import Detector, DETRImageProcessor
 from detr_hf.cli.app import app
 from detr_hf.cli.predict import drawing_paths, split_model
+from detr_hf.cli.predict_run import duration, process_device, process_name, progress_text
+from detr_hf.inference.prediction import Progress, read_predictions
 
 from ..conftest import tiny_model
 
@@ -112,6 +116,66 @@ def test_which_argument_is_the_model(model, photos, tmp_path, monkeypatch):
     assert split_model([str(model), picture], "other") == ("other", [str(model), picture])
     with pytest.raises(BadParameter, match="pictures are missing"):
         split_model([str(model)], None)
+
+
+def test_a_run_into_a_folder_and_the_same_command_again(model, photos, tmp_path):
+    (photos / "broken.jpg").write_bytes(b"not a picture")
+    command = (model, photos, "--out", tmp_path / "run", "--threshold", 0.1, "--shard-size", 2)
+    done = predict(*command)
+    assert done.exit_code == 0, done.output  # a bad picture is a result at this scale, torchrun would stop the others
+    assert "4 pictures" in done.stderr and "1 of them could not be read" in done.stderr and "Complete" in done.stderr
+    records = list(read_predictions(tmp_path / "run"))
+    assert [Path(record["picture"]).name for record in records] == ["a.png", "b.jpg", "broken.jpg", "a.png"]
+    assert "error" in records[2] and len(records[1]["objects"]) > 0
+    again = predict(*command)
+    assert again.exit_code == 0 and "0 pictures" in again.stderr and "4 were done before" in again.stderr
+    other = predict(*command[:-3], 0.2)
+    assert isinstance(other.exception, ValueError) and "threshold was 0.1, now 0.2" in str(other.exception)
+
+
+def test_a_run_over_a_data_set(model, photos, tmp_path):
+    paths = sorted(photos.rglob("*.*"))
+    table = Dataset.from_dict({"image": [str(path) for path in paths]}).cast_column("image", ImageFeature())
+    table.save_to_disk(tmp_path / "saved")
+    for arguments in ((model,), ("--model", model)):
+        out = tmp_path / f"run{len(arguments)}"
+        done = predict(*arguments, "--dataset", tmp_path / "saved", "--out", out, "--format", "parquet")
+        assert done.exit_code == 0, done.output
+        assert [(record["height"], record["width"]) for record in read_predictions(out)] == [
+            Image.open(path).size[::-1] for path in paths
+        ]
+
+
+def test_options_that_contradict_each_other_are_a_wrong_call(model, photos, tmp_path):
+    for wrong, word in (
+        ((model, photos, "--out", tmp_path / "run", "--json", tmp_path / "x.json"), "--json"),
+        ((model, "--dataset", "some/data"), "--out"),
+        ((model, photos, "film.mp4"), "--out"),
+        ((model, photos, "--dataset", "some/data", "--out", tmp_path / "run"), "takes the place of"),
+        ((), "no picture is named"),
+    ):
+        done = predict(*wrong)
+        assert done.exit_code == 2 and word in done.stderr, done.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_progress_says_how_far_how_fast_and_how_long():
+    assert progress_text(Progress(200, 1000, 3, 5000, 10.0)) == (
+        "1,200 of 5,000 pictures, 100.0 a second, 0:00:38 left, 3 could not be read"
+    )
+    assert progress_text(Progress(0, 0, 0, None, 0.0)) == "0 pictures, 0.0 a second"
+    assert duration(3723.4) == "1:02:03"
+
+
+def test_each_process_names_itself_and_takes_a_gpu_of_its_own(monkeypatch):
+    assert process_name() == "" and process_device(None) is None
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert process_name() == "[1 of 4] "
+    assert process_device(None) == "cuda:1" and process_device("cpu") == "cpu"
 
 
 def test_drawings_never_share_a_name():

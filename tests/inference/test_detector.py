@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from detr_hf import Detections, Detector, DETRImageProcessor
-from detr_hf.inference.detector import Prepared, equal_size_batches
 
 from ..conftest import tiny_model
 
@@ -108,14 +107,6 @@ def test_no_picture_is_padded(detector, pictures, monkeypatch):
     monkeypatch.setattr(detector.model, "forward", watched)
     detector(pictures, batch_size=3)
     assert sorted(shapes) == sorted([(2, 3, 64, 85), (2, 3, 64, 85), (1, 3, 85, 64), (1, 3, 64, 64), (1, 3, 64, 83)])
-
-
-def test_batches_are_of_one_size_and_balanced():
-    sizes = [(8, 8)] * 9 + [(8, 9)]
-    prepared = [Prepared(i, None, (1, 1), torch.zeros(1, 3, *size)) for i, size in enumerate(sizes)]
-    batches = list(equal_size_batches(prepared, 8))
-    assert sorted(len(batch) for batch in batches) == [1, 4, 5]
-    assert sorted(item.index for batch in batches for item in batch) == list(range(10))
 
 
 def test_reading_is_lazy(detector, pictures):

@@ -58,7 +58,7 @@ def test_saving_follows_evaluation(changes, saving, best):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"recipe": "fast"}, "recipe is 'fast'"),
+        ({"recipe": "quick"}, "recipe is 'quick'"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"lr_drop": 2.0}, "lr_drop is 2.0"),
         ({"label_smoothing_factor": 0.1}, "no meaning for DETR"),

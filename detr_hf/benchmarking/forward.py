@@ -1,0 +1,86 @@
+"""Inference speed: this model beside transformers' DETR with the same weights, sdpa attention, no gradients."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from .measuring import check_device, compare, differences, environment, require_agreement, synchronize
+from .models import dtype_named, random_pair, random_pixels
+
+# With random weights the logits of a bfloat16 model move this much by rounding alone, in transformers' model too.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5, "float16": 0.1}
+
+
+@torch.inference_mode()
+def compare_forward(
+    device: str,
+    dtype: str,
+    batch: int,
+    size_hw: tuple[int, int],
+    padded: bool,
+    compile_ours: bool,
+    compile_peer: bool,
+    runs: int,
+    **config: Any,
+) -> dict[str, Any]:
+    """Returns the record of one comparison.
+
+    Raises:
+        ValueError: for a device that is not there, or outputs that do not agree.
+    """
+    check_device(device)
+    ours, peer = random_pair(device, **config)
+    pixel_values, pixel_mask = random_pixels(batch, size_hw, device, padded)
+    inputs = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+    exact = require_agreement(differences(ours(**inputs), peer(**inputs)), tolerance_in_float32(device))
+    ours, peer = ours.to(dtype_named(dtype)), peer.to(dtype_named(dtype))
+    inputs["pixel_values"] = pixel_values.to(dtype_named(dtype))
+    compilation = {}
+    if compile_ours:
+        ours.optimize_for_inference(compile=True)
+        compilation["ours_s"] = _first_call(partial(ours, **inputs), device)
+    if compile_peer:
+        peer = compiled_peer(peer)
+        compilation["peer_s"] = _first_call(partial(peer, **inputs), device)
+    moved = require_agreement(differences(ours(**inputs), peer(**inputs)), TOLERANCE[dtype])
+    settings = {"device": device, "dtype": dtype, "batch": batch, "size_hw": list(size_hw), "padded": padded}
+    settings |= {"compile": compile_ours, "compile_peer": compile_peer, **config}
+    record = {"environment": environment(device), "settings": settings, "difference_float32": exact}
+    record |= {"difference": moved} if dtype != "float32" else {}
+    record |= {"first_call": compilation} if compilation else {}
+    record["forward"] = compare(partial(ours, **inputs), partial(peer, **inputs), runs, device)
+    return record
+
+
+def tolerance_in_float32(device: str) -> float:
+    """Returns what two float32 models may differ by; on a GPU convolutions are in TF32 unless told otherwise."""
+    return 1e-4 if device == "cpu" else 5e-2
+
+
+def compiled_peer(peer: nn.Module) -> Callable[..., Any]:
+    """Returns transformers' model at its best: compiled, on the CPU with frozen weights as well."""
+    compiled = torch.compile(peer)
+    if next(peer.parameters()).is_cuda:
+        return compiled
+
+    from torch._inductor import config
+
+    def frozen(**inputs: Any) -> Any:
+        with config.patch(freezing=True):
+            return compiled(**inputs)
+
+    return frozen
+
+
+def _first_call(run: Callable[[], Any], device: str) -> float:
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+__all__ = ["compare_forward", "compiled_peer", "tolerance_in_float32"]

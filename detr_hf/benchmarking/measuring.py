@@ -1,0 +1,253 @@
+"""Timing two sides in turn, and the record of it: ratios with their spread, the machine, the versions, the load.
+
+A machine that is shared slows both sides of a pair alike, so the ratio of neighbours is what is reported, never the
+ratio of two means.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VERSIONS = ("detr-hf", "torch", "torchvision", "transformers", "timm", "numpy", "scipy")
+ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Returns what the figures depend on: processor or GPU, threads, load, versions, allocator, time."""
+    found = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "allocator": {name: os.environ[name] for name in ALLOCATOR if name in os.environ} or "default",
+        "versions": {name: _version(name) for name in VERSIONS},
+    }
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name()
+        found["cuda"], found["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError for a device that is not there."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a GPU that torch can see; torch.cuda.is_available() is False here.")
+
+
+def seconds(run: Callable[[], Any], device: str = "cpu", repeats: int = 1) -> float:
+    """Returns how long one call takes, with the device's work included."""
+    return _times(run, device, repeats)[0]
+
+
+def _times(run: Callable[[], Any], device: str, repeats: int) -> tuple[float, float]:
+    """Returns wall time and this process's processor time of one call."""
+    synchronize(device)
+    start, start_cpu = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        run()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeats, (time.process_time() - start_cpu) / repeats
+
+
+def synchronize(device: str) -> None:
+    """Waits for the device."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def compare(
+    ours: Callable[[], Any], peer: Callable[[], Any], runs: int, device: str = "cpu", warmup: int = 1, repeats: int = 1
+) -> dict[str, Any]:
+    """Returns medians and the paired ratio of two calls that run in turn; either comes first in half of the pairs.
+
+    On the CPU `cpu_ratio` is the ratio of processor times, which other processes of the machine disturb less.
+    """
+    for _ in range(warmup):
+        ours(), peer()
+    pairs = []
+    for index in range(runs):
+        first, second = (ours, peer) if index % 2 == 0 else (peer, ours)
+        times = _times(first, device, repeats), _times(second, device, repeats)
+        pairs.append(times if index % 2 == 0 else times[::-1])
+    result = {
+        "ours_s": statistics.median(our_times[0] for our_times, _ in pairs),
+        "peer_s": statistics.median(their_times[0] for _, their_times in pairs),
+        "ratio": spread([their_times[0] / our_times[0] for our_times, their_times in pairs]),
+        "pairs": runs,
+    }
+    if device == "cpu":
+        result["cpu_ratio"] = spread([their_times[1] / our_times[1] for our_times, their_times in pairs])
+    return result
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Returns the median and the quartiles."""
+    if len(values) < 2:
+        return {"median": values[0], "low": values[0], "high": values[0]}
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "low": low, "high": high}
+
+
+def peak_memory(run: Callable[[], Any], device: str = "cpu") -> int | None:
+    """Returns the bytes that a call holds at its peak beyond what was held before; None where that is not known."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what the other side has freed must not serve this one
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak back
+        before = _status("VmRSS")
+        run()
+        return _status("VmHWM") - before
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {name}.")
+
+
+@contextmanager
+def counted_syncs(counts: list[int]) -> Iterator[None]:
+    """Appends to `counts` how often the host waits for the device inside, on CUDA as torch reports it."""
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    counts.append(sum("synchronizing" in str(warning.message) for warning in caught))
+
+
+def differences(ours: Any, peer: Any) -> dict[str, float]:
+    """Returns the largest absolute differences of logits and boxes of two outputs."""
+    return {
+        "logits": (ours.logits.float() - peer.logits.float()).abs().max().item(),
+        "boxes": (ours.pred_boxes.float() - peer.pred_boxes.float()).abs().max().item(),
+    }
+
+
+def require_agreement(found: dict[str, float], tolerance: float) -> dict[str, float]:
+    """Returns the differences.
+
+    Raises:
+        ValueError: when one is above the tolerance, or not a number: then there is nothing to compare.
+    """
+    if not all(difference <= tolerance for difference in found.values()):
+        raise ValueError(f"The outputs of the two sides differ by {found}; expected at most {tolerance}.")
+    return found
+
+
+def write_record(name: str, record: dict[str, Any], folder: Path) -> Path:
+    """Writes the record as JSON into a new file of the folder, and returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = record.get("environment", {}).get("time", "").replace(":", "").replace("+0000", "")
+    path = folder / (f"{name}-{stamp}.json" if stamp else f"{name}.json")
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def describe(record: dict[str, Any]) -> Iterator[str]:
+    """Yields lines for a terminal: the machine, the settings, then every comparison of the record."""
+    machine = record.get("environment")
+    if machine:
+        where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+        versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "transformers"))
+        yield f"{where}; {versions}; load {machine['load_1min']}; allocator {machine['allocator']}"
+    settings = record.get("settings")
+    if settings:
+        yield ", ".join(f"{name} {value}" for name, value in settings.items())
+    for name, value in record.items():
+        if name not in ("environment", "settings"):
+            yield from _lines(name, value)
+
+
+def _lines(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and "ratio" in value:
+        yield f"{name}: {_comparison(value)}"
+    elif isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
+        for key, item in value.items():
+            yield from _lines(f"{name} {key}", item)
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        for item in value:
+            yield from _lines(name, item)
+    elif isinstance(value, dict):
+        yield f"{name}: " + ", ".join(f"{key} {_number(item)}" for key, item in value.items())
+    else:
+        yield f"{name}: {_number(value)}"
+
+
+def _comparison(value: dict[str, Any]) -> str:
+    ratio = value["ratio"]
+    text = f"detr_hf {value['ours_s'] * 1e3:.4g} ms, transformers {value['peer_s'] * 1e3:.4g} ms, "
+    text += (
+        f"ratio {ratio['median']:.2f} (quartiles {ratio['low']:.2f} to {ratio['high']:.2f}, {value['pairs']} pairs)"
+    )
+    if "cpu_ratio" in value:
+        text += f", of processor times {value['cpu_ratio']['median']:.2f}"
+    known = ("ratio", "cpu_ratio", "ours_s", "peer_s", "pairs")
+    rest = {key: item for key, item in value.items() if key not in known}
+    return text + "".join(f"; {key} {_number(item)}" for key, item in rest.items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+__all__ = [
+    "check_device",
+    "compare",
+    "counted_syncs",
+    "describe",
+    "differences",
+    "environment",
+    "peak_memory",
+    "require_agreement",
+    "seconds",
+    "spread",
+    "synchronize",
+    "write_record",
+]

@@ -1,0 +1,127 @@
+"""`detr-hf predict --out`: a run of batch prediction on the command line, with its throughput and the time left."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..inference.prediction import PredictionRun, Progress
+    from ..inference.sources import SourceOptions
+
+SECONDS_BETWEEN_LINES = 30
+
+
+def predict_run(
+    detector: Any,
+    source: Any,
+    out: Path,
+    *,
+    threshold: float,
+    batch_size: int,
+    format: str,
+    options: "SourceOptions",
+    model: str,
+) -> None:
+    """Runs or goes on, and says in the end where the results are. A bad picture is in them, and no failure."""
+    from ..inference.prediction import predict_to_shards
+
+    with shown_progress() as show:
+        run = predict_to_shards(
+            detector,
+            source,
+            out,
+            threshold=threshold,
+            batch_size=batch_size,
+            format=format,
+            options=options,
+            model=model,
+            on_progress=show,
+        )
+    typer.echo(ending(run), err=True)
+
+
+def process_device(device: str | None) -> str | None:
+    """The device of this process: under torchrun each of a machine takes a GPU of its own, unless one is named."""
+    local_rank = os.environ.get("LOCAL_RANK")
+    if device is None and local_rank is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            return f"cuda:{int(local_rank) % torch.cuda.device_count()}"
+    return device
+
+
+def process_name() -> str:
+    """`[1 of 4] ` for the second of four processes, nothing where there is one."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return f"[{rank} of {world_size}] " if world_size > 1 else ""
+
+
+@contextmanager
+def shown_progress() -> Iterator[Callable[["Progress"], None]]:
+    """What shows progress on stderr: a bar where one process has a terminal, a line every half minute otherwise."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if process_name() or not console.is_terminal:
+        last = time.monotonic()
+
+        def say(progress: "Progress") -> None:
+            nonlocal last
+            if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                typer.echo(process_name() + progress_text(progress), err=True)
+
+        yield say
+        return
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(BarColumn(), TextColumn("{task.description}"), console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(progress: "Progress") -> None:
+            done = progress.before + progress.done
+            bar.update(task, total=progress.total, completed=done, description=progress_text(progress))
+
+        yield update
+
+
+def progress_text(progress: "Progress") -> str:
+    """`1,200 of 5,000 pictures, 85.1 a second, 0:00:45 left, 2 could not be read`."""
+    done = f"{progress.before + progress.done:,}"
+    parts = [f"{done} of {progress.total:,} pictures" if progress.total is not None else f"{done} pictures"]
+    parts.append(f"{progress.per_second:.1f} a second")
+    if progress.seconds_left is not None:
+        parts.append(f"{duration(progress.seconds_left)} left")
+    if progress.failed:
+        parts.append(f"{progress.failed:,} could not be read")
+    return ", ".join(parts)
+
+
+def ending(run: "PredictionRun") -> str:
+    """What this process did, and whether the run is complete."""
+    progress = run.progress
+    lines = [
+        f"{process_name()}{progress.done:,} pictures in {duration(progress.seconds)}, "
+        f"{progress.per_second:.1f} a second"
+        + (f"; {progress.before:,} were done before." if progress.before else ".")
+    ]
+    if progress.failed:
+        lines.append(f"{progress.failed:,} of them could not be read: their results hold an error.")
+    if run.complete:
+        lines.append(f"Complete: {run.folder}")
+    elif process_name():
+        lines.append(f"Other processes are still at work in {run.folder}, or were stopped: start it again then.")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

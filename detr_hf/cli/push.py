@@ -1,0 +1,75 @@
+"""`detr-hf push`: publish a checkpoint, with card, code and digests, in one commit."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .convert import Layout
+
+
+def push(
+    model: Annotated[str, typer.Argument(help="A folder, a Hub id, or an original .pth file.")],
+    repo: Annotated[str, typer.Argument(help="Where to: 'name', or 'owner/name'. It is made if it does not exist.")],
+    to: Annotated[
+        Layout,
+        typer.Option(help="Who shall load it: this package (and, with trust_remote_code, anybody), or stock DETR."),
+    ] = Layout.DETR_HF,
+    data: Annotated[
+        str | None, typer.Option(help="A data set whose validation split is measured and drawn for the card.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="An identifier of the Hub, as apache-2.0.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="If the repository is made: for you alone.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; it is made if it does not exist.")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    overwrite_card: Annotated[
+        bool, typer.Option("--overwrite-card", help="Replace a card that detr_hf did not write.")
+    ] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", help="Write what would be pushed into this new folder, and push nothing."),
+    ] = None,
+) -> None:
+    """Push a checkpoint to the Hub. The token is that of `hf auth login`, or HF_TOKEN."""
+    from ..hub.pushing import lay_out
+    from ..hub.pushing import push as push_model
+    from ..modeling_detr import DETRForObjectDetection
+    from .console import quiet_loading
+
+    if folder is not None and folder.exists() and any(folder.iterdir()):
+        raise typer.BadParameter(f"{folder} is not empty", param_hint="--folder")
+    quiet_loading()
+    detector = DETRForObjectDetection.from_pretrained(model)
+    known = {"format": to.value, "license": license, **measured(detector, data)}
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lay_out(folder, detector, repo, **known)
+        typer.echo(f"What would be pushed to {repo} is in {folder}.")
+        return
+    commit = push_model(
+        detector,
+        repo,
+        private=private or None,
+        revision=revision,
+        commit_message=message,
+        overwrite_card=overwrite_card,
+        **known,
+    )
+    typer.echo(f"{model} is now at {commit.commit_url}")
+
+
+def measured(detector: object, data: str | None) -> dict[str, object]:
+    """AP and pictures of a data set's validation split, as arguments of a push."""
+    if data is None:
+        return {}
+    from ..data import load_detection_dataset
+    from ..evaluation import evaluate_model
+    from ..hub.pushing import processor_of, validation_rows
+
+    loaded = load_detection_dataset(data)
+    rows = validation_rows(loaded)
+    if rows is None:
+        raise typer.BadParameter(f"{data} has no validation or test split to measure on", param_hint="--data")
+    processor = processor_of(detector)
+    evaluation = evaluate_model(detector, processor, rows, loaded.id2label).compute()
+    return {"processor": processor, "data": loaded, "examples": rows, "evaluation": evaluation}

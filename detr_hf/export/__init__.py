@@ -1,0 +1,28 @@
+"""DETR for other runtimes: ONNX Runtime, OpenVINO, torch.export, ExecuTorch.
+
+`export_model` writes an artefact and checks it against the model; `load_runtime` runs one, in NumPy, and for ONNX and
+OpenVINO without importing torch. `Detector.from_pretrained` takes an artefact's path as it takes a checkpoint's.
+"""
+
+from typing import TYPE_CHECKING
+
+from ..lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from .artefact import ArtefactInfo, find_artefact
+    from .exporting import export_model
+    from .parity import Parity, check_parity
+    from .runtimes import load_runtime
+
+_MODULE_OF = {
+    "ArtefactInfo": "artefact",
+    "Parity": "parity",
+    "check_parity": "parity",
+    "export_model": "exporting",
+    "find_artefact": "artefact",
+    "load_runtime": "runtimes",
+}
+
+__all__ = ["ArtefactInfo", "Parity", "check_parity", "export_model", "find_artefact", "load_runtime"]
+
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

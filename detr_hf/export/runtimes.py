@@ -1,0 +1,235 @@
+"""Exported models as functions of NumPy arrays, one class a format; ONNX and OpenVINO run without torch.
+
+transformers has runners of its own for these formats. They take and give torch tensors, and importing them imports
+torch and transformers, which costs several times what one picture takes. So these are written on the runtimes alone.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .artefact import FORMAT_OF, METADATA_KEY, ArtefactInfo
+
+INSTALL = "pip install 'detr-hf[export]'"
+
+
+class Runtime(Protocol):
+    """A loaded artefact. Calls from several threads at once are allowed."""
+
+    info: ArtefactInfo
+    device: str
+
+    def __call__(
+        self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `logits (B, Q, K + 1)` and `boxes_cxcywh_norm (B, Q, 4)`, float32.
+
+        Args:
+            pixel_values: (B, C, H, W) float32.
+            pixel_mask: (B, H, W) bool, True on the image; None means no padding.
+        """
+
+
+def load_runtime(path: str | Path, device: str | None = None, threads: int | None = None) -> Runtime:
+    """Loads an artefact.
+
+    Args:
+        path: as `find_artefact` returns it.
+        device: "cpu" (the default), and "cuda" or "cuda:N" where the runtime can.
+        threads: how many the model may use at most; the runtime's own choice by default.
+
+    Raises:
+        ImportError: the runtime is not installed.
+        ValueError: the file was not made by `detr-hf export`, or the runtime cannot use the device.
+    """
+    path = Path(path)
+    load = {
+        "onnx": OnnxModel,
+        "openvino": OpenVinoModel,
+        "torch-export": TorchProgram,
+        "executorch": ExecuTorchProgram,
+    }
+    return load[FORMAT_OF[path.suffix.lower()]](path, str(device or "cpu"), threads)
+
+
+class OnnxModel:
+    """A `.onnx` file in ONNX Runtime."""
+
+    def __init__(self, path: Path, device: str, threads: int | None):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(f"{path} runs in ONNX Runtime, which is not installed: {INSTALL}.") from error
+        self.device = device
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; warnings are about nodes placed on the CPU
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        providers = self._providers(device, onnxruntime.get_available_providers())
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.info = ArtefactInfo.from_json(metadata.get(METADATA_KEY), path)
+        self._is_half = self._session.get_inputs()[0].type == "tensor(float16)"
+
+    @staticmethod
+    def _providers(device: str, available: list[str]) -> list[Any]:
+        kind, _, number = device.partition(":")
+        if kind == "cpu":
+            return ["CPUExecutionProvider"]
+        if kind == "cuda" and "CUDAExecutionProvider" in available:
+            return [("CUDAExecutionProvider", {"device_id": int(number or 0)}), "CPUExecutionProvider"]
+        raise ValueError(
+            f"This ONNX Runtime cannot use device={device!r}; it has {', '.join(available)}. "
+            "For CUDA: pip install onnxruntime-gpu."
+        )
+
+    def __call__(
+        self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        inputs = inputs_of(self.info, pixel_values, pixel_mask)
+        if self._is_half:
+            inputs["pixel_values"] = pixel_values.astype(np.float16)
+        logits, boxes_cxcywh_norm = self._session.run(["logits", "pred_boxes"], inputs)
+        return logits.astype(np.float32, copy=False), boxes_cxcywh_norm.astype(np.float32, copy=False)
+
+
+class OpenVinoModel:
+    """An OpenVINO graph, compiled for the CPU in the precision that the artefact was made for.
+
+    Where the processor has no bfloat16 arithmetic, OpenVINO computes such an artefact in float32.
+    """
+
+    def __init__(self, path: Path, device: str, threads: int | None):
+        try:
+            import openvino
+        except ImportError as error:
+            raise ImportError(f"{path} runs in OpenVINO, which is not installed: {INSTALL}.") from error
+        self.device = device
+        core = openvino.Core()
+        available = core.available_devices
+        if device.upper() not in available:
+            raise ValueError(f"OpenVINO cannot use device={device!r}; it has {', '.join(available).lower()}.")
+        graph = core.read_model(str(path))
+        written = graph.get_rt_info([METADATA_KEY]).astype(str) if METADATA_KEY in graph.get_rt_info() else None
+        self.info = ArtefactInfo.from_json(written, path)
+        settings = {"PERFORMANCE_HINT": "LATENCY", **({} if threads is None else {"INFERENCE_NUM_THREADS": threads})}
+        self.compiled = core.compile_model(graph, device.upper(), settings)
+
+    def __call__(
+        self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        request = self.compiled.create_infer_request()  # one a call, so that threads do not share buffers
+        found = request.infer(inputs_of(self.info, pixel_values, pixel_mask), share_inputs=True)
+        return found["logits"], found["pred_boxes"]
+
+
+class TorchProgram:
+    """A `.pt2` file, run by torch; it needs neither transformers nor the model's code."""
+
+    def __init__(self, path: Path, device: str, threads: int | None):
+        try:
+            import torch
+        except ImportError as error:
+            raise ImportError(f"{path} is a program of torch.export and runs in torch, which is missing.") from error
+        self.info = ArtefactInfo.from_json(_extra_file(path), path)
+        self.device = device
+        if threads is not None:
+            torch.set_num_threads(threads)
+        program = torch.export.load(str(path))
+        if device != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, device)
+        self._module = program.module()
+        self._dtype = getattr(torch, self.info.dtype)
+
+    def __call__(
+        self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        inputs = {
+            name: torch.from_numpy(values).to(self.device)
+            for name, values in inputs_of(self.info, pixel_values, pixel_mask).items()
+        }
+        inputs["pixel_values"] = inputs["pixel_values"].to(self._dtype)
+        with torch.inference_mode():
+            found = self._module(**inputs)
+        return found["logits"].float().cpu().numpy(), found["pred_boxes"].float().cpu().numpy()
+
+
+class ExecuTorchProgram:
+    """A `.pte` file in ExecuTorch's runtime; its Python binding takes torch tensors."""
+
+    def __init__(self, path: Path, device: str, threads: int | None):
+        try:
+            from executorch.runtime import Runtime as ExecuTorch
+        except ImportError as error:
+            raise ImportError(
+                f"{path} runs in ExecuTorch: pip install executorch (it must fit your torch)."
+            ) from error
+        described = path.with_suffix(".json")
+        written = described.read_text(encoding="utf-8") if described.is_file() else None
+        self.info = ArtefactInfo.from_json(written, path)
+        if device != "cpu" or threads is not None:
+            raise ValueError(f"{path} runs on the CPU with ExecuTorch's own choice of threads; leave these arguments.")
+        self.device = device
+        self._program = ExecuTorch.get().load_program(str(path))
+        self._forward = self._program.load_method("forward")
+
+    def __call__(
+        self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        inputs = inputs_of(self.info, pixel_values, pixel_mask)
+        names = [name for name in ("pixel_values", "pixel_mask") if name in inputs]
+        logits, boxes_cxcywh_norm = self._forward.execute([torch.from_numpy(inputs[name]) for name in names])
+        return logits.numpy().copy(), boxes_cxcywh_norm.numpy().copy()
+
+
+def inputs_of(info: ArtefactInfo, pixel_values: np.ndarray, pixel_mask: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The inputs by name, after a check that they are what the artefact takes.
+
+    Raises:
+        ValueError: another shape or type, or padding for an artefact that takes no mask.
+    """
+    wanted = info.input_shape()
+    fits = pixel_values.ndim == 4 and all(
+        isinstance(side, str) or side == got for side, got in zip(wanted, pixel_values.shape, strict=True)
+    )
+    if not fits or pixel_values.dtype != np.float32:
+        raise ValueError(
+            f"pixel_values is {pixel_values.dtype} of shape {pixel_values.shape}; this artefact takes float32 "
+            f"of shape ({', '.join(map(str, wanted))}). Export with --dynamic for any batch and size."
+        )
+    shape = (len(pixel_values), *pixel_values.shape[2:])
+    if pixel_mask is not None and pixel_mask.shape != shape:
+        raise ValueError(f"pixel_mask has shape {pixel_mask.shape}; expected {shape}, as pixel_values has it.")
+    if info.masked:
+        mask = np.ones(shape, dtype=bool) if pixel_mask is None else pixel_mask.astype(bool, copy=False)
+        return {"pixel_values": pixel_values, "pixel_mask": np.ascontiguousarray(mask)}
+    if pixel_mask is not None and not pixel_mask.all():
+        raise ValueError(
+            "This artefact was exported without a mask and serves only pictures without padding. Export it with one."
+        )
+    return {"pixel_values": pixel_values}
+
+
+def _extra_file(path: Path) -> str | None:
+    """The metadata inside a `.pt2` archive, read without torch."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(f"extra/{METADATA_KEY}"):
+                    text = archive.read(name).decode("utf-8")
+                    return text if json.loads(text) else None
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is damaged or no file of torch.export: {error}.") from error
+    return None
+
+
+__all__ = ["Runtime", "inputs_of", "load_runtime"]

@@ -1,0 +1,142 @@
+"""What a model card says, as plain data: the card is rendered from it, and it travels beside the card as `facts.json`.
+
+The keys, all of which may be missing or None but `name` and `model`:
+
+- `name`, `repo_id`, `summary` (Markdown), `license` (an identifier of the Hub), `base_model`, `tags`, `task`;
+- `use`: code that loads the model, where it is in no repository;
+- `model`: class, auto class, backbone, layers, widths, queries, class names, number of parameters;
+- `processor`: the sizes that pictures are scaled to;
+- `data`: `name`, `type`, `splits` (pictures by split name), `text` (Markdown);
+- `evaluation`: COCO's numbers as `CocoMetrics.to_dict` gives them, with `dataset`, `type`, `text`, `note`;
+- `published`: numbers that somebody else measured: `rows` of `[metric, value, type]` in percent, `source`, `url`;
+- `training`: `text` (Markdown), `rows` of `[what, value]`, `hardware`, `minutes`;
+- `speed`: `milliseconds` a picture, `hardware`, `text`;
+- `limits`, `licence_text`: Markdown; `versions`: of the libraries.
+"""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..modeling_detr import AUTO_MAP
+
+LIBRARIES = ("torch", "timm", "transformers")
+_FIELDS = (
+    "backbone",
+    "dilation",
+    "hidden_dim",
+    "nheads",
+    "enc_layers",
+    "dec_layers",
+    "dim_feedforward",
+    "pre_norm",
+    "position_embedding",
+    "num_queries",
+)
+
+
+def facts_of(
+    model: Any,
+    name: str,
+    processor: Any = None,
+    evaluation: Any = None,
+    data: Any = None,
+    *,
+    license: str | None = None,
+    tags: list[str] | None = None,
+) -> dict[str, Any]:
+    """Returns what can be known of a model without being told.
+
+    Args:
+        model: the detector.
+        name: of the model, without its owner.
+        processor: its image processor.
+        evaluation: `CocoMetrics`, or None.
+        data: the data set it was trained on, or None.
+        license: an identifier of the Hub.
+        tags: further tags.
+    """
+    source = str(getattr(model.config, "name_or_path", "") or "")
+    data_facts = data_facts_of(data) if data is not None else None
+    return {
+        "name": name,
+        "license": license,
+        "base_model": source if _is_hub_id(source) else None,
+        "tags": list(tags or []),
+        "model": model_facts(model),
+        "processor": {"size": dict(processor.size)} if processor is not None else None,
+        "data": data_facts,
+        "evaluation": _evaluation_facts(evaluation, data_facts) if evaluation is not None else None,
+        "versions": library_versions(),
+    }
+
+
+def model_facts(model: Any) -> dict[str, Any]:
+    """Returns architecture, classes and size."""
+    config = model.config
+    kind = type(model).__name__
+    auto = next((auto for auto, path in AUTO_MAP.items() if path.endswith(f".{kind}")), "AutoModelForObjectDetection")
+    aids = [part for part in ("training_aids",) if hasattr(model, part)]
+    aid_numbers = sum(tensor.numel() for part in aids for tensor in getattr(model, part).parameters())
+    return {
+        "class": kind,
+        "auto_class": auto,
+        **{name: getattr(config, name) for name in _FIELDS},
+        "labels": [config.id2label[label] for label in sorted(config.id2label)],
+        "parameters": sum(tensor.numel() for tensor in model.parameters()) - aid_numbers,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def data_facts_of(data: Any) -> dict[str, Any]:
+    """Returns name and splits of what `load_detection_dataset` returned; of a local path the last part alone."""
+    source = str(getattr(data, "source", "") or "")
+    local = Path(source).exists() or source.startswith("/")
+    splits = {name: len(rows) if hasattr(rows, "__len__") else None for name, rows in data.items()}
+    return {
+        "name": (Path(source).name if local else source) or "a data set of its own",
+        "hub_id": source if _is_hub_id(source) else None,
+        "splits": splits,
+    }
+
+
+def _evaluation_facts(evaluation: Any, data: Mapping[str, Any] | None) -> dict[str, Any]:
+    numbers = dict(evaluation) if isinstance(evaluation, Mapping) else evaluation.to_dict()
+    name = data["name"] if data else "validation pictures"
+    kind = (data or {}).get("hub_id") or name
+    return {"dataset": name, "type": str(kind), **numbers}
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of the libraries that decide the numbers."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware_name() -> str:
+    """Returns the GPU's name, or else the CPU's, as far as the system tells it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _is_hub_id(source: str) -> bool:
+    """Whether this is `owner/name` of a repository rather than a path here."""
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
+
+
+__all__ = ["data_facts_of", "facts_of", "hardware_name", "library_versions", "model_facts"]

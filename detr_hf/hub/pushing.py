@@ -1,0 +1,289 @@
+"""Pushes a model to the Hub: the whole repository in one commit, or nothing.
+
+Large files go up first, where nobody sees them; then a single commit names them all and deletes what an earlier push
+left behind (shards, code, pictures). So whoever loads the repository meanwhile gets the old one or the new one, and a
+push that is killed has changed nothing. The commit names its parent: if somebody else commits in between, the push
+looks again and goes on top, without touching what is not its own.
+
+`huggingface_hub` retries uploads, but not the commit itself, whose answer may be lost after it was carried out. Doing
+the push again is safe: files that are already there make no new commit.
+"""
+
+import fnmatch
+import logging
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.hub_errors import HubError, chain, explained, is_transport_error, status_of
+from ..image_processing_base_detr import DETRImageProcessingMixin
+from .card import WRITTEN_HERE
+from .facts import facts_of
+from .figures import draw_curves, draw_examples
+from .staging import CARD, CURVES, EXAMPLES, OWNED, stage
+
+logger = logging.getLogger(__name__)
+
+TRIES = 4
+PAUSE_SECONDS = 1.0  # before the second try; twice as long before each further one
+UNCHANGED = "Nothing was committed: the repository is as it was."
+
+
+def push(
+    model: Any,
+    repo_id: str,
+    *,
+    processor: Any = None,
+    evaluation: Any = None,
+    data: Any = None,
+    examples: Any = None,
+    log_history: list[dict[str, Any]] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    format: str = "detr_hf",
+    license: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    max_shard_size: int | str = "50GB",
+    tags: list[str] | None = None,
+    overwrite_card: bool = False,
+) -> Any:
+    """Makes or replaces a model repository, and returns `huggingface_hub`'s `CommitInfo`.
+
+    Args:
+        model: the detector; training-only aids are left out.
+        repo_id: "name" or "owner/name"; it is made if it does not exist.
+        processor: the image processor; by default the one of the checkpoint that the model was loaded from.
+        evaluation: `CocoMetrics` for the card and the Hub's metadata.
+        data: the data set that the model was trained on, as `load_detection_dataset` returns it; named in the card.
+        examples: rows with an `image`, of which ten are drawn with what the model finds; by default the validation
+            split of `data`.
+        log_history: Trainer's, for the training curves.
+        facts: more for the card, or in place of what is known from the model; see `facts.py`.
+        format: "detr_hf", or "transformers" for a checkpoint that stock transformers loads without our code.
+        license: an identifier of the Hub such as "apache-2.0".
+        private, token, revision, create_pr, commit_message, commit_description, max_shard_size, tags: as in
+            transformers. A branch that does not exist is made.
+        overwrite_card: replace a card that was written by somebody else, or by hand.
+
+    Raises:
+        HubError: the push failed; the message says why and what to do, and nothing was changed.
+        ValueError: a model that the format cannot hold.
+    """
+    with explained("push to", repo_id, revision=revision, token=token, after=UNCHANGED):
+        repo_id = make_repository(repo_id, private=private, token=token, revision=revision)
+        with tempfile.TemporaryDirectory(prefix="detr_hf_push_") as scratch:
+            lay_out(
+                Path(scratch),
+                model,
+                repo_id,
+                processor,
+                evaluation=evaluation,
+                data=data,
+                examples=examples,
+                log_history=log_history,
+                facts=facts,
+                format=format,
+                license=license,
+                tags=tags,
+                max_shard_size=max_shard_size,
+            )
+            return commit_folder(
+                Path(scratch),
+                repo_id,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or f"Upload {type(model).__name__}",
+                commit_description=commit_description,
+                overwrite_card=overwrite_card,
+            )
+
+
+def lay_out(
+    folder: Path,
+    model: Any,
+    repo_id: str,
+    processor: Any = None,
+    *,
+    evaluation: Any = None,
+    data: Any = None,
+    examples: Any = None,
+    log_history: list[dict[str, Any]] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    format: str = "detr_hf",
+    license: str | None = None,
+    tags: list[str] | None = None,
+    max_shard_size: int | str = "50GB",
+) -> None:
+    """Writes into an empty folder what `push` would commit to `repo_id`; the arguments are those of `push`."""
+    processor = processor_of(model) if processor is None else processor
+    if not isinstance(processor, DETRImageProcessingMixin):
+        raise TypeError(
+            f"processor is a {type(processor).__name__}; expected a DETRImageProcessor (of either backend)."
+        )
+    examples = validation_rows(data) if examples is None else examples
+    pictures = {}
+    if examples is not None:
+        pictures[EXAMPLES] = draw_examples(model, processor, examples)
+    curves = draw_curves(log_history or [])
+    if curves is not None:
+        pictures[CURVES] = curves
+    known = facts_of(model, repo_id.split("/")[-1], processor, evaluation, data, license=license, tags=tags)
+    if known["base_model"] == repo_id:  # pushed back to where it came from
+        known["base_model"] = None
+    stage(
+        folder,
+        model,
+        processor,
+        {**known, "repo_id": repo_id, **(facts or {})},
+        format=format,
+        max_shard_size=max_shard_size,
+        pictures=pictures,
+    )
+
+
+def make_repository(
+    repo_id: str, *, private: bool | None = None, token: str | bool | None = None, revision: str | None = None
+) -> str:
+    """Makes the repository, and the branch, if they do not exist; returns the full id."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with explained("make the repository", repo_id, revision=revision, token=token, after=UNCHANGED):
+        repo_id = _tried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            _tried(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+    return repo_id
+
+
+def commit_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    commit_message: str,
+    commit_description: str | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    overwrite_card: bool = False,
+    checkpoint: tuple[Path, str] | None = None,
+) -> Any:
+    """Commits a staged folder, all at once, and returns `CommitInfo`.
+
+    Args:
+        folder: what `stage` wrote.
+        repo_id: an existing repository.
+        commit_message, commit_description, token, revision, create_pr: as in `huggingface_hub`.
+        overwrite_card: as in `push`.
+        checkpoint: another folder that goes along in the same commit, and its place in the repository.
+
+    Raises:
+        HubError: nothing was committed.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+
+    def attempt() -> Any:
+        head = api.repo_info(repo_id, revision=revision)
+        return api.create_commit(
+            repo_id,
+            _operations(api, repo_id, head, folder, overwrite_card, checkpoint),
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=None if create_pr else head.sha,
+        )
+
+    with explained("push to", repo_id, revision=revision, token=token, after=UNCHANGED):
+        return _tried(attempt)
+
+
+def _operations(
+    api: Any, repo_id: str, head: Any, folder: Path, overwrite_card: bool, checkpoint: tuple[Path, str] | None
+) -> list[Any]:
+    """What makes of the commit `head` one that has the files of `folder`, and no file of an earlier push."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    there = {file.rfilename for file in head.siblings or []}
+    new = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    if not overwrite_card and CARD in there and not _is_our_card(api, repo_id, head.sha):
+        logger.warning(
+            "%s has a card that detr_hf did not write: it stays. overwrite_card=True would replace it.", repo_id
+        )
+        del new[CARD]
+    owned = {name for name in there if "/" not in name and any(fnmatch.fnmatchcase(name, sign) for sign in OWNED)}
+    stale = owned - set(new)
+    if checkpoint is not None:
+        inner, place = checkpoint
+        fresh = {f"{place}/{path.relative_to(inner).as_posix()}": path for path in inner.rglob("*") if path.is_file()}
+        stale |= {name for name in there if name.startswith(f"{place}/")} - set(fresh)
+        new |= fresh
+    additions = [CommitOperationAdd(name, str(path)) for name, path in sorted(new.items())]
+    return additions + [CommitOperationDelete(name) for name in sorted(stale)]
+
+
+def _is_our_card(api: Any, repo_id: str, commit: str) -> bool:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = api.hf_hub_download(repo_id, CARD, revision=commit, local_dir=scratch)
+        return WRITTEN_HERE in Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def _tried(attempt: Any) -> Any:
+    """Returns what `attempt` does, done again after a failure that passes: of the Hub, the network, or a rival."""
+    for number in range(TRIES):
+        try:
+            return attempt()
+        except Exception as error:
+            if number == TRIES - 1 or not _passes(error):
+                raise
+            logger.warning("The Hub did not take it (%s); once more.", str(error).strip().splitlines()[0])
+            time.sleep(PAUSE_SECONDS * 2**number)
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether it is worth trying again: an answer 409, 412 or 5xx, or none at all, except where nobody listens."""
+    for cause in chain(error):
+        status = status_of(cause)
+        if status is not None and status >= 400:
+            return status in (409, 412) or 500 <= status < 507
+        if is_transport_error(cause):
+            return "ConnectError" not in {base.__name__ for base in type(cause).__mro__}
+    return False
+
+
+def processor_of(model: Any) -> Any:
+    """The image processor of the checkpoint that a model was loaded from, or the original's where that has none."""
+    from ..image_processing_detr import DETRImageProcessor
+
+    source = getattr(model.config, "name_or_path", "")
+    if source and not Path(source).is_file():
+        try:
+            return DETRImageProcessor.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            logger.info("%s has no image processor (%s).", source, error)
+    logger.warning("The image processor is DETR's default (800 to 1333 pixels); give processor= for another.")
+    return DETRImageProcessor()
+
+
+def validation_rows(data: Any) -> Any:
+    """The validation split of a data set, else its test split, else None."""
+    if data is None:
+        return None
+    from ..data.schema import split_kind
+
+    for kind in ("validation", "test"):
+        for name in data:
+            if split_kind(name) == kind:
+                return data[name]
+    return None
+
+
+__all__ = ["HubError", "commit_folder", "lay_out", "make_repository", "processor_of", "push", "validation_rows"]

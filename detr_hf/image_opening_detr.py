@@ -1,0 +1,150 @@
+"""Opening pictures: a path, a URL, encoded bytes or a PIL image becomes one upright PIL image of a known mode.
+
+This half of the reading needs no torch, so that a process that runs an exported model need not load it; the rules are
+told in `image_reading_detr`, which turns the result into a tensor.
+"""
+
+import io
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+logger = logging.getLogger(__name__)
+
+_EXIF_ORIENTATION_TAG = 0x0112
+_EXIF_TRANSPOSITIONS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_BYTE_MODES = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
+_UNCONVERTED_MODES = {"L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"}
+
+
+def opened_image(source: Any, name: str) -> tuple[PIL.Image.Image, str]:
+    """Opens a path, a URL or encoded bytes; returns the loaded picture and the name to use in later errors."""
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        from transformers.image_utils import load_image
+
+        name = f"{name} ({_shorten(source)})"
+        try:
+            return load_image(source), name
+        except Exception as error:  # httpx, sockets, TLS and Pillow: the address is what helps, whatever went wrong
+            raise ValueError(f"{name} could not be fetched and decoded: {error}") from error
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        name = f"{name} ({_shorten(path)})"
+        if not os.path.exists(path):
+            raise FileNotFoundError(
+                f"{name}: no such file. A string is read as a path or as an http(s) URL, not as base64."
+            )
+        if os.path.isdir(path):
+            raise IsADirectoryError(f"{name} is a folder, not an image file. Pass the files in it as a list.")
+        if os.path.getsize(path) == 0:
+            raise ValueError(f"{name} is an empty file (0 bytes).")
+        return _open(Path(os.fsdecode(path)), name), name
+    name = f"{name} ({len(source)} bytes)"
+    return _open(io.BytesIO(source), name), name
+
+
+def _open(source: Path | io.BytesIO, name: str) -> PIL.Image.Image:
+    try:
+        image = PIL.Image.open(source)
+    except PermissionError as error:
+        raise PermissionError(f"{name} may not be read: {error}") from error
+    except Exception as error:  # damaged headers surface as OSError, SyntaxError, struct.error and more
+        raise ValueError(f"{name} is not an image that can be read: {error}") from error
+    with image:
+        return _frame(image, name)
+
+
+def _frame(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """Returns the decoded picture; a lazily opened file that is cut short or damaged fails here, by name.
+
+    Of an animation it is the frame the image stands at, the first one after opening.
+    """
+    try:
+        image.load()
+        if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
+            _warn_once(f"{name} is an animation: one frame of it is used.")
+            image = image.copy()
+    except (
+        Exception
+    ) as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, DecompressionBombError and more
+        raise ValueError(f"{name} cannot be decoded, the file is probably cut short or damaged: {error}") from error
+    return image
+
+
+def upright_image(image: PIL.Image.Image, name: str, do_convert_rgb: bool = True) -> tuple[PIL.Image.Image, str]:
+    """Returns the picture turned as its EXIF tag says, and the name to use in later errors.
+
+    Its mode is RGB, RGBA or I;16, or its own without `do_convert_rgb`.
+
+    Raises:
+        ValueError: a damaged file, or a mode that has no clear meaning as colours.
+    """
+    file_name = getattr(image, "filename", "")
+    if file_name and "(" not in name:
+        name = f"{name} ({_shorten(file_name)})"
+    image = _frame(image, name)
+    transposition = _EXIF_TRANSPOSITIONS.get(_exif_orientation(image))
+    if transposition is not None:
+        image = image.transpose(transposition)
+    if not image.mode.startswith("I;16"):
+        image = _byte_image(image, name, do_convert_rgb)
+    return image, name
+
+
+def _byte_image(image: PIL.Image.Image, name: str, do_convert_rgb: bool) -> PIL.Image.Image:
+    """Returns the picture in RGB, or RGBA where it has transparency; in its own channels without `do_convert_rgb`."""
+    if not do_convert_rgb:
+        if image.mode not in _UNCONVERTED_MODES:
+            raise ValueError(
+                f"{name} has mode {image.mode!r}, whose raw values are not colours. "
+                "Use do_convert_rgb=True, or convert it first."
+            )
+        return image
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"{name} has mode {image.mode!r} (32 bits a pixel), for which no range of values is agreed on. "
+            "Scale it to 0..255 and convert it to mode 'L' first."
+        )
+    try:
+        if image.has_transparency_data:
+            return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        if image.mode in _BYTE_MODES:
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{name} has mode {image.mode!r}, which Pillow does not convert to RGB: {error}") from error
+    raise ValueError(
+        f"{name} has mode {image.mode!r}, which has no agreed conversion to RGB. Convert it to 'RGB' first."
+    )
+
+
+def _exif_orientation(image: PIL.Image.Image) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION_TAG, 1)
+    except Exception as error:  # a damaged EXIF block raises half a dozen types, and the picture itself is whole
+        logger.debug("EXIF data of a picture could not be read (%s): taken as upright.", error)
+        return 1
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _shorten(text: str) -> str:
+    text = os.fsdecode(text)
+    return text if len(text) <= 200 else f"{text[:120]}... ({len(text)} characters)"
+
+
+__all__ = ["opened_image", "upright_image"]

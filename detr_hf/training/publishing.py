@@ -1,0 +1,277 @@
+"""The trainer's side of the Hub: what it publishes, and when.
+
+Different on purpose from transformers' Trainer: every push is one commit of a whole repository (weights, config,
+processor, code, card, digests), with the measured AP in the card and without `training_args.bin`, which is a pickle. A
+push during training is laid out at once and sent in the background; if it fails, the log says why and training goes
+on.
+"""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import PushInProgress
+
+from ..checkpoints.hub_errors import explain
+from ..hub.card import METRICS, render_card
+from ..hub.facts import data_facts_of, facts_of, hardware_name
+from ..hub.pushing import commit_folder, lay_out, make_repository
+from ..hub.staging import CARD
+from ..modeling_detr import DETRPreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+SHOWN_ARGUMENTS = (
+    ("learning rate", "learning_rate"),
+    ("of the backbone", "backbone_learning_rate"),
+    ("of the class head", "head_learning_rate"),
+    ("schedule", "lr_scheduler_type"),
+    ("warm-up", "warmup_steps"),
+    ("drop of the rates after", "lr_drop"),
+    ("optimiser", "optim"),
+    ("weight decay", "weight_decay"),
+    ("gradients clipped at", "max_grad_norm"),
+    ("average of weights", "ema_decay"),
+    ("augmentation", "augment"),
+    ("seed", "seed"),
+)
+
+
+class HubPublishing:
+    """What `DETRTrainer` does in place of Trainer's own pushing; a mixin that stands before Trainer."""
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repository `args.hub_model_id`, by default named as the output folder.
+
+        Raises:
+            HubError: saying what to do.
+        """
+        if not self.is_world_process_zero():
+            return
+        args = self.args
+        self.hub_model_id = make_repository(
+            args.hub_model_id or Path(args.output_dir).absolute().name,
+            private=args.hub_private_repo if private is None else private,
+            token=token or args.hub_token,
+            revision=args.hub_revision,
+        )
+        self.push_in_progress = None
+
+    def create_model_card(self, **known: Any) -> None:
+        """Writes the card of the model as it is now into the output folder.
+
+        Args:
+            **known: of transformers' arguments `license`, `tags`, `model_name`, `finetuned_from`, `dataset`; the
+            others
+                have no place in the card.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not isinstance(model, DETRPreTrainedModel):  # an adapter (PEFT): Trainer knows what it saved of it
+            return super().create_model_card(**known)
+        if not self.is_world_process_zero():
+            return None
+        name = known.get("model_name") or Path(self.args.output_dir).absolute().name
+        facts = facts_of(model, name, self.processing_class) | self._run_facts(known)
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(self.args.output_dir, CARD).write_text(render_card(facts), encoding="utf-8")
+        return None
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **known: Any,
+    ) -> Any:
+        """Publishes the model with card, pictures of the validation split and curves, in one commit.
+
+        Args:
+            commit_message, token, revision, private: as in transformers; by default those of the arguments.
+            blocking: wait for it, and return `CommitInfo`; otherwise return a future.
+            **known: as for `create_model_card`, and `format` as in `detr_hf.hub.push`.
+
+        Raises:
+            HubError: nothing was committed; the message says what to do.
+        """
+        if not isinstance(self.accelerator.unwrap_model(self.model), DETRPreTrainedModel):
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **known)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        revision = revision or self.args.hub_revision
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        format = known.pop("format", "detr_hf")
+        scratch = Path(tempfile.mkdtemp(prefix="detr_hf_push_"))
+        try:
+            self._lay_out(scratch, self.args.output_dir, known, with_pictures=True, format=format)
+            shutil.copyfile(scratch / CARD, Path(self.args.output_dir, CARD))
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        job = _Commit(scratch, self.hub_model_id, commit_message or "End of training", token, revision)
+        if blocking:
+            return job()
+        from huggingface_hub import HfApi
+
+        return HfApi().run_as_future(job)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Publishes the model of a checkpoint in the background, where `args.hub_strategy` asks for it."""
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if not isinstance(self.accelerator.unwrap_model(self.model), DETRPreTrainedModel):
+            super()._push_from_checkpoint(checkpoint_folder)
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        steps = self.args.save_strategy == SaveStrategy.STEPS
+        where = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch or 0)}"
+        scratch = Path(tempfile.mkdtemp(prefix="detr_hf_push_"))
+        checkpoint = None
+        try:
+            self._lay_out(scratch / "model", checkpoint_folder, {}, with_pictures=False)
+            if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+                # the folder may be deleted to make room before it is sent
+                shutil.copytree(checkpoint_folder, scratch / "state", ignore=_without_pickles)
+                last = strategy == HubStrategy.CHECKPOINT
+                checkpoint = (scratch / "state", "last-checkpoint" if last else Path(checkpoint_folder).name)
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            logger.warning(
+                "%s was not pushed, training goes on: %s", where, explain(error, self.hub_model_id) or error
+            )
+            return
+        message = f"Training in progress, {where}"
+        job = _Commit(
+            scratch, self.hub_model_id, message, self.args.hub_token, self.args.hub_revision, checkpoint, where
+        )
+        from huggingface_hub import HfApi
+
+        future = HfApi().run_as_future(job)
+        if busy:
+            self.push_in_progress.jobs.append(future)
+        else:
+            self.push_in_progress = PushInProgress([future])
+
+    def _lay_out(
+        self, folder: Path, saved: str, known: dict[str, Any], with_pictures: bool, format: str = "detr_hf"
+    ) -> None:
+        """Writes the repository into `folder`, from the model, or from where it was just `saved` if it is sharded."""
+        folder.mkdir(exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            model = type(model).from_pretrained(saved)
+        rows = self.eval_dataset if with_pictures and _has_pictures(self.eval_dataset) else None
+        with self._averaged_weights():
+            lay_out(
+                folder,
+                model,
+                self.hub_model_id,
+                self.processing_class,
+                examples=rows,
+                log_history=self.state.log_history if with_pictures else None,
+                facts=self._run_facts(known),
+                format=format,
+            )
+
+    # --- what the card says of the run ---
+
+    def _run_facts(self, known: dict[str, Any]) -> dict[str, Any]:
+        """The facts that only the trainer knows."""
+        data = data_facts_of(self._data) if self._data is not None else None
+        dataset = known.get("dataset")
+        if dataset and data:
+            data["name"] = dataset if isinstance(dataset, str) else ", ".join(dataset)
+        tags = known.get("tags") or []
+        facts = {
+            "license": known.get("license"),
+            "tags": [tags] if isinstance(tags, str) else list(tags),
+            "data": data,
+            "evaluation": self._evaluation_facts(data),
+            "training": self._training_facts(),
+        }
+        named = {"name": known.get("model_name"), "base_model": known.get("finetuned_from")}
+        return facts | {key: value for key, value in named.items() if value}
+
+    def _evaluation_facts(self, data: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The numbers of the weights as they are: the last evaluation, or the logged one of the best checkpoint."""
+        name = data["name"] if data else "the validation split"
+        where = {"dataset": name, "type": str((data or {}).get("hub_id") or name)}
+        if self._evaluated_step == self.state.global_step and self.last_evaluation is not None:
+            return where | self.last_evaluation.to_dict()
+        best = self.state.best_global_step
+        logged = [entry for entry in self.state.log_history if entry.get("step") == best and "eval_ap" in entry]
+        if self._evaluated_step is not None or not best or not logged:
+            return None
+        pictures = len(self.eval_dataset) if hasattr(self.eval_dataset, "__len__") else 0
+        return where | {name: logged[0].get(f"eval_{name.lower()}") for name in METRICS} | {"num_images": pictures}
+
+    def _training_facts(self) -> dict[str, Any] | None:
+        if not self.state.global_step:
+            return None
+        args = self.args
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        seconds = [entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry]
+        hardware = hardware_name()
+        time = f", {seconds[-1] / 60:.1f} minutes" if seconds else ""
+        epochs = f" ({self.state.epoch:.4g} epochs)" if self.state.epoch else ""
+        text = (
+            f"{self.state.global_step} steps of {batch} pictures{epochs}{time}, with {args.world_size} "
+            f"process{'es' if args.world_size > 1 else ''} on {hardware}, by `DETRTrainer` of detr_hf."
+        )
+        values = [(what, getattr(args, name, None)) for what, name in SHOWN_ARGUMENTS]
+        rows = [[what, str(getattr(value, "value", value))] for what, value in values if value not in (None, 0, "")]
+        return {"text": text, "rows": rows, "hardware": hardware, "minutes": seconds[-1] / 60 if seconds else None}
+
+
+class _Commit:
+    """Commits a folder that was laid out, and removes it; in the background (`where` given) a failure is logged."""
+
+    def __init__(
+        self,
+        scratch: Path,
+        repo_id: str,
+        message: str,
+        token: str | None,
+        revision: str | None,
+        checkpoint: tuple[Path, str] | None = None,
+        where: str | None = None,
+    ):
+        self.scratch, self.repo_id, self.where, self.checkpoint = scratch, repo_id, where, checkpoint
+        self.options = {"commit_message": message, "token": token, "revision": revision}
+
+    def __call__(self) -> Any:
+        folder = self.scratch if self.where is None else self.scratch / "model"
+        try:
+            return commit_folder(folder, self.repo_id, checkpoint=self.checkpoint, **self.options)
+        except Exception as error:
+            if self.where is None:
+                raise
+            logger.warning("%s was not pushed, training goes on: %s", self.where, error)
+            return None
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _has_pictures(rows: Any) -> bool:
+    return "image" in (getattr(rows, "column_names", None) or [])
+
+
+def _without_pickles(folder: str, names: list[str]) -> list[str]:
+    """Of a checkpoint, `training_args.bin` alone has no use elsewhere: resuming builds the arguments anew."""
+    return [name for name in names if name == "training_args.bin"]
+
+
+__all__ = ["HubPublishing"]

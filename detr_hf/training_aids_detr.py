@@ -1,0 +1,265 @@
+"""What DETR may train with and does not infer with: an encoder loss, query groups, denoising queries.
+
+Each adds losses; none changes what the model computes in evaluation. What the aids need beyond DETR's own weights
+lies under `training_aids.`, and `strip_training_aids()` removes it.
+
+- Encoder loss: class head and box head are also applied to the encoder's tokens, and every token inside an object
+  must give that object's class and box (one to many). Related to the auxiliary heads of Co-DETR (Zong et al., 2023),
+  but without weights of its own: DETR adds position encodings to queries and keys, never to values, so a token that
+  must answer with a box in the frame of the picture learns to carry its place, which is what the decoder lacks.
+- Query groups (Group DETR, Chen et al., 2023): further object queries go through the same decoder; a group attends to
+  itself alone and is matched on its own. Their losses are averaged.
+- Denoising (DN-DETR, Li et al., 2022; negatives as in DINO, Zhang et al., 2023): queries made of true labels and boxes
+  with noise must give the true ones back, without matching. They and the object queries never see each other.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .box_ops_detr import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
+from .configuration_detr import DETRConfig
+from .loss_detr import PackedTargets, share_of_sums
+from .transformer_detr import DecoderQueries, QuerySet
+
+PREFIX = "training_aids."
+MIDDLE_PART = 0.6  # a token belongs to an object when it lies in this middle part of its box, each way
+BORDER_PART = 1.1  # between the middle and just outside the box, a token's class is left open
+BACKGROUND_WEIGHT = 0.2  # of tokens outside all objects in the encoder's cross-entropy
+NOISE_OF_COPIES = 0.1  # relative standard deviation of the noise on queries copied into new groups
+EDGE = 0.01  # nearest that a reference point comes to the image's border, in parts of its side
+
+
+@dataclass
+class FeatureFrame:
+    """Where the S encoder tokens lie: the feature map's size, and its mask (B, h, w), True on the image, or None."""
+
+    height: int
+    width: int
+    mask: Tensor | None
+
+    def centres(self, device: torch.device) -> Tensor:
+        """Returns the tokens' centres (B or 1, S, 2) as x, y in units of the unpadded image."""
+        ys = torch.arange(self.height, device=device)[None] + 0.5
+        xs = torch.arange(self.width, device=device)[None] + 0.5
+        if self.mask is None:
+            ys, xs = ys / self.height, xs / self.width
+        else:
+            ys = ys / self.mask.any(dim=2).sum(dim=1, keepdim=True)
+            xs = xs / self.mask.any(dim=1).sum(dim=1, keepdim=True)
+        shape = (-1, self.height, self.width)
+        return torch.stack([xs[:, None, :].expand(shape), ys[:, :, None].expand(shape)], dim=-1).flatten(1, 2)
+
+    def reference_points(self, device: torch.device) -> Tensor:
+        """Returns the logits (B or 1, S, 2) of the tokens' centres."""
+        return torch.logit(self.centres(device).clamp(EDGE, 1 - EDGE))
+
+
+@dataclass
+class KnownObjects:
+    """What each of M denoising queries should give back; arguments of `SetCriterion.known_assignment`.
+
+    Attributes:
+        classes: (B, M) int64, K for a query that should find nothing.
+        boxes_cxcywh_norm: (B, M, 4).
+        valid: (B, M) bool; the rest is padding.
+    """
+
+    classes: Tensor
+    boxes_cxcywh_norm: Tensor
+    valid: Tensor
+
+
+class DenoisingQueries(nn.Module):
+    """Makes object queries from labels and boxes with noise: the label is the content, the box the position."""
+
+    def __init__(self, config: DETRConfig):
+        super().__init__()
+        self.config = config
+        width = config.hidden_dim
+        self.label_embed = nn.Embedding(config.num_labels, width)
+        self.box_embed = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, targets: PackedTargets) -> tuple[DecoderQueries, KnownObjects]:
+        """Returns about `num_denoising` queries for every image, in groups of all its objects, and their objects.
+
+        A batch without any object gets a group that counts for nothing, so that every process of a distributed run
+        has a gradient for every weight.
+        """
+        known, negative = self._repeat(targets)
+        labels, boxes = self._add_noise(known, negative)
+        box_code = sine_of_boxes(boxes, self.config.hidden_dim).to(self.label_embed.weight.dtype)
+        group_size = negative.shape[-1]
+        seen = known.valid[:, None, None, :group_size] | torch.eye(group_size, dtype=torch.bool, device=labels.device)
+        groups = labels.shape[1] // group_size
+        reference = torch.logit(boxes[..., :2].clamp(EDGE, 1 - EDGE)) if self.config.reference_points else None
+        queries = DecoderQueries(
+            self.box_embed(box_code), self.label_embed(labels), [QuerySet(groups, group_size, seen)], reference
+        )
+        known.classes = torch.where(negative.repeat(groups), self.config.num_labels, known.classes)
+        return queries, known
+
+    def _repeat(self, targets: PackedTargets) -> tuple[KnownObjects, Tensor]:
+        """Returns the objects once for every denoising query, and which queries of a group (M/P,) are negative."""
+        most = max(1, *targets.counts)
+        missing = most - targets.labels.shape[1]
+        labels = F.pad(targets.labels, (0, missing)).clamp(0, self.config.num_labels - 1)  # the criterion reports
+        boxes = F.pad(targets.boxes_cxcywh_norm, (0, 0, 0, missing), value=0.5)
+        device = labels.device
+        counts = torch.tensor(targets.counts).to(device, non_blocking=True)
+        valid = torch.arange(most, device=device) < counts[:, None]  # (B, N)
+        copies = 2 if self.config.denoising_negatives else 1
+        negative = torch.arange(copies * most, device=device) >= most
+        times = copies * max(1, self.config.num_denoising // (copies * most))
+        return KnownObjects(labels.repeat(1, times), boxes.repeat(1, times, 1), valid.repeat(1, times)), negative
+
+    def _add_noise(self, known: KnownObjects, negative: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns labels of which some are exchanged, and boxes (B, M, 4), cxcywh, whose corners are moved.
+
+        A corner moves by up to `box_noise_scale` half sides, that of a negative by once to twice as much.
+        """
+        shape, device = known.classes.shape, known.classes.device
+        exchanged = torch.rand(shape, device=device) < self.config.label_noise_ratio
+        labels = torch.where(exchanged, torch.randint_like(known.classes, self.config.num_labels), known.classes)
+        distance = torch.rand(*shape, 4, device=device)
+        distance = distance + negative.repeat(shape[1] // len(negative))[:, None]
+        sign = torch.randint(0, 2, (*shape, 4), device=device) * 2 - 1
+        half_sides = known.boxes_cxcywh_norm[..., 2:].repeat(1, 1, 2) / 2
+        corners = box_cxcywh_to_xyxy(known.boxes_cxcywh_norm)
+        corners = (corners + sign * distance * self.config.box_noise_scale * half_sides).clamp(0, 1)
+        boxes = box_xyxy_to_cxcywh(corners)
+        return labels, torch.cat([boxes[..., :2], boxes[..., 2:].abs().clamp(min=1e-3)], dim=-1)
+
+
+class TrainingAids(nn.Module):
+    """The weights that aids have besides DETR's own, and the queries made of them."""
+
+    def __init__(self, config: DETRConfig):
+        super().__init__()
+        self.groups = config.num_query_groups
+        more = (config.num_query_groups - 1) * config.num_queries
+        if more:
+            self.more_queries = nn.Embedding(more, config.hidden_dim)
+            if config.reference_points:
+                self.more_points = nn.Embedding(more, 2)
+        if config.num_denoising:
+            self.denoising = DenoisingQueries(config)
+
+    def extend(self, queries: DecoderQueries, targets: PackedTargets) -> tuple[DecoderQueries, KnownObjects | None]:
+        """Returns the object queries with further groups and with denoising queries behind them.
+
+        Args:
+            queries: DETR's own, (1, Q, D).
+            targets: the objects of the B images.
+        """
+        query_pos, reference = queries.query_pos, queries.reference
+        size = query_pos.shape[1]
+        if self.groups > 1:
+            query_pos = torch.cat([query_pos, self.more_queries.weight[None]], dim=1)
+            if reference is not None:
+                reference = torch.cat([reference, self.more_points.weight[None]], dim=1)
+        extended = DecoderQueries(query_pos, None, [QuerySet(self.groups, size)], reference)
+        if not hasattr(self, "denoising"):
+            return extended, None
+        noisy, known = self.denoising(targets)
+        return extended.joined(noisy), known
+
+    @torch.no_grad()
+    def copy_queries(self, name: str, queries: Tensor) -> None:
+        """Fills the further groups with copies of trained `queries` (Q, D), with a little noise."""
+        more = getattr(self, name).weight
+        copies = queries.repeat(len(more) // len(queries), 1)
+        more.copy_(copies + torch.randn_like(copies) * queries.std() * NOISE_OF_COPIES)
+
+
+def sine_of_boxes(boxes_cxcywh_norm: Tensor, hidden_dim: int) -> Tensor:
+    """Returns (..., 2 D): sine and cosine of y, x, width and height, the first two as in `PositionEmbeddingSine`."""
+    channels = torch.arange(hidden_dim // 2, dtype=torch.float32, device=boxes_cxcywh_norm.device)
+    wavelengths = 10000 ** (2 * torch.div(channels, 2, rounding_mode="floor") / (hidden_dim // 2))
+    angles = boxes_cxcywh_norm[..., [1, 0, 2, 3], None] * (2 * math.pi) / wavelengths
+    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-3)
+
+
+@dataclass
+class TokenObjects:
+    """The object of each encoder token: `positive` and `counted` (B, S) bool, `labels` (B, S), `boxes` (B, S, 4)."""
+
+    positive: Tensor
+    counted: Tensor
+    labels: Tensor
+    boxes_cxcywh_norm: Tensor
+
+
+@torch.no_grad()
+def assign_tokens(frame: FeatureFrame, targets: PackedTargets) -> TokenObjects:
+    """Gives an object the tokens in the middle of its box, and in any case the nearest one.
+
+    Of several objects a token belongs to the one in whose box it lies deepest. The class of tokens near a border is
+    not counted, nor is padding.
+    """
+    labels, boxes = targets.labels, targets.boxes_cxcywh_norm
+    device = labels.device
+    valid = frame.mask
+    valid = torch.ones(1, 1, dtype=torch.bool, device=device) if valid is None else valid.flatten(1)  # (B, S)
+    if not labels.shape[1]:
+        labels, boxes = F.pad(labels, (0, 1)), F.pad(boxes, (0, 0, 0, 1), value=0.5)
+    counts = torch.tensor(targets.counts).to(device, non_blocking=True)
+    real = torch.arange(labels.shape[1], device=device) < counts[:, None]  # (B, N)
+
+    offset = (frame.centres(device)[:, :, None] - boxes[:, None, :, :2]).abs()
+    depth = (offset / (boxes[:, None, :, 2:] / 2).clamp(min=1e-6)).amax(dim=-1)  # (B, S, N); 1 at the border
+    depth = depth.masked_fill(~(real[:, None] & valid[..., None]), math.inf)
+    nearest, owner = depth.min(dim=-1)
+    numbers = torch.arange(labels.shape[1], device=device).expand_as(real)
+    claimed = torch.full_like(owner, -1).scatter_reduce(1, depth.argmin(1), numbers.where(real, -1), "amax")
+    owner = torch.where(claimed >= 0, claimed, owner)
+    positive = (nearest < MIDDLE_PART) | (claimed >= 0)
+    return TokenObjects(
+        positive=positive,
+        counted=(positive | (nearest >= BORDER_PART)) & valid,
+        labels=labels.gather(1, owner),
+        boxes_cxcywh_norm=boxes.gather(1, owner[..., None].expand(-1, -1, 4)),
+    )
+
+
+def encoder_loss(
+    logits: Tensor, pred_boxes: Tensor, objects: TokenObjects, box_weights: dict[str, float]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the weighted total and its parts, for the heads' answers to every encoder token.
+
+    Args:
+        logits: (B, S, K + 1).
+        pred_boxes: (B, S, 4), cxcywh, normalised.
+        objects: which object each token belongs to.
+        box_weights: weights of `loss_bbox` and `loss_giou`; that of the cross-entropy is 1.
+    """
+    logits, pred_boxes = logits.float(), pred_boxes.float()
+    background = logits.shape[-1] - 1
+    classes = torch.where(objects.positive, objects.labels.clamp(0, background - 1), background)
+    weight = torch.where(objects.positive, 1.0, BACKGROUND_WEIGHT) * objects.counted
+    num_tokens, class_weight = share_of_sums(torch.stack([objects.positive.sum(), weight.sum()]).float())
+    entropy = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view_as(weight)
+    wanted = objects.boxes_cxcywh_norm
+    distance = (pred_boxes - wanted).abs().sum(dim=-1)
+    overlap = generalized_box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(wanted))
+    parts = {
+        "loss_ce": (entropy * weight).sum() / class_weight,
+        "loss_bbox": (distance * objects.positive).sum() / num_tokens,
+        "loss_giou": ((1 - overlap) * objects.positive).sum() / num_tokens,
+    }
+    return sum(box_weights.get(name, 1.0) * value for name, value in parts.items()), parts
+
+
+__all__ = [
+    "DenoisingQueries",
+    "FeatureFrame",
+    "KnownObjects",
+    "TokenObjects",
+    "TrainingAids",
+    "assign_tokens",
+    "encoder_loss",
+    "sine_of_boxes",
+]

@@ -1,0 +1,77 @@
+"""Ground truth and detections of pictures side by side, drawn with Pillow alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .boxes import draw_boxes
+
+CAPTION_PX = 16
+GAP_PX = 6
+
+
+class DrawnObjects(NamedTuple):
+    """Objects of one picture: `boxes_xyxy_abs (N, 4)` in its pixels, `labels (N,)`, and `scores (N,)` if detected."""
+
+    boxes_xyxy_abs: np.ndarray
+    labels: Sequence[int]
+    scores: Sequence[float] | None = None
+
+
+class Comparison(NamedTuple):
+    """A picture with what is there and what was found; `caption` stands above."""
+
+    image: Image.Image
+    truth: DrawnObjects
+    found: DrawnObjects
+    caption: str = ""
+
+
+def comparison_grid(
+    comparisons: Sequence[Comparison], id2label: Mapping[int, str], tile: int = 320, columns: int = 2
+) -> Image.Image:
+    """A picture of all comparisons, each with the ground truth on its left and the detections on its right.
+
+    Args:
+        comparisons: what to draw, row by row.
+        id2label: class names; the colour of a class is the same on both sides.
+        tile: the most pixels that one side of a comparison is wide and high.
+        columns: comparisons in a row.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    if not comparisons:
+        raise ValueError("There are no pictures to compare.")
+    pairs = [
+        [_drawn(comparison.image, objects, id2label, tile) for objects in (comparison.truth, comparison.found)]
+        for comparison in comparisons
+    ]
+    columns = min(columns, len(pairs))
+    lines = -(-len(pairs) // columns)
+    side = max(drawn.width for drawn, _ in pairs)
+    width, height = 2 * (side + GAP_PX), tile + CAPTION_PX + GAP_PX
+    grid = Image.new("RGB", (columns * width, lines * height), "white")
+    draw = ImageDraw.Draw(grid)
+    for index, (comparison, pair) in enumerate(zip(comparisons, pairs, strict=True)):
+        x, y = index % columns * width, index // columns * height
+        draw.text((x + 2, y + 2), comparison.caption, fill="black")
+        for drawn, left in zip(pair, (x, x + side + GAP_PX), strict=True):
+            grid.paste(drawn, (left, y + CAPTION_PX))
+    return grid
+
+
+def _drawn(image: Image.Image, objects: DrawnObjects, id2label: Mapping[int, str], tile: int) -> Image.Image:
+    """The picture at most `tile` wide and high, resized before it is drawn on, so that lines and letters are sharp."""
+    scale = min(tile / image.width, tile / image.height)
+    small = image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)))
+    ratios = np.array([small.width / image.width, small.height / image.height] * 2)
+    boxes = np.asarray(objects.boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4) * ratios
+    labels = [int(label) for label in objects.labels]
+    names = [id2label.get(label, f"? {label}") for label in labels]
+    return draw_boxes(small, boxes, names, labels=labels, scores=objects.scores)
+
+
+__all__ = ["Comparison", "DrawnObjects", "comparison_grid"]

@@ -1,0 +1,127 @@
+"""Every comparison runs both sides, small, and refuses sides that do not agree."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from detr_hf.benchmarking import gpu
+from detr_hf.benchmarking import preprocess as preprocessing
+from detr_hf.benchmarking.criterion import compare_criteria
+from detr_hf.benchmarking.forward import compare_forward
+from detr_hf.benchmarking.growth import compare_growth
+from detr_hf.benchmarking.models import dtype_named, random_pair, random_pixels
+from detr_hf.benchmarking.start import COMMANDS
+from detr_hf.benchmarking.train_step import compare_train_steps, loss_difference, steps_of_both_sides
+from detr_hf.cli.benchmark import app
+
+SMALL = {
+    "backbone": "resnet18",
+    "hidden_dim": 32,
+    "nheads": 4,
+    "enc_layers": 1,
+    "dec_layers": 2,
+    "dim_feedforward": 32,
+    "num_queries": 12,
+}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_forward(padded):
+    record = compare_forward("cpu", "float32", 2, (64, 96), padded, False, False, runs=2, **SMALL)
+    assert max(record["difference_float32"].values()) < 1e-4 and record["forward"]["ratio"]["median"] > 0
+    assert record["settings"]["padded"] is padded
+
+
+def test_models_that_differ_are_not_compared(monkeypatch):
+    def broken_pair(device, **config):
+        ours, peer = random_pair(device, **config)
+        torch.nn.init.constant_(ours.class_embed.bias, 1.0)
+        return ours, peer
+
+    monkeypatch.setattr("detr_hf.benchmarking.forward.random_pair", broken_pair)
+    with pytest.raises(ValueError, match="differ"):
+        compare_forward("cpu", "float32", 1, (64, 64), False, False, False, runs=2, **SMALL)
+
+
+def test_train_step():
+    record = compare_train_steps("cpu", "float32", 2, (64, 64), False, False, runs=2, **SMALL)
+    assert record["difference"]["loss"] < 1e-4 and record["train_step"]["pairs"] == 2
+
+
+def test_a_step_trains_and_leaves_no_gradient():
+    ours, peer = steps_of_both_sides("cpu", "float32", 2, (64, 64), False, False, **SMALL)
+    assert loss_difference(ours, peer)["loss"] < 1e-5
+    for step in (ours, peer):
+        before = step.model.query_embed.weight.clone() if step is ours else None
+        assert step().isfinite()
+        assert all(parameter.grad is None for parameter in step.model.parameters())
+        assert before is None or not torch.equal(before, step.model.query_embed.weight)
+
+
+def test_criterion():
+    record = compare_criteria("cpu", batch=2, objects=3, layers=2, queries=10, runs=2, num_classes=5)
+    assert record["difference"]["loss"] < 1e-5 and record["difference"]["gradients"] < 1e-5
+    assert {"forward", "forward_backward"} <= record.keys()
+
+
+def test_preprocess():
+    record = preprocessing.compare_processors(2, (60, 80), runs=2)
+    assert record["difference"]["grey_levels"] < 1.05 and record["settings"]["shape"] == [2, 3, 800, 1066]
+    assert record["postprocess"]["difference"] < 1e-3
+
+
+def test_growth_is_measured_and_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    config = {name: value for name, value in SMALL.items() if name != "num_queries"}
+    axes = {"side": [], "queries": [5]}
+    record = compare_growth(axes, "cpu", "float32", runs=2, out=tmp_path, **config)
+    assert [point["queries"] for point in record["queries"]] == [5] and record["batch"] == []
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_cold_starts_compare_what_they_say():
+    assert COMMANDS["import_our_model"][1].startswith("from detr_hf") and COMMANDS["help"][-1] == "--help"
+
+
+def test_the_padded_pictures_are_zero_where_the_mask_is():
+    pixels, mask = random_pixels(3, (40, 60), padded=True)
+    assert mask.sum(dim=(1, 2)).tolist() == [2400, 30 * 45, 2400]
+    assert (pixels[1] * (1 - mask[1])).abs().sum() == 0
+
+
+def test_an_unknown_dtype_and_a_missing_gpu_are_refused():
+    with pytest.raises(ValueError, match="float8"):
+        dtype_named("float8")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="GPU"):
+            compare_forward("cuda", "float32", 1, (64, 64), False, False, False, runs=2)
+
+
+def test_the_gpu_table_keeps_what_was_measured_when_a_section_fails(tmp_path, monkeypatch):
+    def good(kept):
+        kept["number"] = 3
+        return {"value": 1.0}
+
+    def bad(kept):
+        raise RuntimeError(f"out of memory after {kept['number']}")
+
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "sections", lambda: {"good": good, "bad": bad, "again": good})
+    lines = list(gpu.gpu_table(tmp_path / "gpu.json", 100.0))
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert len(lines) == 3 and record["good"] == record["again"] == {"value": 1.0}
+    assert record["bad"]["error"] == "RuntimeError: out of memory after 3" and "traceback" in record["bad"]
+    list(gpu.gpu_table(tmp_path / "late.json", -1.0))
+    assert "not_measured" in json.loads((tmp_path / "late.json").read_text())["good"]
+
+
+def test_the_command_line_writes_the_record(tmp_path):
+    arguments = ["criterion", "--batch", "1", "--objects", "2", "--layers", "1", "--queries", "5", "--runs", "2"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    (written,) = tmp_path.glob("criterion-*.json")
+    assert json.loads(written.read_text())["settings"]["queries"] == 5 and str(written) in done.output.replace(
+        "\n", ""
+    )

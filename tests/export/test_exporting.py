@@ -1,0 +1,203 @@
+"""Artefacts give what the model gives, for any batch, size and mask, and a bad one is not kept."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from detr_hf.export import check_parity, export_model, load_runtime
+from detr_hf.export import exporting as exporting_module
+from detr_hf.export.parity import Case, smooth_pictures
+
+from .artefacts import ModelRuntime, info_of, small_model, small_processor
+
+
+def other_cases(batch: int | None = None, size_hw: tuple[int, int] | None = None) -> list[Case]:
+    """Inputs that the export itself does not check: a single row of cells, a large batch, a picture of 3/4 padding."""
+    rng = np.random.default_rng(9)
+    cases = []
+    for shape in ((5, 33, 97), (1, 97, 33), (4, 129, 64)):
+        pixel_values = smooth_pictures(rng, (batch or shape[0], 3, *(size_hw or shape[1:])))
+        mask = np.ones((len(pixel_values), *pixel_values.shape[2:]), dtype=bool)
+        mask[-1, mask.shape[1] // 2 :] = False
+        mask[-1, :, mask.shape[2] // 2 :] = False
+        cases += [Case(pixel_values, mask), Case(pixel_values, None)]
+    return cases
+
+
+def test_onnx_gives_what_the_model_gives(exported_model, onnx_artefact):
+    parity = check_parity(exported_model, load_runtime(onnx_artefact), other_cases())
+    assert parity.cases == 6 and parity.largest_boxes < 1e-5
+
+
+def test_onnx_is_one_file_with_named_inputs_and_metadata(onnx_artefact):
+    import onnxruntime
+
+    assert [path.name for path in onnx_artefact.parent.iterdir()] == ["small.onnx"]
+    session = onnxruntime.InferenceSession(str(onnx_artefact))
+    assert [value.name for value in session.get_inputs()] == ["pixel_values", "pixel_mask"]
+    assert [value.name for value in session.get_outputs()] == ["logits", "pred_boxes"]
+    written = json.loads(session.get_modelmeta().custom_metadata_map["detr_hf"])
+    assert written["id2label"] == {"0": "cat", "1": "dog", "2": "owl"} and written["format"] == "onnx"
+    assert "onnxruntime" in written["versions"]
+
+
+def test_the_exported_model_is_left_as_it_was(exported_model, onnx_artefact):
+    assert "forward" not in vars(exported_model) and not exported_model.training
+    assert exported_model.dtype == torch.float32
+
+
+def test_inputs_that_do_not_fit_are_refused(onnx_artefact):
+    runtime = load_runtime(onnx_artefact)
+    good = np.zeros((1, 3, 64, 64), np.float32)
+    for bad in (good[0], good[:, :1], good.astype(np.float64)):
+        with pytest.raises(ValueError, match=r"takes float32 of shape \(B, 3, H, W\)"):
+            runtime(bad)
+    with pytest.raises(ValueError, match="pixel_mask has shape"):
+        runtime(good, np.ones((1, 32, 64), bool))
+
+
+def test_unknown_devices_are_refused(onnx_artefact):
+    with pytest.raises(ValueError, match="device='tpu'"):
+        load_runtime(onnx_artefact, "tpu")
+
+
+def test_a_foreign_onnx_file_is_refused(onnx_artefact, tmp_path):
+    import onnx
+
+    graph = onnx.load(onnx_artefact)
+    del graph.metadata_props[:]
+    onnx.save(graph, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match="was not made by `detr-hf export`"):
+        load_runtime(tmp_path / "foreign.onnx")
+
+
+@pytest.fixture
+def quick_writer(monkeypatch):
+    """Exports write a text and run the model itself, so what is around tracing can be tested in no time."""
+    model = small_model()
+
+    def write(copied, info, path, calibration):
+        path.write_text(info.to_json())
+        return path
+
+    monkeypatch.setitem(exporting_module._WRITERS, "onnx", write)
+    monkeypatch.setattr(exporting_module, "_require", lambda to, dtype: None)
+    monkeypatch.setattr(exporting_module, "load_runtime", lambda path: ModelRuntime(model, info_of(model)))
+    return model
+
+
+def test_a_bad_artefact_is_deleted_and_the_old_one_stays(quick_writer, tmp_path, monkeypatch):
+    output = tmp_path / "model.onnx"
+    path, _ = export_model(quick_writer, small_processor(), output)
+    assert path == output and output.is_file()
+    before = output.read_text()
+    bad = ModelRuntime(quick_writer, info_of(quick_writer), noise=0.1)
+    monkeypatch.setattr(exporting_module, "load_runtime", lambda path: bad)
+    with pytest.raises(ValueError, match="differs from the model"):
+        export_model(quick_writer, small_processor(), tmp_path / "new.onnx")
+    with pytest.raises(ValueError, match="differs from the model"):
+        export_model(quick_writer, small_processor(), output, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"] and output.read_text() == before
+
+
+def test_nothing_is_overwritten_unasked(quick_writer, tmp_path):
+    output = tmp_path / "model.onnx"
+    output.write_text("mine")
+    with pytest.raises(FileExistsError, match="overwrite"):
+        export_model(quick_writer, small_processor(), output)
+    assert output.read_text() == "mine"
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").touch()
+    with pytest.raises(FileExistsError, match="more than an OpenVINO model"):
+        export_model(quick_writer, small_processor(), folder, "openvino", overwrite=True)
+    assert (folder / "a.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"to": "tflite"}, "no export to 'tflite'"),
+        ({"output": "model.pt2"}, "one file that ends in .onnx"),
+        ({"output": "model.onnx", "to": "openvino"}, "a folder"),
+        ({"dtype": "bfloat16"}, "onnx artefacts come in float32, float16"),
+        ({"dtype": "int8", "output": "folder", "to": "openvino"}, "int8 needs pictures"),
+    ],
+)
+def test_wrong_arguments_say_what_to_do(changes, message, tmp_path):
+    arguments = {"output": "model.onnx", "to": "onnx", **changes}
+    output = tmp_path / arguments.pop("output")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        export_model(small_model(), small_processor(), output, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_half_precision_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must be float32"):
+        export_model(small_model().bfloat16(), small_processor(), tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+def test_torch_export_is_read_without_the_model_code(exported_model, tmp_path):
+    path, parity = export_model(exported_model, small_processor(), tmp_path / "small.pt2", "torch-export")
+    runtime = load_runtime(path)
+    assert runtime.info.format == "torch-export" and parity.largest_boxes < 1e-5
+    check_parity(exported_model, runtime, other_cases())
+
+
+@pytest.mark.slow
+def test_openvino_gives_what_the_model_gives(exported_model, tmp_path):
+    pytest.importorskip("openvino")
+    path, parity = export_model(exported_model, small_processor(), tmp_path / "small", "openvino")
+    assert path == tmp_path / "small" / "openvino_model.xml" and parity.largest_boxes < 1e-5
+    runtime = load_runtime(path)
+    assert runtime.info.id2label == exported_model.config.id2label
+    check_parity(exported_model, runtime, other_cases())
+
+
+@pytest.mark.slow
+def test_openvino_int8_is_calibrated_and_says_so(exported_model, tmp_path):
+    for package in ("openvino", "nncf"):
+        pytest.importorskip(package)
+    calibration = list(smooth_pictures(np.random.default_rng(1), (8, 3, 64, 96)))
+    path, parity = export_model(
+        exported_model, small_processor(), tmp_path / "small", "openvino", dtype="int8", calibration=calibration
+    )
+    assert load_runtime(path).info.dtype == "int8" and 0 < parity.mean_scores < 5e-2
+    assert '"FakeQuantize"' in path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [True, False])
+def test_fixed_shapes(exported_model, tmp_path, masked):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    path, parity = export_model(
+        exported_model, small_processor(), tmp_path / "fixed.onnx", batch=2, size_hw=(64, 96), masked=masked
+    )
+    runtime = load_runtime(path)
+    assert runtime.info.input_shape() == (2, 3, 64, 96) and parity.cases == (2 if masked else 1)
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 64, 96\)"):
+        runtime(np.zeros((1, 3, 64, 96), np.float32))
+    padded = np.ones((2, 64, 96), bool)
+    padded[0, 40:] = False
+    pixel_values = np.zeros((2, 3, 64, 96), np.float32)
+    if masked:
+        assert np.isfinite(runtime(pixel_values, padded)[0]).all()
+    else:
+        with pytest.raises(ValueError, match="exported without a mask"):
+            runtime(pixel_values, padded)
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "executorch", None)  # as if it were not installed
+    with pytest.raises(ImportError, match="Exporting to executorch needs executorch"):
+        export_model(small_model(), small_processor(), tmp_path / "model.pte", "executorch")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(ImportError, match=r"ONNX Runtime, which is not installed: pip install"):
+        load_runtime(tmp_path / "model.onnx")

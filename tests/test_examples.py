@@ -1,0 +1,168 @@
+"""The fine-tuning example and its peer run from data to report, on drawn pictures and a backbone of a few layers."""
+
+import argparse
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from detr_hf import DETRForObjectDetection, DETRImageProcessor
+
+ROOT = Path(__file__).parent.parent
+NAMES = ("square", "bar")
+
+
+def load(path: str):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A COCO folder: six training and three validation pictures with one or two objects."""
+    root = tmp_path_factory.mktemp("shapes")
+    for split, count in (("train", 6), ("val", 3)):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for number in range(1, count + 1):
+            pixels = np.full((48, 64, 3), 40, np.uint8)
+            for label in range(1 + number % 2):
+                x, y, width, height = 4 + 4 * number, 4 + 22 * label, 20, 16 - 6 * label
+                pixels[y : y + height, x : x + width] = (200, 90 * label, 30)
+                box = {"bbox": [x, y, width, height], "area": width * height, "iscrowd": 0}
+                annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": label, **box})
+            name = f"{split}{number}.png"
+            Image.fromarray(pixels).save(root / split / name)
+            images.append({"id": number, "file_name": name, "width": 64, "height": 48})
+        categories = [{"id": label, "name": name} for label, name in enumerate(NAMES)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / f"annotations_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="module")
+def backbone_file(tmp_path_factory):
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet", num_classes=0)
+    with torch.no_grad():
+        for module in model.modules():  # a backbone that was trained has statistics
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 2)
+                module.running_mean.normal_(0, 0.5)
+    path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+def small_flags(data, backbone_file, folder):
+    flags = ["--data", data, "--backbone", "test_efficientnet", "--backbone_weights", backbone_file]
+    return [str(flag) for flag in (*flags, "--layers", 1, "--max-steps", 2, "--output_dir", folder / "model")]
+
+
+def test_finetune_writes_model_numbers_and_picture(data, backbone_file, tmp_path, monkeypatch):
+    finetune = load("examples/finetune.py")
+    flags = ["--report", tmp_path / "report", "--shortest_edge", 48, "--dataloader_num_workers", 0, "--use_cpu"]
+    flags += ["--dataloader_persistent_workers", "false", "--options", "fast_ref", "--shown", 2]
+    flags = small_flags(data, backbone_file, tmp_path) + [str(flag) for flag in flags]
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *flags])
+    finetune.main()
+    numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert 0 <= numbers["AP"] <= 1 and numbers["steps"] == 2 and numbers["num_images"] == 3
+    assert set(numbers["per_class"]) == set(NAMES)
+    table = (tmp_path / "report" / "metrics.txt").read_text()
+    assert all(name in table for name in NAMES)
+    assert Image.open(tmp_path / "report" / "comparison.png").width > 600
+    model = DETRForObjectDetection.from_pretrained(tmp_path / "model")
+    assert model.config.reference_points and model.config.num_queries == 25
+    assert model.config.id2label == dict(enumerate(NAMES))
+    processor = DETRImageProcessor.from_pretrained(tmp_path / "model")
+    assert list(processor.image_mean) == [0.5] * 3 and processor.size["shortest_edge"] == 48
+
+
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --nproc-per-node 2",
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_finetune_in_two_processes(launcher, data, backbone_file, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = ["--master-port" if launcher == "torchrun" else "--main_process_port", str(probe.getsockname()[1])]
+    flags = ["--shortest_edge", "48", "--dataloader_num_workers", "0", "--use_cpu", "--per_device_train_batch_size"]
+    flags += ["2", "--dataloader_persistent_workers", "false"]
+    command = [sys.executable, "-m", *LAUNCHERS[launcher].split(), *port, str(ROOT / "examples" / "finetune.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, *small_flags(data, backbone_file, tmp_path), *flags],
+        check=True,
+        env=environment,
+        timeout=280,
+        cwd=tmp_path,
+    )
+    numbers = json.loads((tmp_path / "model" / "metrics.json").read_text())
+    assert numbers["processes"] == 2 and numbers["steps"] == 2 and numbers["num_images"] == 3
+    log = json.loads((tmp_path / "model" / "log.json").read_text())
+    assert log[-1]["epoch"] == 1.0  # two processes with two pictures each: the second step has the last two of six
+
+
+def test_finetune_starts_from_a_checkpoint(data, tmp_path, monkeypatch):
+    from .training.scenes import micro_model
+
+    finetune = load("examples/finetune.py")
+    micro_model(num_queries=9).save_pretrained(tmp_path / "start")
+    DETRImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path / "start")
+    flags = ["--data", data, "--model", tmp_path / "start", "--output_dir", tmp_path / "out", "--shortest_edge", 48]
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, flags)])
+    start, args = finetune.parse()
+    assert "learning_rate" in args.unset and args.max_steps == 4000  # the recipe's rates; the example's steps
+    loaded = finetune.load_detection_dataset(data)
+    model = finetune.build_model(start, loaded)
+    assert model.config.num_queries == 9 and model.config.id2label == loaded.id2label
+    processor = finetune.build_processor(start)
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3] and processor.size["shortest_edge"] == 48
+
+
+def test_the_peer_trains_and_is_measured(data, backbone_file, tmp_path, monkeypatch):
+    peer = load("benchmarks/finetune_transformers.py")
+    flags = [*small_flags(data, backbone_file, tmp_path), "--square", "64", "--workers", "0", "--num_queries", "10"]
+    monkeypatch.setattr(sys, "argv", ["finetune_transformers.py", *flags])
+    peer.main()
+    numbers = json.loads((tmp_path / "model" / "metrics.json").read_text())
+    assert 0 <= numbers["AP"] <= 1 and numbers["steps"] == 2 and numbers["num_images"] == 3
+
+
+def test_the_peers_backbone_is_timms_only_when_repaired(backbone_file):
+    """transformers' frozen batch norms lose the activation that timm's norms of EfficientNets hold."""
+    peer = load("benchmarks/finetune_transformers.py")
+    pixels = torch.randn(1, 3, 64, 64)
+    reference = timm.create_model("test_efficientnet", features_only=True, out_indices=(-1,), output_stride=16)
+    weights = peer.load_file(backbone_file)
+    reference.load_state_dict({name: weights[name] for name in reference.state_dict()})
+    expected = reference.eval()(pixels)[-1]
+    found = {}
+    for as_shipped in (False, True):
+        options = {"recipe": "guide", "layers": 1, "num_queries": 5, "seed": 0, "as_shipped": as_shipped}
+        options |= {"backbone": "test_efficientnet", "backbone_weights": str(backbone_file)}
+        model = peer.build_model(argparse.Namespace(**options), {0: "square"}).eval()
+        with torch.no_grad():
+            found[as_shipped] = model.model.backbone(pixels, torch.ones(1, 64, 64))[-1][0]
+    torch.testing.assert_close(found[False], expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found[True], expected, rtol=0.1)
