@@ -9,6 +9,7 @@ trained around it. States are kept in `--work`: started again, it goes on where 
 """
 
 import argparse
+import json
 import logging
 import os
 from dataclasses import fields
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from digits.backbone import BACKBONE_WEIGHTS, pretrain_backbone
 from digits.detector import train_detector
 from digits.recipe import Recipe, rank_and_world_size
-from digits.report import HARDER_PX, card_facts, evaluate, make_processor, write_card
+from digits.report import HARDER_PX, card_facts, continued_facts, evaluate, make_processor, write_card
 
 from detr_hf.data.digits import DigitScenes
 from detr_hf.hub.manifest import write_manifest
@@ -39,6 +40,7 @@ def parse_arguments() -> tuple[Recipe, argparse.Namespace]:
     parser.add_argument(
         "--validation-scenes", type=int, default=500, help="scenes that the final score is measured on"
     )
+    parser.add_argument("--before", type=Path, help="facts of the card of the checkpoint that --init names, a JSON")
     parser.add_argument("--scene", type=Path, help="also write the picture of the demo, a PNG")
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process; another draws scenes")
     for entry in fields(Recipe):
@@ -76,8 +78,14 @@ def main() -> None:
     measured = evaluate(saved, processor, options.validation_scenes)
     harder = evaluate(saved, processor, options.validation_scenes, digit_px=HARDER_PX)
     logger.info("%s\n%s", measured, harder)
-    facts = card_facts(saved, processor, output, options.work, recipe, measured, harder)
-    write_card(options.card or output / "README.md", facts)
+    found = (saved, processor, output, options.work, recipe, measured, harder)
+    if recipe.init and options.before is None:
+        logger.warning("No card: a run that goes on from --init needs the facts of that checkpoint, --before FILE.")
+    elif recipe.init:
+        before = json.loads(options.before.read_text(encoding="utf-8"))
+        write_card(options.card or output / "README.md", continued_facts(before, *found))
+    else:
+        write_card(options.card or output / "README.md", card_facts(*found))
     write_manifest(output)
     if options.scene is not None:
         scene = DigitScenes("validation").draw(DEMO_SCENE, size_hw=(512, 512))["image"]

@@ -12,14 +12,17 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class LossParts:
-    """Means over a window of the last decoder layer's losses, and of the class error.
+    """Means over a window of the losses of the last decoder layer and of training aids, and of the class error.
 
     Sums stay on the device, so that adding a batch costs no wait for it. The class error counts each matched object
     once, so that a batch of two objects does not weigh as much as one of fifty, and one without objects does not count
     as wrong.
     """
 
-    NAMES = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "loss_mask", "loss_dice")
+    NAMES = (
+        *("loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "loss_mask", "loss_dice"),
+        *(f"loss_{part}_{aid}" for aid in ("enc", "dn") for part in ("ce", "bbox", "giou")),
+    )
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

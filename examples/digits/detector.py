@@ -104,7 +104,10 @@ def train_detector(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    log, started = RunLog(work / DETECT_LOG, processes=rank_and_world_size()[1], device=device), time.monotonic()
+    log, started = (
+        RunLog(work / DETECT_LOG, processes=rank_and_world_size()[1], device=_name(device)),
+        time.monotonic(),
+    )
     for step, (pixels, targets) in enumerate(loader(recipe, "detect", first, recipe.steps), start=first):
         progress = step / recipe.steps
         if recipe.minutes:
@@ -133,6 +136,10 @@ def train_detector(
             summary = evaluate(average, processor, num_scenes=128).metrics.summary
             log.note(step=step + 1, AP=round(summary["AP"], 4), AP50=round(summary["AP50"], 4))
     return average.to("cpu")
+
+
+def _name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -121,9 +121,52 @@ def card_facts(
     return assemble(known, sections, round(megabytes, 1))
 
 
-def card_sections(**values: Any) -> dict[str, str]:
-    """The texts of the card by name, from `card_sections.md` with the values put in."""
-    text = Path(__file__).with_name("card_sections.md").read_text().format(**values)
+def continued_facts(
+    before: dict[str, Any],
+    model: DETRForObjectDetection,
+    processor: DETRImageProcessor,
+    output: Path,
+    work: Path,
+    recipe: Recipe,
+    measured: Measured,
+    harder: Measured,
+) -> dict[str, Any]:
+    """What the card says of a run that went on from `recipe.init`, whose facts are `before`: its history and this run.
+
+    Every number is measured here or read from the recipe and the log.
+    """
+    log = [json.loads(line) for line in (work / DETECT_LOG).read_text().splitlines()]
+    steps = max(entry["step"] for entry in log if "step" in entry)
+    sections = card_sections(
+        template="card_continued.md",
+        **{entry.name: getattr(recipe, entry.name) for entry in fields(Recipe) if entry.name != "steps"},
+        harder_px="{} to {}".format(*HARDER_PX),
+        harder_AP=f"{harder.metrics.summary['AP']:.3f}",
+        harder_AP50=f"{harder.metrics.summary['AP50']:.3f}",
+        before_AP=f"{before['evaluation']['AP']:.3f}",
+        before_AP50=f"{before['evaluation']['AP50']:.3f}",
+        steps=steps,
+        scenes=f"{steps * recipe.batch_size:,}",
+        minutes_spent=f"{training_minutes(work / DETECT_LOG):.1f}",
+        device=next(entry["device"] for entry in log if "device" in entry),
+        milliseconds=f"{1000 * measured.seconds_per_image:.0f}",
+        hardware=hardware_name(),
+    )
+    known = facts_of(model, "detr-digits", processor, measured.metrics, license="apache-2.0")
+    evaluation = {**before["evaluation"], **known["evaluation"], "note": sections["note"]}
+    for name in ("dataset", "type", "text"):
+        evaluation[name] = before["evaluation"][name]
+    return {
+        **before,
+        "evaluation": evaluation,
+        "training": {"text": f"{before['training']['text']}\n\n{sections['training']}"},
+        "speed": {"text": sections["speed"]},
+    }
+
+
+def card_sections(template: str = "card_sections.md", **values: Any) -> dict[str, str]:
+    """The texts of the card by name, from a template beside this file with the values put in."""
+    text = Path(__file__).with_name(template).read_text().format(**values)
     parts = re.split(r"^# (\w+)\n", text, flags=re.MULTILINE)
     return {name: part.strip() for name, part in zip(parts[1::2], parts[2::2], strict=True)}
 

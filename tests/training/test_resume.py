@@ -23,6 +23,7 @@ CASES = {
     "evaluation between": ({"eval_strategy": "steps", "eval_steps": 2, "save_steps": 1}, 3),
     "cosine": ({"lr_scheduler_type": "cosine"}, 5),
     "bfloat16": ({"bf16": True}, 3),
+    "training aids and averaged weights": ({"recipe": "fast_ref", "ema_decay": 0.9}, 3),
 }
 
 

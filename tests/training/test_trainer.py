@@ -130,6 +130,22 @@ def test_freeze_backbone(tmp_path):
     assert run.model.config.train_backbone is False
 
 
+@pytest.mark.parametrize("recipe", ["detr", "fast", "fast_ref"])
+def test_a_recipe_brings_its_aids_and_leaves_a_model_that_can_do_without(recipe, tmp_path):
+    run = trainer(tmp_path, recipe=recipe, max_steps=2)
+    config = run.model.config
+    assert config.has_training_aids == (recipe != "detr") and config.reference_points == (recipe == "fast_ref")
+    run.train()
+    logged = [entry for entry in run.state.log_history if "loss" in entry][-1]
+    assert ("loss_giou_dn" in logged and "loss_ce_enc" in logged) == (recipe != "detr")
+    run.model.save_pretrained(tmp_path / "plain", inference_only=True)
+    plain = DETRForObjectDetection.from_pretrained(tmp_path / "plain").eval()
+    assert not plain.config.has_training_aids
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(plain(pixels).logits, run.model.eval()(pixels).logits)
+
+
 def test_the_log_has_the_loss_by_part(tmp_path):
     run = trainer(tmp_path, max_steps=4, logging_steps=2, save_strategy="no")
     run.train()
