@@ -1,8 +1,15 @@
-"""Fine-tunes a DETR on a folder of pictures and boxes, measures it, and draws what it finds.
+r"""Fine-tunes a DETR on a folder of pictures and boxes, measures it, and draws what it finds.
 
     python examples/finetune.py --data cards --backbone_weights tf_efficientnet_lite0.safetensors
     python examples/finetune.py --data cards --model facebook/detr-resnet-50 --output_dir runs/cards
     accelerate launch --num_processes 4 examples/finetune.py --data cards ...
+
+On 296 photographs of playing cards (6 classes, 67 photographs to validate) it reached AP 0.219 and AP50 0.405 in 20.5
+minutes on one core of a busy machine, from the digit detector that ships with detr_hf:
+
+    python examples/finetune.py --data cards --model detr_hf/assets/detr-digits --options fast --shortest_edge 256 \
+        --max-steps 1150 --warmup_steps 60 --learning_rate 4e-4 --backbone_learning_rate 2e-4 \
+        --head_learning_rate 4e-4 --lr_scheduler_type cosine
 
 From a classifier's weights alone (the first line) everything but the backbone starts at random; from a detector (the
 second) far fewer steps do. Further flags are those of `DETRTrainingArguments`; the defaults below suit some hundred
