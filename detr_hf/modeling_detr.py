@@ -572,8 +572,8 @@ class DETRForObjectDetection(DETRModel):
 
     def _encoder_loss(self, memory: Tensor, frame: FeatureFrame, targets: PackedTargets, parts: dict) -> Tensor:
         """Returns the weighted loss of the heads on the encoder's tokens, and adds it by part to `parts`."""
-        reference = frame.reference_points(memory.device) if self.config.reference_points else None
-        logits, pred_boxes = self._predict(memory, reference)
+        # whole boxes, also where queries have reference points: that the tokens carry their place is what is wanted
+        logits, pred_boxes = self._predict(memory, None)
         loss, its_parts = encoder_loss(logits, pred_boxes, assign_tokens(frame, targets), self._criterion().weights)
         parts |= {f"{name}_enc": value for name, value in its_parts.items()}
         return self.config.encoder_aux_coef * loss

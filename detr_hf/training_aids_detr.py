@@ -53,10 +53,6 @@ class FeatureFrame:
         shape = (-1, self.height, self.width)
         return torch.stack([xs[:, None, :].expand(shape), ys[:, :, None].expand(shape)], dim=-1).flatten(1, 2)
 
-    def reference_points(self, device: torch.device) -> Tensor:
-        """Returns the logits (B or 1, S, 2) of the tokens' centres."""
-        return torch.logit(self.centres(device).clamp(EDGE, 1 - EDGE))
-
 
 @dataclass
 class KnownObjects:

@@ -253,6 +253,21 @@ def test_aids_are_added_to_a_loaded_model_without_changing_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [{"id2label": {0: "cat", 1: "ant", 2: "owl", 3: "elk"}}, {"num_queries": 9}, {"num_query_groups": 3},
+     {"num_denoising": 0, "num_query_groups": 1, "encoder_aux_head": False}],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_with_aids_is_fine_tuned_like_any_other(changes, tmp_path):
+    tiny_model(**ALL_PLAIN).save_pretrained(tmp_path)
+    model = DETRForObjectDetection.from_pretrained(tmp_path, **changes)
+    for name, value in changes.items():
+        assert getattr(model.config, name) == value
+    loss = model.train()(*padded_batch(), labels=some_labels(1, 2)).loss
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize(
     "wrong",
     [{"num_query_groups": 0}, {"num_denoising": -1}, {"label_noise_ratio": 1.5}, {"box_noise_scale": -1.0},
      {"encoder_aux_coef": -1.0}],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..configuration_detr import DETRConfig
+from ..training_aids_detr import PREFIX
 from .coco_names import UNUSED
 
 NOISE_OF_COPIES = 0.1  # standard deviation of the noise on tiled queries, relative to that of the queries
@@ -29,7 +30,7 @@ def adapt_heads(
     Args:
         state_dict: weights in our names; without `class_embed` only the queries are fitted.
         old_config: what `state_dict` was saved with; its last class row is no-object.
-        new_config: what is wanted; only `id2label` and `num_queries` are looked at.
+        new_config: what is wanted; `id2label`, `num_queries` and `num_query_groups` are looked at.
     """
     adapted, sentences = dict(state_dict), []
     if "class_embed.weight" in state_dict:
@@ -43,13 +44,20 @@ def adapt_heads(
         kept = min(len(queries), new_config.num_queries)
         how = "the first ones are kept" if kept < len(queries) else "they are tiled, the copies with a little noise"
         sentences.append(f"num_queries goes from {len(queries)} to {new_config.num_queries}: {how}.")
+    aids = [name for name in adapted if name.startswith(PREFIX)]
+    if aids and not fits(old_config, new_config):
+        for name in aids:
+            del adapted[name]
+        sentences.append("What only training uses, such as denoising queries, starts anew.")
     return adapted, sentences
 
 
 def fits(old_config: DETRConfig, new_config: DETRConfig) -> bool:
     """Returns whether weights of `old_config` need no change for `new_config`."""
     same_classes = _rows_to_copy(_names(old_config), _names(new_config)) is None
-    return same_classes and old_config.num_queries == new_config.num_queries
+    groups = {old_config.num_query_groups, new_config.num_query_groups}
+    same_groups = len(groups) == 1 or 1 in groups  # of one group there are no weights beside the queries
+    return same_classes and same_groups and old_config.num_queries == new_config.num_queries
 
 
 def _rows_to_copy(old: list[str], new: list[str]) -> list[int | None] | None:

@@ -37,7 +37,7 @@ class DenseHead(nn.Module):
         hidden = F.relu(self.hidden(features.flatten(2).transpose(1, 2)))
         raw = self.bbox_embed(hidden)
         boxes = torch.cat(
-            [(raw[..., :2] + frame.reference_points(raw.device)).sigmoid(), (raw[..., 2:] - 1.5).sigmoid()], dim=-1
+            [(raw[..., :2] + frame.centres(raw.device).logit()).sigmoid(), (raw[..., 2:] - 1.5).sigmoid()], dim=-1
         )
         return self.class_embed(hidden), boxes
 
