@@ -48,7 +48,7 @@ def test_registered_in_any_order_of_imports_without_a_word(first):
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, runpy; sys.argv = ['detr-hf', '--help']\n"
-        "try: runpy.run_module('detr_hf')\n"
+        "try: runpy.run_module('detr_hf', run_name='__main__')\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "heavy = {'torch', 'transformers', 'torchvision', 'timm', 'numpy', 'PIL'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"

@@ -224,8 +224,8 @@ def test_padding_belongs_to_nothing_and_centres_are_of_the_unpadded_picture():
 
 def test_learning_from_the_encoder_loss_alone_finds_the_objects():
     """The loss means what it says: a few steps on one batch bring the heads' answers at its tokens to the objects."""
-    model = tiny_model(dropout=0.0, encoder_aux_head=True).train()
-    pixels, mask = padded_batch()
+    model = tiny_model(dropout=0.0, encoder_aux_head=True, backbone="test_resnet").train()
+    pixels, mask = padded_batch(64, 96)
     labels = some_labels(2, 2)
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-3)
     first = None

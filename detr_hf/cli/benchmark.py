@@ -210,6 +210,22 @@ def exported(
 
 
 @app.command()
+def aids(
+    device: Device = "cpu",
+    batch: Batch = 2,
+    height: Height = 320,
+    width: Width = 320,
+    backbone: Backbone = "resnet50",
+    runs: Runs = 3,
+    out: Out = RESULTS,
+) -> None:
+    """What training aids cost: time and memory of a training step with each, beside plain DETR."""
+    from ..benchmarking.aids import compare_aids
+
+    _finish("aids", compare_aids(device, batch, (height, width), runs, backbone), out)
+
+
+@app.command()
 def convergence(
     data: Annotated[str, typer.Argument(help="digits, or the folder of a data set.")] = "digits",
     arms: Annotated[str, typer.Option(help="Several with commas; all lists them.")] = "transformers-best,detr,fast",

@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from detr_hf.benchmarking import gpu
 from detr_hf.benchmarking import preprocess as preprocessing
+from detr_hf.benchmarking.aids import compare_aids
+from detr_hf.benchmarking.convergence import ABLATION
 from detr_hf.benchmarking.criterion import compare_criteria
 from detr_hf.benchmarking.forward import compare_forward
 from detr_hf.benchmarking.growth import compare_growth
@@ -32,6 +34,13 @@ def test_forward(padded):
     record = compare_forward("cpu", "float32", 2, (64, 96), padded, False, False, runs=2, **SMALL)
     assert max(record["difference_float32"].values()) < 1e-4 and record["forward"]["ratio"]["median"] > 0
     assert record["settings"]["padded"] is padded
+
+
+def test_aids_cost_time_in_training_and_leave_nothing_at_inference():
+    record = compare_aids("cpu", 1, (64, 64), runs=2, **{**SMALL, "backbone": "test_resnet"})
+    assert set(ABLATION) < set(record)
+    for name in ABLATION:
+        assert record[name]["ratio"]["median"] > 0 and record[name]["stripped"] == {"logits": 0.0, "boxes": 0.0}
 
 
 def test_models_that_differ_are_not_compared(monkeypatch):
