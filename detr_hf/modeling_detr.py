@@ -44,7 +44,7 @@ from .backbone_detr import (
 from .configuration_detr import DETRConfig
 from .loss_detr import HungarianMatcher, PackedTargets, SetCriterion
 from .optimizing_detr import optimize_for_inference
-from .training_aids_detr import PREFIX, FeatureFrame, TrainingAids, assign_tokens, encoder_loss
+from .training_aids_detr import COPIED_FROM, PREFIX, FeatureFrame, TrainingAids, assign_tokens, encoder_loss
 from .transformer_detr import (
     DecoderQueries,
     MultiheadAttention,
@@ -245,9 +245,10 @@ class DETRPreTrainedModel(PreTrainedModel):
         """Gives options that the checkpoint was not trained with their first values; returns those tensors' names."""
         if "refpoint_embed.weight" in missing:
             nn.init.zeros_(self.refpoint_embed.weight)  # plain DETR
-        for new, queries in (("more_queries", "query_embed"), ("more_points", "refpoint_embed")):
-            if f"{PREFIX}{new}.weight" in missing and f"{queries}.weight" not in missing:
-                self.training_aids.copy_queries(new, getattr(self, queries).weight)
+        new_groups = [new for new in COPIED_FROM if f"{PREFIX}{new}.weight" in missing]
+        trained = [new for new in new_groups if f"{COPIED_FROM[new]}.weight" not in missing]
+        if trained:
+            self.training_aids.copy_queries(self, trained)
         return {name for name in missing if name.startswith(PREFIX) or name == "refpoint_embed.weight"}
 
     def _refuse_foreign_weights(self, missing: set[str], source) -> None:
@@ -597,9 +598,7 @@ class DETRForObjectDetection(DETRModel):
                 nn.init.zeros_(self.refpoint_embed.weight)
         if self.config.has_training_aids:
             self.training_aids = TrainingAids(self.config).to(**place)
-            for new, queries in (("more_queries", "query_embed"), ("more_points", "refpoint_embed")):
-                if hasattr(self.training_aids, new):
-                    self.training_aids.copy_queries(new, getattr(self, queries).weight)
+            self.training_aids.copy_queries(self)
         return self
 
     def strip_training_aids(self) -> "DETRForObjectDetection":

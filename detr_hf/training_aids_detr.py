@@ -14,6 +14,7 @@ lies under `training_aids.`, and `strip_training_aids()` removes it.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,9 @@ PREFIX = "training_aids."
 MIDDLE_PART = 0.6  # a token belongs to an object when it lies in this middle part of its box, each way
 BORDER_PART = 1.1  # between the middle and just outside the box, a token's class is left open
 BACKGROUND_WEIGHT = 0.2  # of tokens outside all objects in the encoder's cross-entropy
-NOISE_OF_COPIES = 0.1  # relative standard deviation of the noise on queries copied into new groups
+NOISE_OF_COPIES = 0.1  # standard deviation of the noise on copied queries, relative to that of the queries
+# What further groups start as a copy of, in a model whose queries were trained.
+COPIED_FROM = {"more_queries": "query_embed", "more_points": "refpoint_embed"}
 EDGE = 0.01  # nearest that a reference point comes to the image's border, in parts of its side
 
 
@@ -164,11 +167,13 @@ class TrainingAids(nn.Module):
         return extended.joined(noisy), known
 
     @torch.no_grad()
-    def copy_queries(self, name: str, queries: Tensor) -> None:
-        """Fills the further groups with copies of trained `queries` (Q, D), with a little noise."""
-        more = getattr(self, name).weight
-        copies = queries.repeat(len(more) // len(queries), 1)
-        more.copy_(copies + torch.randn_like(copies) * queries.std() * NOISE_OF_COPIES)
+    def copy_queries(self, model: nn.Module, names: Iterable[str] = tuple(COPIED_FROM)) -> None:
+        """Fills the further groups, where there are any, with copies of the model's own, with a little noise."""
+        for name in names:
+            if hasattr(self, name):
+                more, queries = getattr(self, name).weight, getattr(model, COPIED_FROM[name]).weight
+                copies = queries.repeat(len(more) // len(queries), 1)
+                more.copy_(copies + torch.randn_like(copies) * queries.std() * NOISE_OF_COPIES)
 
 
 def sine_of_boxes(boxes_cxcywh_norm: Tensor, hidden_dim: int) -> Tensor:

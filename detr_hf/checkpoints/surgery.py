@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ..configuration_detr import DETRConfig
-from ..training_aids_detr import PREFIX
+from ..training_aids_detr import NOISE_OF_COPIES, PREFIX
 from .coco_names import UNUSED
 
-NOISE_OF_COPIES = 0.1  # standard deviation of the noise on tiled queries, relative to that of the queries
 _UNNAMED = re.compile(r"\s*|label_\d+|" + re.escape(UNUSED.lower()))
 
 
@@ -118,4 +117,4 @@ def _describe_classes(old: list[str], new: list[str], sources: list[int | None])
     )
 
 
-__all__ = ["NOISE_OF_COPIES", "adapt_heads", "fits"]
+__all__ = ["adapt_heads", "fits"]

@@ -98,10 +98,7 @@ def card_facts(
     sources = {split: load_sources(split) for split in SPLITS}
     images = {split: sum(len(digits) for digits in source.digits.values()) for split, source in sources.items()}
     sections = card_sections(
-        **{entry.name: getattr(recipe, entry.name) for entry in fields(Recipe)},
-        harder_px="{} to {}".format(*HARDER_PX),
-        harder_AP=f"{harder.metrics.summary['AP']:.3f}",
-        harder_AP50=f"{harder.metrics.summary['AP50']:.3f}",
+        **template_values(recipe, measured, harder),
         num_scenes=measured.metrics.num_images,
         num_objects=sum(row["objects"] for row in measured.metrics.per_class.values()),
         train_images=images["train"],
@@ -112,8 +109,6 @@ def card_facts(
         scenes_detect=f"{recipe.steps * recipe.batch_size:,}",
         pretrain_processes=processes_used(work / PRETRAIN_LOG),
         detect_processes=processes_used(work / DETECT_LOG),
-        hardware=hardware_name(),
-        milliseconds=f"{1000 * measured.seconds_per_image:.0f}",
         versions=", ".join(f"{name} {version}" for name, version in library_versions().items()),
     )
     known = facts_of(model, "detr-digits", processor, measured.metrics, license="apache-2.0")
@@ -139,28 +134,32 @@ def continued_facts(
     steps = max(entry["step"] for entry in log if "step" in entry)
     sections = card_sections(
         template="card_continued.md",
-        **{entry.name: getattr(recipe, entry.name) for entry in fields(Recipe) if entry.name != "steps"},
-        harder_px="{} to {}".format(*HARDER_PX),
-        harder_AP=f"{harder.metrics.summary['AP']:.3f}",
-        harder_AP50=f"{harder.metrics.summary['AP50']:.3f}",
+        **{**template_values(recipe, measured, harder), "steps": steps},  # those that were run
         before_AP=f"{before['evaluation']['AP']:.3f}",
         before_AP50=f"{before['evaluation']['AP50']:.3f}",
-        steps=steps,
         scenes=f"{steps * recipe.batch_size:,}",
         minutes_spent=f"{training_minutes(work / DETECT_LOG):.1f}",
         device=next(entry["device"] for entry in log if "device" in entry),
-        milliseconds=f"{1000 * measured.seconds_per_image:.0f}",
-        hardware=hardware_name(),
     )
     known = facts_of(model, "detr-digits", processor, measured.metrics, license="apache-2.0")
-    evaluation = {**before["evaluation"], **known["evaluation"], "note": sections["note"]}
-    for name in ("dataset", "type", "text"):
-        evaluation[name] = before["evaluation"][name]
+    same_scenes = {name: before["evaluation"][name] for name in ("dataset", "type", "text")}
     return {
         **before,
-        "evaluation": evaluation,
+        "evaluation": {**known["evaluation"], **same_scenes, "note": sections["note"]},
         "training": {"text": f"{before['training']['text']}\n\n{sections['training']}"},
         "speed": {"text": sections["speed"]},
+    }
+
+
+def template_values(recipe: Recipe, measured: Measured, harder: Measured) -> dict[str, Any]:
+    """What every template may name: the recipe's fields, the score on harder scenes, the time of a picture."""
+    return {
+        **{entry.name: getattr(recipe, entry.name) for entry in fields(Recipe)},
+        "harder_px": "{} to {}".format(*HARDER_PX),
+        "harder_AP": f"{harder.metrics.summary['AP']:.3f}",
+        "harder_AP50": f"{harder.metrics.summary['AP50']:.3f}",
+        "milliseconds": f"{1000 * measured.seconds_per_image:.0f}",
+        "hardware": hardware_name(),
     }
 
 
