@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,20 +26,24 @@ from ..checkpoints.layouts import transformers_from_own
 from ..configuration_detr import DETRConfig
 from ..evaluation.coco import evaluate_boxes
 from ..modeling_detr import DETRForObjectDetection
-from ..training.arguments import MODEL_OPTIONS
+from ..training.arguments import MODEL_OPTIONS, TRAINING_OPTIONS
+from ..training.ema import ExponentialMovingAverage
 from .convergence_tasks import IMAGENET, Task, digit_task, picture_task
 from .measuring import environment
 
 logger = logging.getLogger(__name__)
 
 THEIRS = ("transformers", "transformers-best")
-# One aid or option at a time, for the ablation; the recipes are those of DETRTrainingArguments.
+# One aid or option at a time, for the ablation; the recipes are those of DETRTrainingArguments. `ema_decay` is of the
+# training: the average of the weights is what is measured. The rest are fields of DETRConfig.
 ABLATION: dict[str, dict[str, Any]] = {
+    "average": TRAINING_OPTIONS["fast"],
     "encoder": {"encoder_aux_head": True},
     "groups": {"num_query_groups": 4},
     "denoising": {"num_denoising": 20},
     "denoising_negatives": {"num_denoising": 20, "denoising_negatives": True},
     "reference": {"reference_points": True},
+    "encoder_denoising": MODEL_OPTIONS["fast"],
     "encoder_groups": {"encoder_aux_head": True, "num_query_groups": 4},
     "all_aids": {"encoder_aux_head": True, "num_query_groups": 4, "num_denoising": 20},
     "all_and_reference": {
@@ -52,8 +57,9 @@ THRESHOLDS = (0.25, 0.5, 0.75)
 
 
 def known_arms() -> dict[str, dict[str, Any]]:
-    """Returns the options of DETRConfig by the name of the arm; transformers' arms have none."""
-    return {**{name: {} for name in THEIRS}, **MODEL_OPTIONS, **ABLATION}
+    """Returns the options of DETRConfig, and `ema_decay`, by the name of the arm; transformers' arms have none."""
+    recipes = {name: {**options, **TRAINING_OPTIONS.get(name, {})} for name, options in MODEL_OPTIONS.items()}
+    return {**{name: {} for name in THEIRS}, **recipes, **ABLATION}
 
 
 @dataclass
@@ -133,7 +139,7 @@ class LastStage(nn.Module):
 
 def build_model(arm: str, settings: Settings, task: Task) -> nn.Module:
     """Returns the model of an arm on the CPU, drawn from torch's random generator."""
-    options = known_arms()[arm]
+    options = {name: value for name, value in known_arms()[arm].items() if name != "ema_decay"}
     config = DETRConfig(
         hidden_dim=settings.hidden_dim,
         nheads=settings.nheads,
@@ -211,6 +217,8 @@ def train(arm: str, seed: int, settings: Settings, report=None) -> Run:
     model = build_model(arm, settings, task).to(settings.device)
     model.set_attn_implementation("eager" if settings.device == "cpu" else "sdpa")  # the faster on each, for all arms
     optimizer = _optimizer(model, settings)
+    decay = known_arms()[arm].get("ema_decay")
+    average = ExponentialMovingAverage(model, decay) if decay else None
     run, spent = Run(arm, seed, settings.lr), 0.0
     on_gpu = settings.device != "cpu"
     for step in range(settings.steps):
@@ -224,13 +232,16 @@ def train(arm: str, seed: int, settings: Settings, report=None) -> Run:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
+        if average is not None:
+            average.update(model, step + 1)
         last = (step + 1) % settings.eval_every == 0
         if last and on_gpu:
             torch.cuda.synchronize()
         spent += (time.perf_counter() if on_gpu else time.process_time()) - started
         if last:
             point = {"step": step + 1, "seconds": round(spent, 2), "loss": round(float(loss.detach()), 3)}
-            run.curve.append(point | measure(model, task, settings))
+            with average.swapped_in(model) if average is not None else nullcontext():
+                run.curve.append(point | measure(model, task, settings))
             if on_gpu:
                 run.peak_gpu_mib = round(torch.cuda.max_memory_allocated() / 2**20, 1)
             if report is not None:

@@ -4,6 +4,7 @@ A class index equal to the number of classes is the dangerous one: to DETR's los
 silently learns to see nothing there.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,12 @@ class DetectionCollator:
         self.num_labels = len(id2label) if id2label is not None else num_labels
         self.transform = DetectionTransform(processor, masks=masks) if processor is not None else None
         self.pad_to_multiple_of = pad_to_multiple_of
+
+    def padding_to(self, multiple: int | None) -> "DetectionCollator":
+        """A collator like this one that pads to another multiple."""
+        other = copy.copy(self)
+        other.pad_to_multiple_of = multiple
+        return other
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The batch of prepared (or raw) rows."""

@@ -54,6 +54,7 @@ from .seeding import SeedingCallback, seeded
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
+GPU_PADDING = 128  # sides of training batches on a GPU are multiples of this
 FROM_SCRATCH = (
     "Training from scratch: DETR needs some 10,000 pictures and 300 epochs before it finds most objects. With less, "
     "start from a checkpoint: "
@@ -170,15 +171,26 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
     # --- data ---
 
     def get_train_dataloader(self) -> Any:
-        """The training loader; every picture is augmented from a generator of its own, see `seeding.py`."""
+        """The training loader; every picture is augmented from a generator of its own, see `seeding.py`.
+
+        Evaluation pads no further than to the largest picture of a batch, since padding moves outputs.
+        """
         plain = self.train_dataset
         if plain is None:
             raise ValueError("There is nothing to train on: give data with a train split, or train_dataset.")
         self._seeding.dataset = self.train_dataset = seeded(plain, self.args.data_seed or self.args.seed)
+        collator = self.data_collator
+        if isinstance(collator, DetectionCollator) and collator.pad_to_multiple_of is None:
+            self.data_collator = collator.padding_to(self._padding())
         try:
             return super().get_train_dataloader()
         finally:
-            self.train_dataset = plain
+            self.train_dataset, self.data_collator = plain, collator
+
+    def _padding(self) -> int | None:
+        """The multiple to which training batches are padded."""
+        multiple = getattr(self.args, "pad_to_multiple_of", None)
+        return GPU_PADDING if multiple is None and self.args.device.type == "cuda" else multiple
 
     # --- optimisation ---
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from detr_hf.benchmarking import convergence_tasks
+from detr_hf.benchmarking import convergence, convergence_tasks
 from detr_hf.benchmarking.convergence import Run, Settings, build_model, known_arms, run_arms
 from detr_hf.benchmarking.convergence_report import summarise
 from detr_hf.benchmarking.convergence_tasks import Task, digit_task, picture_task
@@ -71,6 +71,26 @@ def test_every_arm_trains_and_the_files_say_how_it_went(settings, tmp_path):
     text = summarise(out)
     assert all(arm in text for arm in arms) and out.with_suffix(".md").read_text().strip() == text.split("\n\n")[0]
     assert not list(out.parent.glob("*.part*")), "parts of finished runs are gone"
+
+
+def test_an_arm_that_averages_measures_the_average_and_trains_as_without(settings, tmp_path):
+    arms = ["encoder_denoising", "fast"]
+    plain, averaged = (run["curve"] for run in run_arms(arms, [0], settings, tmp_path / "run.json")["runs"])
+    assert [point["loss"] for point in plain] == [point["loss"] for point in averaged]
+    weights = []
+    for arm in arms:
+        torch.manual_seed(0)
+        weights.append(build_model(arm, settings, settings.task()).state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_the_average_is_what_is_measured(settings, monkeypatch):
+    """After one step of a large rate, the averaged weights lie between the first and the last."""
+    seen = []
+    monkeypatch.setattr(convergence, "measure", lambda model, *_: seen.append(next(model.parameters()).clone()) or {})
+    for arm in ("encoder_denoising", "fast"):
+        convergence.train(arm, 0, Settings(**{**asdict(settings), "steps": 2, "lr": 0.1}))
+    assert not torch.equal(*seen)
 
 
 def test_a_seed_gives_the_same_curve_again(settings, tmp_path):

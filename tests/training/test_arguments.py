@@ -23,6 +23,22 @@ def test_what_is_not_given_comes_from_the_recipe(recipe, loaded, name):
     assert {field: getattr(args, field) for field in RECIPES[name]} == RECIPES[name]
 
 
+@pytest.mark.parametrize(
+    ("changes", "decay"),
+    [
+        ({}, 0.0),
+        ({"recipe": "detr"}, 0.0),
+        ({"recipe": "fast"}, 0.999),
+        ({"recipe": "fast_ref"}, 0.999),
+        ({"recipe": "fast", "ema_decay": 0.0}, 0.0),
+        ({"recipe": "fast", "ema_decay": 0.9}, 0.9),
+        ({"recipe": "fast", "fsdp": True}, 0.0),
+    ],
+)
+def test_fast_recipes_average_the_weights_unless_told_otherwise(changes, decay):
+    assert arguments(**changes).ema_decay == decay
+
+
 def test_what_is_given_is_kept():
     args = arguments(learning_rate=3e-4, warmup_steps=7, num_train_epochs=2, lr_drop=0.5, lr_scheduler_type="constant")
     args.apply_recipe(loaded=False)
@@ -60,6 +76,7 @@ def test_saving_follows_evaluation(changes, saving, best):
     [
         ({"recipe": "quick"}, "recipe is 'quick'"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of is 0"),
         ({"lr_drop": 2.0}, "lr_drop is 2.0"),
         ({"label_smoothing_factor": 0.1}, "no meaning for DETR"),
     ],

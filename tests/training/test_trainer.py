@@ -80,6 +80,19 @@ def test_the_five_lines(data, tmp_path):
     assert DETRImageProcessor.from_pretrained(tmp_path / "out").size["shortest_edge"] == 48
 
 
+def test_only_training_batches_are_padded_to_a_multiple(data, tmp_path):
+    run = DETRTrainer(
+        micro_model(), arguments(tmp_path, pad_to_multiple_of=40), data, processing_class=small_processor()
+    )
+    plain = DETRTrainer(micro_model(), arguments(tmp_path), data, processing_class=small_processor())
+    sides = {side for batch in run.get_train_dataloader() for side in batch["pixel_values"].shape[2:]}
+    assert sides and all(side % 40 == 0 for side in sides)
+    for loader in (run.get_eval_dataloader(), plain.get_train_dataloader(), run.get_eval_dataloader()):
+        for batch in loader:
+            whole = batch["pixel_mask"].any(0)
+            assert whole.any(0).all() and whole.any(1).all(), "no row and no column is padding in every picture"
+
+
 def test_metrics_are_those_of_the_detections(data, tmp_path):
     """AP of the streaming evaluation equals AP of the results file, computed from the data's own annotations."""
     from detr_hf.evaluation import evaluate_boxes
