@@ -182,7 +182,9 @@ class DETRTrainingArguments(TrainingArguments):
             choices = " or ".join(map(repr, (*RECIPES, *MODEL_OPTIONS)))
             raise ValueError(f"recipe is {self.recipe!r}; choose 'auto', {choices}.")
         if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
-            raise ValueError(f"pad_to_multiple_of is {self.pad_to_multiple_of}; expected 1 (off) or more, such as 128.")
+            raise ValueError(
+                f"pad_to_multiple_of is {self.pad_to_multiple_of}; expected 1 (off) or more, such as 128."
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; expected 0 (off) or a number below 1, such as 0.999.")
         if self.lr_drop is not None and not 0 <= self.lr_drop < 1:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from detr_hf.backbone_detr import FrozenBatchNorm2d
 from detr_hf.configuration_detr import DETRConfig
 from detr_hf.image_processing_detr import DETRImageProcessor
-from detr_hf.modeling_detr import DETRForObjectDetection
+from detr_hf.modeling_detr import DETRForObjectDetection, DETRObjectDetectionOutput
 
-from .batches import loader, normalise
+from .batches import drawn_batches, loader, normalise
 from .recipe import DETECT_LOG, Recipe, RunLog, rank_and_world_size, save_atomically, set_lr
 from .report import evaluate
 
@@ -56,21 +57,25 @@ def learning_rate_factor(step: int, progress: float, recipe: Recipe) -> float:
     return min((step + 1) / recipe.warmup, 1.0, (1 - progress) / recipe.decay_fraction)
 
 
+def pair_weights(average: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The average's weights and norms, and the same of the model, which may have more."""
+    current = model.state_dict()
+    slow = {name: value for name, value in average.state_dict().items() if value.is_floating_point()}
+    return list(slow.values()), [current[name] for name in slow]
+
+
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+def update_average(pairs: tuple[list[Tensor], list[Tensor]], step: int, decay: float) -> None:
     """Moves the exponential moving average of the weights; it follows faster in the beginning."""
-    decay = min(decay, (1 + step) / (10 + step))
-    current = dict(model.named_parameters())
-    for name, slow in average.named_parameters():
-        slow.lerp_(current[name], 1 - decay)
+    torch._foreach_lerp_(*pairs, 1 - min(decay, (1 + step) / (10 + step)))
 
 
-def average_gradients(net: nn.Module) -> None:
+def average_gradients(trained: list[Tensor]) -> None:
     """Makes every process's gradients the mean of all, in one message; nothing to do in a single process."""
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return
-    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
@@ -87,63 +92,127 @@ def start_model(recipe: Recipe, backbone_weights: Path | None) -> DETRForObjectD
     return detr
 
 
+class Run:
+    """Where a run of the second stage stands: model, average of its weights, optimiser, steps and seconds so far.
+
+    It begins with the last state in `work`, if there is one.
+    """
+
+    def __init__(self, recipe: Recipe, model: DETRForObjectDetection, work: Path):
+        self.recipe, self.model, self.path = recipe, model, work / "detect_state.pt"
+        self.average = copy.deepcopy(model).strip_training_aids().eval()
+        model.config.bbox_loss_coef *= recipe.box_weight
+        model.config.giou_loss_coef *= recipe.box_weight
+        self.optimizer = make_optimizer(model, recipe)
+        self.step, seconds_before = 0, 0.0
+        if self.path.exists():
+            state = torch.load(self.path, map_location=model.device, weights_only=True)
+            self.model.load_state_dict(state["net"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, seconds_before = state["step"], state.get("seconds", 0.0)
+        self.started = time.monotonic() - seconds_before
+        self.pairs = pair_weights(self.average, self.model)
+
+    @property
+    def seconds(self) -> float:
+        """How long this run has taken, all its parts together."""
+        return time.monotonic() - self.started
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """What the optimiser moves."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def progress(self, step: int) -> float:
+        """How much of the run is over at `step`, by steps or by minutes; 1 and more is the end."""
+        by_time = self.seconds / (60 * self.recipe.minutes) if self.recipe.minutes else 0.0
+        return max(step / self.recipe.steps, by_time)
+
+    def save(self) -> None:
+        """Writes the state."""
+        states = {"net": self.model, "average": self.average, "optimizer": self.optimizer}
+        states = {name: part.state_dict() for name, part in states.items()}
+        save_atomically({**states, "step": self.step, "seconds": self.seconds}, self.path)
+
+    def take_step(
+        self, pixels: Tensor, targets: list[dict[str, Tensor]], progress: float
+    ) -> DETRObjectDetectionOutput:
+        """Trains on one batch."""
+        set_lr(self.optimizer, learning_rate_factor(self.step, progress, self.recipe))
+        outputs = self.model(normalise(pixels), labels=targets)
+        self.optimizer.zero_grad()
+        outputs.loss.backward()
+        average_gradients(self.trained)
+        nn.utils.clip_grad_norm_(self.trained, self.recipe.clip)
+        self.optimizer.step()
+        update_average(self.pairs, self.step, self.recipe.ema_decay)
+        self.step += 1
+        return outputs
+
+
+def who_draws(recipe: Recipe, device: str) -> str:
+    """Who draws the training scenes: "device" or "workers"."""
+    if recipe.draw != "auto":
+        return recipe.draw
+    return "device" if device == "cuda" and rank_and_world_size()[1] == 1 else "workers"
+
+
 def train_detector(
     recipe: Recipe, backbone_weights: Path | None, work: Path, processor: DETRImageProcessor
 ) -> DETRForObjectDetection:
     """Trains the detector and returns the average of its weights; goes on from the last state in `work`, if any."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
     detr = start_model(recipe, backbone_weights).to(device, memory_format=torch.channels_last).train()
     if device == "cpu":
         detr.set_attn_implementation("eager")  # its backward is faster than sdpa's on a CPU
-    average = copy.deepcopy(detr).strip_training_aids().eval()
-    optimizer = make_optimizer(detr, recipe)
-    state_path, first = work / "detect_state.pt", 0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        detr.load_state_dict(state["net"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-    log, started = (
-        RunLog(work / DETECT_LOG, processes=rank_and_world_size()[1], device=_name(device)),
-        time.monotonic(),
-    )
-    for step, (pixels, targets) in enumerate(loader(recipe, "detect", first, recipe.steps), start=first):
-        progress = step / recipe.steps
-        if recipe.minutes:
-            progress = max(progress, (time.monotonic() - started) / (60 * recipe.minutes))
+    run = Run(recipe, detr, work)
+    first, first_process = run.step, rank_and_world_size()[0] == 0
+    drawn_by = who_draws(recipe, device)
+    log = RunLog(work / DETECT_LOG, rank_and_world_size()[1], _name(device), drawn_by)
+    if run.progress(run.step) >= 1:
+        batches = ()
+    elif drawn_by == "device":
+        batches = drawn_batches(recipe, device, run.step, run.progress)
+    else:
+        batches = loader(recipe, "detect", run.step, recipe.steps)
+    for pixels, targets in batches:
+        progress = run.progress(run.step)
         if progress >= 1:
             break
-        set_lr(optimizer, learning_rate_factor(step, progress, recipe))
-        if step == max(first, recipe.late_step):
+        if run.step == max(first, recipe.late_step):
             detr.backbone[0].body.layer1.requires_grad_(True)
         targets = [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets]
-        outputs = detr(normalise(pixels.to(device, non_blocking=True)), labels=targets)
-        optimizer.zero_grad()
-        outputs.loss.backward()
-        average_gradients(detr)
-        nn.utils.clip_grad_norm_(detr.parameters(), recipe.clip)
-        optimizer.step()
-        if rank_and_world_size()[0] != 0:
+        outputs = run.take_step(pixels.to(device, non_blocking=True), targets, progress)
+        if not first_process:
             continue
-        update_average(average, detr, step, recipe.ema_decay)
-        log.add(step, outputs.loss, {name: outputs.loss_dict[name] for name in LOGGED if name in outputs.loss_dict})
-        if (step + 1) % recipe.save_every == 0:
-            states = {"net": detr.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            save_atomically({**states, "step": step + 1}, state_path)
-            average.save_pretrained(work / "checkpoint")
+        parts = {name: outputs.loss_dict[name] for name in LOGGED if name in outputs.loss_dict}
+        log.add(run.step - 1, outputs.loss, parts)
+        if run.step % recipe.save_every == 0:
+            run.save()
+            run.average.save_pretrained(work / "checkpoint")
             processor.save_pretrained(work / "checkpoint")
-            summary = evaluate(average, processor, num_scenes=128).metrics.summary
-            log.note(step=step + 1, AP=round(summary["AP"], 4), AP50=round(summary["AP50"], 4))
-    return average.to("cpu")
+            summary = evaluate(run.average, processor, num_scenes=128).metrics.summary
+            log.note(step=run.step, AP=round(summary["AP"], 4), AP50=round(summary["AP50"], 4))
+    if first_process and run.step > first:
+        run.save()
+        log.note(step=run.step, minutes=round(run.seconds / 60, 2))
+    return run.average.to("cpu")
 
 
 def _name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 
-def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW with the backbone's own learning rate."""
+def make_optimizer(net: DETRForObjectDetection, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW with the backbone's own learning rate; with `whole_backbone` what DETR leaves frozen learns too."""
+    norms = []
+    if recipe.whole_backbone:
+        net.backbone.requires_grad_(True)
+        frozen = [module for module in net.backbone.modules() if isinstance(module, FrozenBatchNorm2d)]
+        norms = [values.requires_grad_(True) for module in frozen for values in (module.weight, module.bias)]
     others, backbone, first_stage = [], [], []
     for name, parameter in net.named_parameters():
         if "backbone" not in name:
@@ -152,6 +221,6 @@ def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             first_stage.append(parameter)  # without a gradient, and so left alone, until `late_step`
         elif parameter.requires_grad:
             backbone.append(parameter)
-    rates = ((others, recipe.lr), (backbone, recipe.lr_backbone), (first_stage, recipe.lr_backbone))
+    rates = ((others, recipe.lr), (backbone + norms, recipe.lr_backbone), (first_stage, recipe.lr_backbone))
     groups = [{"params": parameters, "base_lr": rate} for parameters, rate in rates]
-    return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=net.device.type == "cuda")

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -36,11 +36,15 @@ class Recipe:
     ema_decay: float = 0.998
     query_groups: int = 4
     encoder_weight: float = 1.0
+    box_weight: float = 1.0  # factor of both box losses; matching, and the saved configuration, keep DETR's weights
     num_denoising: int = 0
     seed: int = 0
     init: str = ""  # a checkpoint to go on from; then there is no first stage
     minutes: float = 0.0  # end after so long, whatever `steps` says
+    draw: str = "auto"  # training scenes of the second stage: "workers", "device", or "device" on a GPU
     workers: int = 1
+    final_fraction: float = 0.25  # last part of a run, drawn on the device, with scenes like those of validation
+    whole_backbone: bool = False  # train stem and batch norms' scale and shift as well
     save_every: int = 200
     stride: int = 16
     hidden_dim: int = 128
@@ -53,6 +57,15 @@ class Recipe:
     channels: list[int] = field(default_factory=lambda: [32, 64, 128, 192])
     layers: list[int] = field(default_factory=lambda: [1, 1, 1, 1])
     stem_width: int = 8
+
+    def __post_init__(self) -> None:
+        if self.draw not in ("auto", "device", "workers"):
+            raise ValueError(f"draw is {self.draw!r}; give 'auto', 'device' or 'workers'.")
+
+    def changes(self) -> dict[str, object]:
+        """The fields that differ from the defaults, as the command line names them."""
+        named = ((entry.name, getattr(self, entry.name)) for entry in fields(self))
+        return {name.replace("_", "-"): value for name, value in named if value != getattr(Recipe(), name)}
 
     @property
     def backbone_kwargs(self) -> dict:
@@ -80,9 +93,9 @@ def save_atomically(state: dict, path: Path) -> None:
 class RunLog:
     """Mean of each loss part over `LOG_EVERY` steps, as a line of JSON and in the log."""
 
-    def __init__(self, path: Path, processes: int = 1, device: str = "cpu"):
+    def __init__(self, path: Path, processes: int = 1, device: str = "cpu", drawn_by: str = "workers"):
         self.path, self.sums, self.count, self.since = path, {}, 0, time.time()
-        self.note(processes=processes, threads=torch.get_num_threads(), device=device)
+        self.note(processes=processes, threads=torch.get_num_threads(), device=device, drawn_by=drawn_by)
 
     def add(self, step: int, loss: Tensor, parts: dict[str, Tensor]) -> None:
         """Adds one step, and writes a line when enough have come together."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +28,7 @@ def make_processor() -> DETRImageProcessor:
 
 # The range of sizes that the scenes were first planned with.
 HARDER_PX = (24, 112)
+WANTED = {"AP": 0.80, "AP50": 0.97}
 
 
 class Measured(NamedTuple):
@@ -132,6 +134,8 @@ def continued_facts(
     """
     log = [json.loads(line) for line in (work / DETECT_LOG).read_text().splitlines()]
     steps = max(entry["step"] for entry in log if "step" in entry)
+    device = next(entry["device"] for entry in log if "device" in entry)
+    reached = all(measured.metrics.summary[name] >= value for name, value in WANTED.items())
     sections = card_sections(
         template="card_continued.md",
         **{**template_values(recipe, measured, harder), "steps": steps},  # those that were run
@@ -139,7 +143,13 @@ def continued_facts(
         before_AP50=f"{before['evaluation']['AP50']:.3f}",
         scenes=f"{steps * recipe.batch_size:,}",
         minutes_spent=f"{training_minutes(work / DETECT_LOG):.1f}",
-        device=next(entry["device"] for entry in log if "device" in entry),
+        device=device,
+        part=1 + len(re.findall(r"^\d+\. ", before["training"]["text"], flags=re.MULTILINE)),
+        options=wrapped_options(recipe),
+        wanted_AP=WANTED["AP"],
+        wanted_AP50=WANTED["AP50"],
+        outcome="" if reached else " and not reached",
+        **how_it_trained(recipe, drawn=any(entry.get("drawn_by") == "device" for entry in log)),
     )
     known = facts_of(model, "detr-digits", processor, measured.metrics, license="apache-2.0")
     same_scenes = {name: before["evaluation"][name] for name in ("dataset", "type", "text")}
@@ -149,6 +159,30 @@ def continued_facts(
         "training": {"text": f"{before['training']['text']}\n\n{sections['training']}"},
         "speed": {"text": sections["speed"]},
     }
+
+
+def how_it_trained(recipe: Recipe, drawn: bool) -> dict[str, str]:
+    """What a continued run's text says of its scenes, which the device drew where `drawn`, and of its backbone."""
+    small = "every other batch with many small digits"
+    if drawn:
+        small += f" but for the last {recipe.final_fraction:.0%}, whose scenes are like those of validation"
+    return {
+        "drawn_by": "which also drew the scenes" if drawn else f"{recipe.workers} processes drawing scenes",
+        "trained_too": "all of it, scale and shift of the norms too"
+        if recipe.whole_backbone
+        else "its first stage too",
+        "small_digits": small,
+    }
+
+
+def wrapped_options(recipe: Recipe) -> str:
+    """The command line's options that make this recipe, in lines; a folder of this machine is called FOLDER."""
+    changes = {**recipe.changes(), **({"init": "FOLDER"} if recipe.init else {})}
+    words = []
+    for name, value in changes.items():
+        values = map(str, value) if isinstance(value, list) else [] if value is True else [str(value)]
+        words.append(" ".join([f"--{name}", *values]))
+    return " \\\n  ".join(textwrap.wrap(" ".join(words), 110, break_on_hyphens=False, break_long_words=False))
 
 
 def template_values(recipe: Recipe, measured: Measured, harder: Measured) -> dict[str, Any]:
