@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,15 @@ from .measuring import environment
 logger = logging.getLogger(__name__)
 
 THEIRS = ("transformers", "transformers-best")
-# One aid or option at a time, for the ablation; the recipes are those of DETRTrainingArguments. `ema_decay` is of the
-# training: the average of the weights is what is measured. The rest are fields of DETRConfig.
+# One aid or option at a time, for the ablation; the recipes are those of DETRTrainingArguments.
 ABLATION: dict[str, dict[str, Any]] = {
-    "average": TRAINING_OPTIONS["fast"],
     "encoder": {"encoder_aux_head": True},
     "groups": {"num_query_groups": 4},
     "denoising": {"num_denoising": 20},
     "denoising_negatives": {"num_denoising": 20, "denoising_negatives": True},
     "reference": {"reference_points": True},
     "encoder_denoising": MODEL_OPTIONS["fast"],
+    "encoder_denoising_reference": MODEL_OPTIONS["fast_ref"],
     "encoder_groups": {"encoder_aux_head": True, "num_query_groups": 4},
     "all_aids": {"encoder_aux_head": True, "num_query_groups": 4, "num_denoising": 20},
     "all_and_reference": {
@@ -57,9 +57,9 @@ THRESHOLDS = (0.25, 0.5, 0.75)
 
 
 def known_arms() -> dict[str, dict[str, Any]]:
-    """Returns the options of DETRConfig, and `ema_decay`, by the name of the arm; transformers' arms have none."""
+    """Returns an arm's options by its name: fields of DETRConfig, and `ema_decay` where averaged weights count."""
     recipes = {name: {**options, **TRAINING_OPTIONS.get(name, {})} for name, options in MODEL_OPTIONS.items()}
-    return {**{name: {} for name in THEIRS}, **recipes, **ABLATION}
+    return {**{name: {} for name in THEIRS}, **recipes, **ABLATION, "average": TRAINING_OPTIONS["fast"]}
 
 
 @dataclass
@@ -306,7 +306,7 @@ def run_arms(
             record["runs"].append(asdict(_run_one(job, settings, out)))
             _write(record, out)
         return record
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), partial(logging.basicConfig, level=logging.INFO)) as pool:
         futures = [pool.submit(_run_one, job, settings, out) for job in plan]
         for future in as_completed(futures):
             record["runs"].append(asdict(future.result()))
