@@ -15,7 +15,6 @@ import functools
 import math
 import os
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -156,6 +155,8 @@ def _resize_mask(pixel_mask: Tensor | None, size_hw: torch.Size) -> Tensor | Non
 
 
 def _create_timm_body(config: DETRConfig, out_indices: tuple[int, ...], load_weights: bool) -> nn.Module:
+    import timm  # only where a model is built: it takes longer to import than the rest of this package
+
     arguments = dict(config.backbone_kwargs or {}, in_chans=config.num_channels)
     if config.dilation:
         arguments["output_stride"] = 16
@@ -187,6 +188,8 @@ def _create_timm_body(config: DETRConfig, out_indices: tuple[int, ...], load_wei
 
 def _read_backbone_weights(config: DETRConfig, name: str, arguments: dict) -> dict[str, Tensor]:
     """Reads a local file and checks that it holds the whole backbone; a classifier's head may be there or not."""
+    import timm
+
     path = config.backbone_weights
     if not os.path.isfile(path):
         raise FileNotFoundError(f"backbone_weights={path!r} is neither 'imagenet' nor a file.")

@@ -17,8 +17,6 @@ import threading
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.utils import logging
@@ -26,7 +24,6 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 DEVICES = ("cpu", "cuda")
-FOLDABLE = (nn.Conv2d, Conv2dSame)  # exactly these classes: others compute their weight on the way
 SAMPLES = 64  # values of a large tensor that are compared at every call on the CPU
 SMALL = 4096  # tensors up to this size, which norms have, are compared whole
 
@@ -175,6 +172,13 @@ class _Readers(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def _foldable_classes() -> tuple[type[nn.Module], ...]:
+    """Returns the convolutions that can be folded: exactly these classes, others compute their weight on the way."""
+    from timm.layers import Conv2dSame  # only here: importing timm takes as long as the rest of this package
+
+    return nn.Conv2d, Conv2dSame
+
+
 @torch.no_grad()
 def find_pairs(body: nn.Module, norm_class: type[nn.Module], pixel_values: Tensor) -> list[tuple[str, str]]:
     """Returns the names of each convolution and the norm that alone reads its output; none if `body` cannot say.
@@ -184,7 +188,7 @@ def find_pairs(body: nn.Module, norm_class: type[nn.Module], pixel_values: Tenso
     trial = copy.deepcopy(body, {id(tensor): tensor.to("meta") for tensor in _tensors(list(body.modules()))})
     for parameter in trial.parameters():
         parameter.requires_grad_(False)
-    readers, made_by, calls, pairs = _Readers(), {}, {}, []
+    readers, made_by, calls, pairs, foldable = _Readers(), {}, {}, [], _foldable_classes()
 
     def after_convolution(name: str, _module, _inputs, output: Tensor) -> None:
         readers.keep(output)
@@ -197,7 +201,7 @@ def find_pairs(body: nn.Module, norm_class: type[nn.Module], pixel_values: Tenso
             pairs.append((made_by[id(inputs[0])], name, id(inputs[0])))
 
     for name, module in trial.named_modules():
-        if type(module) in FOLDABLE:
+        if type(module) in foldable:
             module.register_forward_hook(functools.partial(after_convolution, name))
         elif type(module) is norm_class:
             module.register_forward_pre_hook(functools.partial(before_norm, name))
@@ -340,6 +344,8 @@ def _kernels_for(x: Tensor, conv: nn.Conv2d) -> FusedKernels | None:
 
 
 def _fuse_residual_blocks(folded: nn.Module) -> None:
+    from timm.models.resnet import BasicBlock, Bottleneck
+
     for name, module in list(folded.named_modules()):
         if type(module) in (BasicBlock, Bottleneck):
             convolutions = _plain_convolutions(module)
@@ -354,7 +360,7 @@ def _fuse_residual_blocks(folded: nn.Module) -> None:
 
 def _plain_convolutions(block: nn.Module) -> list[nn.Conv2d]:
     """Returns the convolutions of the block's main branch if it holds nothing else, or an empty list."""
-    count = 3 if type(block) is Bottleneck else 2
+    count = 3 if hasattr(block, "conv3") else 2  # Bottleneck or BasicBlock
     extras = (block.se, block.drop_path, block.drop_block, block.aa)  # in eval mode these dropouts do nothing
     if any(extra is not None and not isinstance(extra, nn.Identity) for extra in extras):
         return []

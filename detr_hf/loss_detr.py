@@ -3,6 +3,7 @@
 The numbers are the original's. What differs on purpose:
 
 - there is one cost tensor for all layers and images, one device-to-host copy, and no loop over layers for the losses;
+- the exponentials of the softmax are computed once, for matching, loss and gradient;
 - everything is computed in float32, whatever the model's dtype;
 - in a distributed run the normalisers (objects, and class weights) are summed over all processes, so that the mean of
   the processes' losses and gradients is that of one process with the whole batch. The original normalises the class
@@ -20,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.utils import logging
 
 from .box_ops_detr import box_cxcywh_to_xyxy, generalized_box_iou
@@ -57,12 +59,19 @@ class PackedTargets:
             )
         for index, target in enumerate(targets):
             _check_form(target, index)
-        labels = [target["class_labels"].to(device, torch.int64) for target in targets]
-        boxes = [target["boxes"].to(device, torch.float32).reshape(-1, 4) for target in targets]
+        counts = [len(target["class_labels"]) for target in targets]
+        most = max(counts)
+        # one copy to the device for all images, then to each object's place
+        place = np.concatenate([np.arange(image * most, image * most + n) for image, n in enumerate(counts)])
+        place = torch.from_numpy(place).to(device, non_blocking=True)
+        labels = torch.cat([target["class_labels"] for target in targets]).to(device, torch.int64)
+        boxes = torch.cat([target["boxes"].reshape(-1, 4) for target in targets]).to(device, torch.float32)
         return cls(
-            labels=nn.utils.rnn.pad_sequence(labels, batch_first=True),
-            boxes_cxcywh_norm=nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=0.5),
-            counts=[len(label) for label in labels],
+            labels=labels.new_zeros(batch_size * most).index_copy_(0, place, labels).view(batch_size, most),
+            boxes_cxcywh_norm=boxes.new_full((batch_size * most, 4), 0.5)
+            .index_copy_(0, place, boxes)
+            .view(batch_size, most, 4),
+            counts=counts,
         )
 
     def faults(self, num_classes: int) -> Tensor:
@@ -89,13 +98,49 @@ def _check_form(target: dict[str, Tensor], index: int) -> None:
 
 
 @dataclass
-class Matches:
-    """The P matched pairs of all layers and images, as index tensors (P,) on the device of the predictions."""
+class ClassScores:
+    """The softmax of logits (L, B, Q, K + 1) before its division; no gradient flows through it.
 
-    layer: Tensor
+    Attributes:
+        highest: (L, B, Q, 1), the largest logit of each query.
+        exponentials: (L, B, Q, K + 1), exp(logits - highest), float32.
+        sums: (L, B, Q, 1), of the exponentials.
+        found: (L, B, Q) bool, whether a class is at least as likely as no-object.
+    """
+
+    highest: Tensor
+    exponentials: Tensor
+    sums: Tensor
+    found: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, logits: Tensor) -> "ClassScores":
+        """Returns the scores of `logits`."""
+        logits = logits.float()
+        no_object = logits[..., -1:]
+        highest = logits[..., :-1].amax(dim=-1, keepdim=True)
+        found = (highest >= no_object).squeeze(-1)
+        highest = torch.maximum(highest, no_object)
+        exponentials = (logits - highest).exp_()
+        return cls(highest, exponentials, exponentials.sum(dim=-1, keepdim=True), found)
+
+
+@dataclass
+class Matches:
+    """The matched pairs of all layers: (L, P) index tensors on the device of the predictions, P pairs in every layer.
+
+    Attributes:
+        image, query, object: which query of which image has which object.
+        prediction: where the query is in predictions flattened to (L * B * Q, ...).
+        target: where the object is in targets flattened to (B * N, ...).
+    """
+
     image: Tensor
     query: Tensor
     object: Tensor
+    prediction: Tensor
+    target: Tensor
 
 
 class HungarianMatcher(nn.Module):
@@ -117,7 +162,9 @@ class HungarianMatcher(nn.Module):
         self.cost_giou = cost_giou
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, pred_boxes: Tensor, targets: PackedTargets) -> Matches:
+    def forward(
+        self, logits: Tensor, pred_boxes: Tensor, targets: PackedTargets, scores: ClassScores | None = None
+    ) -> Matches:
         """Returns the matched pairs of every layer and image.
 
         Args:
@@ -125,35 +172,42 @@ class HungarianMatcher(nn.Module):
             pred_boxes: (L, B, Q, 4), cxcywh, normalised.
             targets: the objects. An image with more objects than queries leaves the costliest objects without a query,
                 and says so.
+            scores: those of the logits, where the caller has them.
 
         Raises:
             ValueError: for labels outside [0, K) or boxes that are not normalised, naming the images.
         """
-        cost = self.cost(logits, pred_boxes, targets)
+        cost = self.cost(scores or ClassScores.of(logits), pred_boxes, targets)
         faults = targets.faults(num_classes=logits.shape[-1] - 1)
         on_host = torch.cat([cost.flatten(), faults.flatten()]).cpu()  # the one host sync of the loss
         _refuse_faults(on_host[cost.numel() :].view_as(faults), num_classes=logits.shape[-1] - 1)
         return self._assign(on_host[: cost.numel()].view(cost.shape), targets.counts, logits.device)
 
-    def cost(self, logits: Tensor, pred_boxes: Tensor, targets: PackedTargets) -> Tensor:
-        """Returns the finite cost (L, B, Q, N) of giving each object of an image to each of its queries."""
+    @torch.no_grad()
+    def cost(self, scores: ClassScores, pred_boxes: Tensor, targets: PackedTargets) -> Tensor:
+        """Returns the finite cost (B, N, L, Q) of giving each object of an image to each of its queries.
+
+        The objects come before layers and queries, so that whatever combines a coordinate of an object with those of
+        all queries runs along one piece of memory.
+        """
         # a label out of range is reported after the copy; here it must only not crash the device
-        labels = targets.labels.clamp(0, logits.shape[-1] - 1)
-        index = labels[None, :, None, :].expand(*logits.shape[:3], -1)
-        cost = logits.float().softmax(dim=-1).gather(-1, index).mul_(-self.cost_class)
-        predicted = _planar(pred_boxes.float())[..., None, :]  # (L, B, Q, 1, 4)
-        wanted = _planar(targets.boxes_cxcywh_norm)[:, None, :, :]  # (B, 1, N, 4)
-        for p, w in zip(predicted.unbind(-1), wanted.unbind(-1), strict=True):
+        labels = targets.labels.clamp(0, scores.exponentials.shape[-1] - 1)
+        images = torch.arange(len(labels), device=labels.device)[:, None]
+        cost = scores.exponentials.permute(1, 3, 0, 2)[images, labels]  # (B, N, L, Q)
+        cost.mul_((-self.cost_class / scores.sums).permute(1, 3, 0, 2))
+        predicted = _planar(pred_boxes.float()).transpose(1, 2)[:, :, None]  # (4, B, 1, L, Q)
+        wanted = _planar(targets.boxes_cxcywh_norm)[..., None, None]  # (4, B, N, 1, 1)
+        for p, w in zip(predicted, wanted, strict=True):
             cost.add_((p - w).abs_(), alpha=self.cost_bbox)
-        overlap = generalized_box_iou(_planar(box_cxcywh_to_xyxy(predicted)), _planar(box_cxcywh_to_xyxy(wanted)))
-        cost.sub_(overlap, alpha=self.cost_giou)
-        return torch.where(cost.isfinite(), cost, UNMATCHABLE)
+        cost.sub_(_planar_generalized_iou(predicted, wanted), alpha=self.cost_giou)
+        return cost.nan_to_num_(UNMATCHABLE, UNMATCHABLE, UNMATCHABLE)
 
     @staticmethod
     def _assign(cost: Tensor, counts: list[int], device: torch.device) -> Matches:
-        num_layers, _, num_queries, _ = cost.shape
+        batch_size, most, num_layers, num_queries = cost.shape
         costs = cost.numpy()
-        pairs = np.empty((4, num_layers * sum(min(count, num_queries) for count in counts)), dtype=np.int64)
+        matched = [min(count, num_queries) for count in counts]
+        query, object_ = np.empty((2, num_layers, sum(matched)), dtype=np.int64)
         end = 0
         for image, count in enumerate(counts):
             if count > num_queries:
@@ -161,17 +215,37 @@ class HungarianMatcher(nn.Module):
                     f"An image has {count} objects and the model {num_queries} queries: {count - num_queries} "
                     "objects get no query and are not learnt. Raise num_queries."
                 )
+            start, end = end, end + matched[image]
             for layer in range(num_layers if count else 0):
-                queries, objects = linear_sum_assignment(costs[layer, image, :, :count])
-                start, end = end, end + len(queries)
-                pairs[0, start:end], pairs[1, start:end] = layer, image
-                pairs[2, start:end], pairs[3, start:end] = queries, objects
+                object_[layer, start:end], query[layer, start:end] = linear_sum_assignment(costs[image, :count, layer])
+        image = np.broadcast_to(np.repeat(np.arange(batch_size), matched), query.shape)
+        prediction = (np.arange(num_layers)[:, None] * batch_size + image) * num_queries + query
+        pairs = np.stack([image, query, object_, prediction, image * most + object_])
         return Matches(*torch.from_numpy(pairs).to(device, non_blocking=True))
 
 
 def _planar(boxes: Tensor) -> Tensor:
-    """Returns the same boxes (..., 4) with each coordinate in one piece of memory, which broadcasts faster."""
-    return boxes.movedim(-1, 0).contiguous().movedim(0, -1)
+    """Returns boxes (..., 4) as (4, ...), with each coordinate in one piece of memory."""
+    return boxes.movedim(-1, 0).contiguous()
+
+
+def _planar_generalized_iou(boxes1_cxcywh: Tensor, boxes2_cxcywh: Tensor) -> Tensor:
+    """Returns `generalized_box_iou` of planar boxes (4, ...) that broadcast, both directions in one operation."""
+    center1, size1, center2, size2 = *boxes1_cxcywh.split(2), *boxes2_cxcywh.split(2)  # (2, ...)
+    half1, half2 = size1 / 2, size2 / 2
+    shared = torch.minimum(center1 + half1, center2 + half2).sub_(torch.maximum(center1 - half1, center2 - half2))
+    hull_width, hull_height = (size1 + size2).sub_(shared)  # a gap between the boxes is a negative `shared`
+    shared_width, shared_height = shared.clamp(min=0)
+    intersection, hull = shared_width * shared_height, hull_width * hull_height
+    tiny = torch.finfo(hull.dtype).tiny
+    union = (_area(size1) + _area(size2)).sub_(intersection).clamp(min=tiny)
+    # IoU - (hull - union) / hull
+    return (intersection / union).add_(union / hull.clamp(min=tiny)).sub_(1)
+
+
+def _area(size: Tensor) -> Tensor:
+    width, height = size
+    return width * height
 
 
 def _refuse_faults(faults: Tensor, num_classes: int) -> None:
@@ -224,16 +298,17 @@ class SetCriterion(nn.Module):
         """
         logits, pred_boxes = logits.float(), pred_boxes.float()
         packed = PackedTargets.from_list(targets, logits.shape[1], logits.device)
-        matches = self.matcher(logits, pred_boxes, packed)
+        scores = ClassScores.of(logits)
+        matches = self.matcher(logits, pred_boxes, packed, scores)
         num_objects, class_weight = self._normalisers(packed.counts, logits)
-        target_classes = self._target_classes(logits, packed, matches)
 
-        parts = {"loss_ce": self._class_loss(logits, target_classes) / class_weight}
+        wanted_labels = packed.labels.flatten()[matches.target]  # (L, P)
+        parts = {"loss_ce": self._class_loss(logits, scores, wanted_labels, matches) / class_weight}
         parts |= {name: value / num_objects for name, value in self._box_losses(pred_boxes, packed, matches).items()}
         total = sum(self.weights[name] * value.sum() for name, value in parts.items())
-        parts["cardinality_error"] = _cardinality_error(logits, packed.counts)
+        parts["cardinality_error"] = _cardinality_error(scores.found, packed.counts)
         losses = _name_by_layer(parts)
-        losses["class_error"] = _class_error(logits[-1], target_classes[-1])
+        losses["class_error"] = _class_error(logits, wanted_labels, matches)
         return total, losses
 
     def _normalisers(self, counts: list[int], logits: Tensor) -> Tensor:
@@ -276,34 +351,50 @@ class SetCriterion(nn.Module):
         total = sum(self.weights[name] * value.sum() for name, value in parts.items())
         return total, {name: value[-1] for name, value in parts.items()}
 
-    @staticmethod
-    def _target_classes(logits: Tensor, targets: PackedTargets, matches: Matches) -> Tensor:
-        """Returns the class (L, B, Q) that each query should predict; K, no-object, where it is not matched."""
-        classes = torch.full(logits.shape[:3], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
-        classes[matches.layer, matches.image, matches.query] = targets.labels[matches.image, matches.object]
-        return classes
-
-    def _class_loss(self, logits: Tensor, target_classes: Tensor) -> Tensor:
+    def _class_loss(self, logits: Tensor, scores: ClassScores, wanted_labels: Tensor, matches: Matches) -> Tensor:
         """Returns the summed weighted cross-entropy (L,)."""
-        no_object = logits.shape[-1] - 1
-        entropy = F.cross_entropy(logits.flatten(0, 2), target_classes.flatten(), reduction="none").view_as(
-            target_classes
-        )
-        weight = torch.where(target_classes == no_object, self.eos_coef, 1.0)
-        return (entropy * weight).sum(dim=(1, 2))
+        # the class that each query should predict: no-object where it is not matched
+        classes = torch.full(logits.shape[:3], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
+        weight = torch.full(logits.shape[:3], self.eos_coef, device=logits.device)
+        classes.view(-1)[matches.prediction] = wanted_labels
+        weight.view(-1)[matches.prediction] = 1.0
+        return (_CrossEntropy.apply(logits, scores, classes) * weight).sum(dim=(1, 2))
 
     @staticmethod
     def _box_losses(pred_boxes: Tensor, targets: PackedTargets, matches: Matches) -> dict[str, Tensor]:
         """Returns the summed L1 and (1 - GIoU) of the matched pairs, each (L,)."""
-        predicted = pred_boxes[matches.layer, matches.image, matches.query]  # (P, 4)
-        wanted = targets.boxes_cxcywh_norm[matches.image, matches.object]
-        distance = (predicted - wanted).abs().sum(dim=-1)
-        overlap = generalized_box_iou(box_cxcywh_to_xyxy(predicted), box_cxcywh_to_xyxy(wanted))
-        zeros = pred_boxes.new_zeros(len(pred_boxes))
+        predicted, wanted = (
+            _planar(boxes.reshape(-1, 4).index_select(0, index.flatten())).unflatten(1, index.shape)  # (4, L, P)
+            for boxes, index in (
+                (pred_boxes, matches.prediction),
+                (targets.boxes_cxcywh_norm, matches.target),
+            )
+        )
         return {
-            "loss_bbox": zeros.index_add(0, matches.layer, distance),
-            "loss_giou": zeros.index_add(0, matches.layer, 1 - overlap),
+            "loss_bbox": (predicted - wanted).abs().sum(dim=(0, 2)),
+            "loss_giou": (1 - _planar_generalized_iou(predicted, wanted)).sum(dim=1),
         }
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy (L, B, Q) of logits (L, B, Q, K + 1) whose scores are known.
+
+    Its gradient, the softmax minus 1 at the wanted class, is written into one new tensor.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, scores: ClassScores, classes: Tensor) -> Tensor:
+        classes = classes[..., None]
+        entropy = scores.sums.log() - (logits.gather(-1, classes) - scores.highest)
+        ctx.save_for_backward(scores.exponentials, scores.sums, entropy, classes)
+        return entropy.squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        exponentials, sums, entropy, classes = ctx.saved_tensors
+        gradient = gradient[..., None]
+        return (exponentials * (gradient / sums)).scatter_(-1, classes, gradient * entropy.neg().expm1()), None, None
 
 
 def share_of_sums(sums: Tensor) -> Tensor:
@@ -323,22 +414,20 @@ def share_of_sums(sums: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _cardinality_error(logits: Tensor, counts: list[int]) -> Tensor:
+def _cardinality_error(found: Tensor, counts: list[int]) -> Tensor:
     """Returns (L,): the mean over images of the difference between predicted and true number of objects."""
-    predicted = (logits[..., :-1].amax(dim=-1) >= logits[..., -1]).sum(dim=-1)  # (L, B); faster than an argmax
-    wanted = torch.tensor(counts).to(logits.device, non_blocking=True)
-    return (predicted - wanted).abs().float().mean(dim=-1)
+    wanted = torch.tensor(counts).to(found.device, non_blocking=True)
+    return (found.sum(dim=-1) - wanted).abs().float().mean(dim=-1)
 
 
 @torch.no_grad()
-def _class_error(logits: Tensor, target_classes: Tensor) -> Tensor:
-    """Returns the percentage of matched queries whose likeliest class is wrong.
+def _class_error(logits: Tensor, wanted_labels: Tensor, matches: Matches) -> Tensor:
+    """Returns the percentage of the last layer's matched queries whose likeliest class is wrong.
 
     100 without any object, as in the original.
     """
-    matched = target_classes != logits.shape[-1] - 1
-    right = (logits.argmax(dim=-1) == target_classes) & matched
-    return 100 - 100 * right.sum() / matched.sum().clamp(min=1)
+    right = logits.flatten(0, 2)[matches.prediction[-1]].argmax(dim=-1) == wanted_labels[-1]  # (P,)
+    return 100 - 100 * right.sum() / max(len(right), 1)
 
 
 def _name_by_layer(parts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,18 +1,26 @@
-"""Inference speed: this model beside transformers' DETR with the same weights, sdpa attention, no gradients."""
+"""Inference speed: this model beside transformers' DETR with the same weights, sdpa attention, no gradients.
 
+The record also says how far from the machine's limit both are: the floating-point operations that a forward pass takes
+a second, beside those of one large matrix product.
+"""
+
+import copy
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from .measuring import check_device, compare, differences, environment, require_agreement, synchronize
+from .measuring import check_device, compare, differences, environment, require_agreement, seconds, synchronize
 from .models import dtype_named, random_pair, random_pixels
 
 # With random weights the logits of a bfloat16 model move this much by rounding alone, in transformers' model too.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5, "float16": 0.1}
+SIDE = 2048  # of the matrices that measure the machine
 
 
 @torch.inference_mode()
@@ -39,6 +47,7 @@ def compare_forward(
     exact = require_agreement(differences(ours(**inputs), peer(**inputs)), tolerance_in_float32(device))
     ours, peer = ours.to(dtype_named(dtype)), peer.to(dtype_named(dtype))
     inputs["pixel_values"] = pixel_values.to(dtype_named(dtype))
+    operations = floating_point_operations(ours, inputs)
     compilation = {}
     if compile_ours:
         ours.optimize_for_inference(compile=True)
@@ -52,8 +61,30 @@ def compare_forward(
     record = {"environment": environment(device), "settings": settings, "difference_float32": exact}
     record |= {"difference": moved} if dtype != "float32" else {}
     record |= {"first_call": compilation} if compilation else {}
+    product = matrix_product_rate(device, dtype)
     record["forward"] = compare(partial(ours, **inputs), partial(peer, **inputs), runs, device)
+    record["gflop_a_second"] = {
+        "ours": operations / record["forward"]["ours_s"] / 1e9,
+        "peer": operations / record["forward"]["peer_s"] / 1e9,
+        "matrix_product": max(product, matrix_product_rate(device, dtype)) / 1e9,
+        "gflop_of_a_forward": operations / 1e9,
+    }
     return record
+
+
+def floating_point_operations(model: nn.Module, inputs: dict[str, Tensor | None]) -> int:
+    """Returns what a forward pass of `model` multiplies and adds, a product with its addition being two operations."""
+    model = copy.deepcopy(model).to("meta")  # nothing is computed, and no fused kernel hides a convolution
+    inputs = {name: value if value is None else value.to("meta") for name, value in inputs.items()}
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(**inputs)
+    return counter.get_total_flops()
+
+
+def matrix_product_rate(device: str, dtype: str) -> float:
+    """Returns the operations a second of the product of two matrices of `SIDE`, the fastest of ten."""
+    a, b = torch.randn(2, SIDE, SIDE, device=device).to(dtype_named(dtype))
+    return 2 * SIDE**3 / min(seconds(partial(torch.mm, a, b), device) for _ in range(10))
 
 
 def tolerance_in_float32(device: str) -> float:
@@ -83,4 +114,10 @@ def _first_call(run: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-__all__ = ["compare_forward", "compiled_peer", "tolerance_in_float32"]
+__all__ = [
+    "compare_forward",
+    "compiled_peer",
+    "floating_point_operations",
+    "matrix_product_rate",
+    "tolerance_in_float32",
+]

@@ -187,7 +187,8 @@ class ExecuTorchProgram:
 
         inputs = inputs_of(self.info, pixel_values, pixel_mask)
         names = [name for name in ("pixel_values", "pixel_mask") if name in inputs]
-        logits, boxes_cxcywh_norm = self._forward.execute([torch.from_numpy(inputs[name]) for name in names])
+        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names]  # it takes no other
+        logits, boxes_cxcywh_norm = self._forward.execute(tensors)
         return logits.numpy().copy(), boxes_cxcywh_norm.numpy().copy()
 
 

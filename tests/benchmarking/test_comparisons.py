@@ -11,7 +11,7 @@ from detr_hf.benchmarking import preprocess as preprocessing
 from detr_hf.benchmarking.aids import compare_aids
 from detr_hf.benchmarking.convergence import ABLATION
 from detr_hf.benchmarking.criterion import compare_criteria
-from detr_hf.benchmarking.forward import compare_forward
+from detr_hf.benchmarking.forward import compare_forward, floating_point_operations
 from detr_hf.benchmarking.growth import compare_growth
 from detr_hf.benchmarking.models import dtype_named, random_pair, random_pixels
 from detr_hf.benchmarking.start import COMMANDS
@@ -34,6 +34,19 @@ def test_forward(padded):
     record = compare_forward("cpu", "float32", 2, (64, 96), padded, False, False, runs=2, **SMALL)
     assert max(record["difference_float32"].values()) < 1e-4 and record["forward"]["ratio"]["median"] > 0
     assert record["settings"]["padded"] is padded
+    rates = record["gflop_a_second"]
+    assert rates["ours"] == pytest.approx(rates["gflop_of_a_forward"] / record["forward"]["ours_s"])
+    assert rates["matrix_product"] > 0
+
+
+def test_operations_of_a_forward_pass_grow_with_its_pixels_and_count_a_product_twice():
+    linear = torch.nn.Linear(5, 7)
+    assert floating_point_operations(linear, {"input": torch.zeros(3, 5)}) == 2 * 3 * 5 * 7
+    model, _ = random_pair("cpu", **SMALL)
+    small, large = (
+        floating_point_operations(model, {"pixel_values": torch.zeros(1, 3, side, side)}) for side in (64, 128)
+    )
+    assert 3 * small < large < 5 * small
 
 
 def test_aids_cost_time_in_training_and_leave_nothing_at_inference():

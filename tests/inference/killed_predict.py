@@ -1,12 +1,13 @@
 """Predicts in thousands of pictures with `detr-hf predict`, kills it with -9 and goes on: `python -m
 tests.inference.killed_predict FOLDER PICTURES KILLS`.
 
-Every process is the real command with a random tiny model; it only counts what goes through the model. A run that is
-left alone comes first. Prints one line of JSON: whether every picture is there once and with the same result; how many
-went through the model twice because a kill lost their results; the pictures a second of both runs from the first
-picture that is read (starting Python does not count), and their ratio, by the clock and by processor time (on a busy
-machine both are coarse); the ratio from beginning to end by the clock; and the memory of the uninterrupted process,
-which /proc says five times a second.
+Every process is the real command with a random tiny model; it only counts what goes through the model. Beside the run
+that is killed goes one that is left alone. The two take turns of a second while the other is stopped, so that a
+machine with other work slows both alike; nothing is counted of a process until it reads its first picture (starting
+Python does not count), during which the other is stopped too. Prints one line of JSON: whether every picture is there
+once and with the same result; how many went through the model twice because a kill lost their results; the pictures a
+second of both runs, and their ratio, by the clock and by processor time; the seconds that the starts took; and the
+memory of the uninterrupted process, which /proc says many times a second.
 """
 
 import json
@@ -16,8 +17,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,16 +33,70 @@ SIZES_HW = [(96, 128), (128, 96), (96, 96), (90, 128)]
 SHARD_SIZE = 500
 BAD = 3
 COUNTING = "--counting"
+TURN, POLL = 1.0, 0.05  # seconds
 
 
-class Session(NamedTuple):
-    """One process: seconds from its start and from its first picture to its end, the processor's seconds of the
-    latter, and (results, MiB) while it ran."""
+@dataclass
+class Kill:
+    """When to kill a process: `wait` seconds of its turns after `at` results are on disk."""
 
-    seconds: float
-    predicting: float
-    processor: float
-    memory: list[tuple[int, float]]
+    at: int
+    wait: float
+
+
+@dataclass
+class Run:
+    """A command that is started again after every kill, and what was counted of it."""
+
+    line: list[str]
+    out: Path
+    kills: list[Kill] = field(default_factory=list)
+    starting: float = 0.0
+    predicting: float = 0.0
+    processor: float = 0.0
+    memory: list[tuple[int, float]] = field(default_factory=list)  # (results, MiB)
+    process: subprocess.Popen | None = None
+    done: bool = False
+
+    def start(self) -> None:
+        """Starts the command, waits until it is about to read its first picture, and stops it there."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        started = time.perf_counter()
+        self.process = subprocess.Popen(self.line, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        while self.process.poll() is None and not writes_to(self.process.pid, self.out):
+            time.sleep(0.005)
+        self.process.send_signal(signal.SIGSTOP)
+        self.starting += time.perf_counter() - started
+
+    def turn(self) -> None:
+        """Lets the command work for a while, and kills it when it is time."""
+        if self.process is None:
+            self.start()
+        pid, worked = self.process.pid, processor_seconds(self.process.pid)
+        before, started = worked, time.perf_counter()
+        self.process.send_signal(signal.SIGCONT)
+        while self.process.poll() is None and time.perf_counter() - started < TURN:
+            time.sleep(POLL)
+            worked = processor_seconds(pid) or worked
+            self.memory.append((results_in(self.out), own_mib(pid)))
+            if self.kills and self.memory[-1][0] >= self.kills[0].at:
+                self.kills[0].wait -= POLL
+                if self.kills[0].wait <= 0:
+                    self.process.kill()
+                    self.process.wait()
+        self.predicting += time.perf_counter() - started
+        self.processor += worked - before
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGSTOP)
+        else:
+            self._ended()
+
+    def _ended(self) -> None:
+        errors = self.process.stderr.read()
+        wanted = -signal.SIGKILL if self.kills else 0
+        if self.process.returncode != wanted:
+            raise RuntimeError(f"the process ended with {self.process.returncode}, expected {wanted}:\n{errors}")
+        self.done, self.kills, self.process = not self.kills, self.kills[1:], None
 
 
 def write_pictures(folder: Path, count: int) -> list[Path]:
@@ -104,31 +159,6 @@ def results_in(out: Path) -> int:
     return finished * SHARD_SIZE + sum(path.read_bytes().count(b"\n") for path in out.glob("unfinished/*.jsonl"))
 
 
-def session(line: list[str], out: Path, kill_at: int | None = None, wait: float = 0.0) -> Session:
-    """Runs the command to its end, or kills it `wait` seconds after `kill_at` results are there."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    first, memory, worked, worked_first = None, [], 0.0, 0.0
-    started = time.perf_counter()
-    process = subprocess.Popen(line, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        results = results_in(out)
-        worked = processor_seconds(process.pid) or worked
-        if first is None and writes_to(process.pid, out):
-            first, worked_first = time.perf_counter(), worked
-        memory.append((results, own_mib(process.pid)))
-        if kill_at is not None and results >= kill_at:
-            time.sleep(wait)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        time.sleep(0.2)
-    ended = time.perf_counter()
-    errors = process.stderr.read()
-    wanted = 0 if kill_at is None else -signal.SIGKILL
-    if process.returncode != wanted:
-        raise RuntimeError(f"the process ended with {process.returncode}, expected {wanted}:\n{errors}")
-    return Session(ended - started, ended - (first or ended), worked - worked_first, memory)
-
-
 def writes_to(process: int, out: Path) -> bool:
     """Whether a process has opened a part: its model is loaded, and the first picture is about to be read."""
     try:
@@ -174,20 +204,26 @@ def killed(folder: Path, count: int, kills: int) -> dict:
     paths = write_pictures(folder / "pictures", count)
     write_model(folder / "model")
 
+    chance = random.Random(0)
+    plan = [Kill(count * (number + 1) // (kills + 1), chance.uniform(0, 0.5)) for number in range(kills)]
     straight, out = folder / "straight", folder / "killed"
-    alone = session(command(folder / "model", folder / "pictures", straight), straight)
-    line, chance = command(folder / "model", folder / "pictures", out), random.Random(0)
-    sessions = [
-        session(line, out, kill_at=count * (number + 1) // (kills + 1), wait=chance.uniform(0, 0.5))
-        for number in range(kills)
-    ]
-    sessions.append(session(line, out))
+    alone, again = (
+        Run(command(folder / "model", folder / "pictures", folder_of_run), folder_of_run, its_kills)
+        for folder_of_run, its_kills in ((straight, []), (out, plan))
+    )
+    try:
+        while not (alone.done and again.done):
+            for run in (alone, again):
+                if not run.done:
+                    run.turn()
+    finally:
+        for run in (alone, again):
+            if run.process is not None:  # it may be stopped, and would stay so
+                run.process.kill()
 
     twice = out.with_suffix(".detected").stat().st_size - (count - BAD)
     names = [record["picture"] for record in read_predictions(out)]
     different, largest = differences(straight, out)
-    rates = [count / alone.predicting, count / sum(one.predicting for one in sessions)]
-    costs = [alone.processor, sum(one.processor for one in sessions)]
     fifths = [[mib for results, mib in alone.memory if results * 5 // (count + 1) == fifth] for fifth in range(5)]
     return {
         "pictures": count,
@@ -197,12 +233,12 @@ def killed(folder: Path, count: int, kills: int) -> dict:
         "pictures_that_differ": different,
         "largest_difference_of_a_score": largest,
         "detected_twice": twice,
-        "a_second_straight": round(rates[0], 1),
-        "a_second_killed": round(rates[1], 1),
-        "ratio": round(rates[1] / rates[0], 3),
-        "ratio_by_processor_time": round(costs[0] / costs[1], 3),
-        "ratio_from_start_to_end": round(alone.seconds / sum(one.seconds for one in sessions), 3),
-        "seconds_straight": round(alone.seconds, 1),
+        "a_second_straight": round(count / alone.predicting, 1),
+        "a_second_killed": round(count / again.predicting, 1),
+        "ratio": round(alone.predicting / again.predicting, 3),
+        "ratio_by_processor_time": round(alone.processor / again.processor, 3),
+        "seconds_of_starting": [round(alone.starting, 1), round(again.starting, 1)],
+        "seconds_straight": round(alone.predicting, 1),
         "most_mib_by_fifth": [round(max(fifth, default=0)) for fifth in fifths],
     }
 
