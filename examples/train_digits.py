@@ -22,7 +22,7 @@ import torch.distributed as dist
 from digits.backbone import BACKBONE_WEIGHTS, pretrain_backbone
 from digits.detector import train_detector
 from digits.recipe import Recipe, rank_and_world_size
-from digits.report import HARDER_PX, card_facts, continued_facts, evaluate, make_processor, write_card
+from digits.report import HARDER_PX, FinishedRun, card_facts, continued_facts, evaluate, make_processor, write_card
 
 from detr_hf.data.digits import DigitScenes
 from detr_hf.hub.manifest import write_manifest
@@ -85,14 +85,14 @@ def main() -> None:
         saved.to("cpu"), processor, options.validation_scenes
     )  # the card's time of a picture is a CPU's
     logger.info("%s\n%s", measured, harder)
-    found = (saved, processor, output, options.work, recipe, measured, harder)
+    run = FinishedRun(saved, processor, output, options.work, recipe, measured, harder)
     if recipe.init and options.before is None:
         logger.warning("No card: a run that goes on from --init needs the facts of that checkpoint, --before FILE.")
     elif recipe.init:
         before = json.loads(options.before.read_text(encoding="utf-8"))
-        write_card(options.card or output / "README.md", continued_facts(before, *found))
+        write_card(options.card or output / "README.md", continued_facts(before, run))
     else:
-        write_card(options.card or output / "README.md", card_facts(*found))
+        write_card(options.card or output / "README.md", card_facts(run))
     write_manifest(output)
     if options.scene is not None:
         scene = DigitScenes("validation").draw(DEMO_SCENE, size_hw=(512, 512))["image"]

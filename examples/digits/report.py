@@ -39,6 +39,21 @@ class Measured(NamedTuple):
     num_parameters: int
 
 
+class FinishedRun(NamedTuple):
+    """What a card is written from: the saved model and its folder, the logs' folder, the recipe and the scores.
+
+    `harder` was measured on scenes with digits of `HARDER_PX`.
+    """
+
+    model: DETRForObjectDetection
+    processor: DETRImageProcessor
+    output: Path
+    work: Path
+    recipe: Recipe
+    measured: Measured
+    harder: Measured
+
+
 @torch.no_grad()
 def evaluate(
     model: DETRForObjectDetection,
@@ -71,36 +86,31 @@ def evaluate(
     return Measured(evaluate_boxes(truth, detections), seconds / num_scenes, model.num_parameters())
 
 
+def read_log(log_path: Path) -> list[dict[str, Any]]:
+    """The lines of a `RunLog`."""
+    return [json.loads(line) for line in log_path.read_text().splitlines()]
+
+
 def training_minutes(log_path: Path) -> float:
     """Minutes that the steps of a stage took, from its log; a cut and resumed stage counts every step that was run."""
-    entries = [json.loads(line) for line in log_path.read_text().splitlines()]
+    entries = read_log(log_path)
     return sum(entry["step_seconds"] * LOG_EVERY for entry in entries if "step_seconds" in entry) / 60
 
 
 def processes_used(log_path: Path) -> str:
     """How many processes and threads a stage, and each of its resumptions, ran with, from its log."""
-    entries = [json.loads(line) for line in log_path.read_text().splitlines()]
+    entries = read_log(log_path)
     used = [(entry["processes"], entry["threads"]) for entry in entries if "processes" in entry]
     return ", then ".join(f"{processes} x {threads}" for processes, threads in dict.fromkeys(used))
 
 
-def card_facts(
-    model: DETRForObjectDetection,
-    processor: DETRImageProcessor,
-    output: Path,
-    work: Path,
-    recipe: Recipe,
-    measured: Measured,
-    harder: Measured,
-) -> dict[str, Any]:
-    """What the card says; every number is measured here or read from the recipe and the logs.
-
-    `harder` was measured on scenes with digits of `HARDER_PX`.
-    """
+def card_facts(run: FinishedRun) -> dict[str, Any]:
+    """What the card says; every number is measured here or read from the recipe and the logs."""
+    recipe, work, measured = run.recipe, run.work, run.measured
     sources = {split: load_sources(split) for split in SPLITS}
     images = {split: sum(len(digits) for digits in source.digits.values()) for split, source in sources.items()}
     sections = card_sections(
-        **template_values(recipe, measured, harder),
+        **template_values(run),
         num_scenes=measured.metrics.num_images,
         num_objects=sum(row["objects"] for row in measured.metrics.per_class.values()),
         train_images=images["train"],
@@ -113,36 +123,28 @@ def card_facts(
         detect_processes=processes_used(work / DETECT_LOG),
         versions=", ".join(f"{name} {version}" for name, version in library_versions().items()),
     )
-    known = facts_of(model, "detr-digits", processor, measured.metrics, license="apache-2.0")
-    megabytes = (output / "model.safetensors").stat().st_size / 1e6
+    known = facts_of(run.model, "detr-digits", run.processor, measured.metrics, license="apache-2.0")
+    megabytes = (run.output / "model.safetensors").stat().st_size / 1e6
     return assemble(known, sections, round(megabytes, 1))
 
 
-def continued_facts(
-    before: dict[str, Any],
-    model: DETRForObjectDetection,
-    processor: DETRImageProcessor,
-    output: Path,
-    work: Path,
-    recipe: Recipe,
-    measured: Measured,
-    harder: Measured,
-) -> dict[str, Any]:
+def continued_facts(before: dict[str, Any], run: FinishedRun) -> dict[str, Any]:
     """What the card says of a run that went on from `recipe.init`, whose facts are `before`: its history and this run.
 
     Every number is measured here or read from the recipe and the log.
     """
-    log = [json.loads(line) for line in (work / DETECT_LOG).read_text().splitlines()]
+    recipe, measured = run.recipe, run.measured
+    log = read_log(run.work / DETECT_LOG)
     steps = max(entry["step"] for entry in log if "step" in entry)
     device = next(entry["device"] for entry in log if "device" in entry)
     reached = all(measured.metrics.summary[name] >= value for name, value in WANTED.items())
     sections = card_sections(
         template="card_continued.md",
-        **{**template_values(recipe, measured, harder), "steps": steps},  # those that were run
+        **{**template_values(run), "steps": steps},  # those that were run
         before_AP=f"{before['evaluation']['AP']:.3f}",
         before_AP50=f"{before['evaluation']['AP50']:.3f}",
         scenes=f"{steps * recipe.batch_size:,}",
-        minutes_spent=f"{training_minutes(work / DETECT_LOG):.1f}",
+        minutes_spent=f"{training_minutes(run.work / DETECT_LOG):.1f}",
         device=device,
         part=1 + len(re.findall(r"^\d+\. ", before["training"]["text"], flags=re.MULTILINE)),
         options=wrapped_options(recipe),
@@ -151,7 +153,7 @@ def continued_facts(
         outcome="" if reached else " and not reached",
         **how_it_trained(recipe, drawn=any(entry.get("drawn_by") == "device" for entry in log)),
     )
-    known = facts_of(model, "detr-digits", processor, measured.metrics, license="apache-2.0")
+    known = facts_of(run.model, "detr-digits", run.processor, measured.metrics, license="apache-2.0")
     same_scenes = {name: before["evaluation"][name] for name in ("dataset", "type", "text")}
     return {
         **before,
@@ -185,14 +187,14 @@ def wrapped_options(recipe: Recipe) -> str:
     return " \\\n  ".join(textwrap.wrap(" ".join(words), 110, break_on_hyphens=False, break_long_words=False))
 
 
-def template_values(recipe: Recipe, measured: Measured, harder: Measured) -> dict[str, Any]:
+def template_values(run: FinishedRun) -> dict[str, Any]:
     """What every template may name: the recipe's fields, the score on harder scenes, the time of a picture."""
     return {
-        **{entry.name: getattr(recipe, entry.name) for entry in fields(Recipe)},
+        **{entry.name: getattr(run.recipe, entry.name) for entry in fields(Recipe)},
         "harder_px": "{} to {}".format(*HARDER_PX),
-        "harder_AP": f"{harder.metrics.summary['AP']:.3f}",
-        "harder_AP50": f"{harder.metrics.summary['AP50']:.3f}",
-        "milliseconds": f"{1000 * measured.seconds_per_image:.0f}",
+        "harder_AP": f"{run.harder.metrics.summary['AP']:.3f}",
+        "harder_AP50": f"{run.harder.metrics.summary['AP50']:.3f}",
+        "milliseconds": f"{1000 * run.measured.seconds_per_image:.0f}",
         "hardware": hardware_name(),
     }
 
