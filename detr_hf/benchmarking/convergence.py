@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -42,8 +42,8 @@ ABLATION: dict[str, dict[str, Any]] = {
     "denoising": {"num_denoising": 20},
     "denoising_negatives": {"num_denoising": 20, "denoising_negatives": True},
     "reference": {"reference_points": True},
-    "encoder_denoising": MODEL_OPTIONS["fast"],
-    "encoder_denoising_reference": MODEL_OPTIONS["fast_ref"],
+    "encoder_denoising": {"encoder_aux_head": True, "num_denoising": 20},
+    "encoder_denoising_reference": {"encoder_aux_head": True, "num_denoising": 20, "reference_points": True},
     "encoder_groups": {"encoder_aux_head": True, "num_query_groups": 4},
     "all_aids": {"encoder_aux_head": True, "num_query_groups": 4, "num_denoising": 20},
     "all_and_reference": {
@@ -53,13 +53,26 @@ ABLATION: dict[str, dict[str, Any]] = {
         "reference_points": True,
     },
 }
+# The parts of `fast`; an arm `fast_without_...` leaves one out.
+PARTS = {
+    "encoder": "encoder_aux_head",
+    "denoising": "num_denoising",
+    "class_cost": "set_cost_class",
+    "average": "ema_decay",
+}
 THRESHOLDS = (0.25, 0.5, 0.75)
 
 
 def known_arms() -> dict[str, dict[str, Any]]:
     """Returns an arm's options by its name: fields of DETRConfig, and `ema_decay` where averaged weights count."""
     recipes = {name: {**options, **TRAINING_OPTIONS.get(name, {})} for name, options in MODEL_OPTIONS.items()}
-    return {**{name: {} for name in THEIRS}, **recipes, **ABLATION, "average": TRAINING_OPTIONS["fast"]}
+    fast = recipes["fast"]
+    without = {
+        f"fast_without_{part}": {name: value for name, value in fast.items() if name != option}
+        for part, option in PARTS.items()
+    }
+    alone = {part: {PARTS[part]: fast[PARTS[part]]} for part in ("class_cost", "average")}
+    return {**{name: {} for name in THEIRS}, **recipes, **ABLATION, **alone, **without}
 
 
 @dataclass
@@ -306,12 +319,23 @@ def run_arms(
             record["runs"].append(asdict(_run_one(job, settings, out)))
             _write(record, out)
         return record
-    with ProcessPoolExecutor(jobs, get_context("spawn"), partial(logging.basicConfig, level=logging.INFO)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
         futures = [pool.submit(_run_one, job, settings, out) for job in plan]
         for future in as_completed(futures):
             record["runs"].append(asdict(future.result()))
             _write(record, out)
     return record
+
+
+def _start_worker() -> None:
+    """Logs as the parent does, and ends when the parent is no more: a killed benchmark must not train on."""
+    logging.basicConfig(level=logging.INFO)
+
+    def follow_parent() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=follow_parent, daemon=True).start()
 
 
 def _run_one(job: tuple[str, int, float], settings: Settings, out: Path) -> Run:

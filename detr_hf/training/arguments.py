@@ -36,10 +36,11 @@ RECIPES: dict[str, dict[str, float | str | None]] = {
 
 # Recipes that say what the model is trained with, as fields of DETRConfig (`detr_hf/training_aids_detr.py`); their
 # rates are those of "auto". "fast" is what `detr-hf benchmark convergence` favours; "fast_ref" is not plain DETR.
-MODEL_OPTIONS: dict[str, dict[str, bool | int]] = {
+FAST: dict[str, bool | int | float] = {"encoder_aux_head": True, "num_denoising": 20, "set_cost_class": 4.0}
+MODEL_OPTIONS: dict[str, dict[str, bool | int | float]] = {
     "detr": {},
-    "fast": {"encoder_aux_head": True, "num_denoising": 20},
-    "fast_ref": {"encoder_aux_head": True, "num_denoising": 20, "reference_points": True},
+    "fast": FAST,
+    "fast_ref": {**FAST, "reference_points": True},
 }
 # And what such a recipe changes besides the model: arguments that are not given.
 TRAINING_OPTIONS: dict[str, dict[str, float]] = {"fast": {"ema_decay": 0.999}, "fast_ref": {"ema_decay": 0.999}}

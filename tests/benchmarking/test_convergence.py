@@ -1,7 +1,12 @@
 """The convergence benchmark: same data for all arms, honest thresholds, and transformers' model on our backbone."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,7 +79,7 @@ def test_every_arm_trains_and_the_files_say_how_it_went(settings, tmp_path):
 
 
 def test_an_arm_that_averages_measures_the_average_and_trains_as_without(settings, tmp_path):
-    arms = ["encoder_denoising", "fast"]
+    arms = ["fast_without_average", "fast"]
     plain, averaged = (run["curve"] for run in run_arms(arms, [0], settings, tmp_path / "run.json")["runs"])
     assert [point["loss"] for point in plain] == [point["loss"] for point in averaged]
     weights = []
@@ -88,7 +93,7 @@ def test_the_average_is_what_is_measured(settings, monkeypatch):
     """After one step of a large rate, the averaged weights lie between the first and the last."""
     seen = []
     monkeypatch.setattr(convergence, "measure", lambda model, *_: seen.append(next(model.parameters()).clone()) or {})
-    for arm in ("encoder_denoising", "fast"):
+    for arm in ("fast_without_average", "fast"):
         convergence.train(arm, 0, Settings(**{**asdict(settings), "steps": 2, "lr": 0.1}))
     assert not torch.equal(*seen)
 
@@ -115,6 +120,60 @@ def test_an_unknown_arm_is_named():
     with pytest.raises(ValueError, match=r"'quick'.*transformers-best.*fast"):
         run_arms(["quick"], [0], Settings(), None)
     assert set(MODEL_OPTIONS) < set(known_arms())
+
+
+def test_the_arms_without_one_part_of_fast_are_fast_without_it():
+    arms = known_arms()
+    lacking = {name: arms["fast"].keys() - arms[name].keys() for name in arms if name.startswith("fast_without_")}
+    assert set().union(*lacking.values()) == arms["fast"].keys(), "every part has its arm"
+    assert all(len(missing) == 1 and arms[name].items() < arms["fast"].items() for name, missing in lacking.items())
+
+
+TRAINS_FOR_MINUTES = """
+import os, sys, time
+from multiprocessing import get_context
+from pathlib import Path
+from detr_hf.benchmarking.convergence import _start_worker
+
+def train(path):
+    _start_worker()
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(300)
+
+if __name__ == "__main__":
+    worker = get_context("spawn").Process(target=train, args=sys.argv[1:])
+    worker.start()
+    worker.join()
+"""
+
+
+def test_a_killed_benchmark_leaves_no_worker(tmp_path):
+    script, pid = tmp_path / "benchmark.py", tmp_path / "pid"
+    script.write_text(TRAINS_FOR_MINUTES)
+    parent = subprocess.Popen([sys.executable, script, pid])
+    try:
+        wait_until(lambda: pid.exists() and pid.read_text(), "the worker has started")
+        worker = int(pid.read_text())
+        os.kill(worker, 0)  # it runs
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not _runs(worker), "the worker has ended")
+
+
+def wait_until(condition, what, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_pictures_without_a_backbone_are_refused(tmp_path):

@@ -148,6 +148,7 @@ def test_a_recipe_brings_its_aids_and_leaves_a_model_that_can_do_without(recipe,
     run = trainer(tmp_path, recipe=recipe, max_steps=2)
     config = run.model.config
     assert config.has_training_aids == (recipe != "detr") and config.reference_points == (recipe == "fast_ref")
+    assert config.set_cost_class == (1 if recipe == "detr" else 4)
     run.train()
     logged = [entry for entry in run.state.log_history if "loss" in entry][-1]
     assert ("loss_giou_dn" in logged and "loss_ce_enc" in logged) == (recipe != "detr")
