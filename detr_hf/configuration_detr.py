@@ -95,6 +95,7 @@ class DETRConfig(PreTrainedConfig):
         num_channels (`int`): channels of `pixel_values`.
         aux_loss (`bool`): add the loss of every earlier decoder layer. Changes no prediction.
         set_cost_class, set_cost_bbox, set_cost_giou (`float`): weights of the matching cost (paper, eq. 1 and 4).
+            Read in training only; the recipe `fast` sets the first to 4.
         bbox_loss_coef, giou_loss_coef, mask_loss_coef, dice_loss_coef (`float`): weights of the losses; that of
             the classification is 1.
         eos_coef (`float`): weight of the no-object class in the cross-entropy.

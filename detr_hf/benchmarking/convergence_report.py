@@ -60,26 +60,26 @@ def _listed(values: Sequence[float | None], form: str) -> str:
 
 
 def draw(runs: Sequence[Run], settings: dict[str, Any], path: Path) -> None:
-    """Draws AP50 over steps and over seconds, a line for every seed, a colour for every arm."""
+    """Draws AP50 over steps and over seconds, a line for every seed, a colour for every arm; after ten, dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
     for number, ((arm, rate), members) in enumerate(grouped(runs).items()):
-        for seed, run in enumerate(members):
-            label = f"{arm}, lr {rate:g}" if seed == 0 else None
+        style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--", "lw": 1.3}
+        for nth, run in enumerate(members):
+            label = f"{arm}, lr {rate:g}" if nth == 0 else None
             for axis, unit in zip(axes, ("step", "seconds"), strict=True):
                 xs = [point[unit] for point in run.curve]
-                axis.plot(xs, [point["AP50"] for point in run.curve], color=f"C{number % 10}", label=label, lw=1.3)
+                axis.plot(xs, [point["AP50"] for point in run.curve], label=label, **style)
     for axis, unit in zip(axes, ("steps", "seconds of training"), strict=True):
         axis.set_xlabel(unit)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("AP50 on the validation pictures")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(f"{Path(settings['data']).name}, width {settings['hidden_dim']}, batch {settings['batch']}")
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
