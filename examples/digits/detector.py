@@ -43,12 +43,13 @@ def build_detector(recipe: Recipe, backbone_weights: Path | None) -> DETRForObje
 
 
 def aids(recipe: Recipe) -> dict:
-    """The training-only options of DETRConfig that the recipe asks for."""
+    """The options of DETRConfig that the recipe asks for and inference does not read."""
     return {
         "encoder_aux_head": recipe.encoder_weight > 0,
         "encoder_aux_coef": recipe.encoder_weight,
         "num_query_groups": recipe.query_groups,
         "num_denoising": recipe.num_denoising,
+        "set_cost_class": recipe.cost_class,
     }
 
 

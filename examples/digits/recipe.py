@@ -38,6 +38,7 @@ class Recipe:
     encoder_weight: float = 1.0
     box_weight: float = 1.0  # factor of both box losses; matching, and the saved configuration, keep DETR's weights
     num_denoising: int = 0
+    cost_class: float = 1.0  # weight of the class in matching; 4 in the recipe `fast`
     seed: int = 0
     init: str = ""  # a checkpoint to go on from; then there is no first stage
     minutes: float = 0.0  # end after so long, whatever `steps` says
