@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+READ_ONCE = ("recipe", "augment", "ema_decay")  # arguments that the trainer reads when it is made, and never again
+
 
 class HyperparameterSearch:
     """What `DETRTrainer` does in place of Trainer's own search; a mixin that stands before Trainer."""
@@ -32,7 +34,8 @@ class HyperparameterSearch:
             n_trials, backend, hp_name, kwargs: as in transformers' Trainer.
 
         Raises:
-            ValueError: there is no search space, or a function of yours has no direction.
+            ValueError: there is no search space, a function of yours has no direction, or a trial sets what the
+                trainer reads only when it is made (`READ_ONCE`).
         """
         if hp_space is None:
             raise ValueError(
@@ -52,7 +55,14 @@ class HyperparameterSearch:
     def _hp_search_setup(self, trial: Any) -> None:
         args = self.args
         rate, head_rate = args.learning_rate, getattr(args, "head_learning_rate", None)
+        before = {name: getattr(args, name, None) for name in READ_ONCE}
         super()._hp_search_setup(trial)
+        for name, value in before.items():
+            if getattr(args, name, None) != value:
+                raise ValueError(
+                    f"hp_space sets {name}, which DETRTrainer reads when it is made: every trial would train with "
+                    f"{value!r}. Make a trainer, and a search, for each value."
+                )
         follows = "head_learning_rate" in getattr(args, "unset", ())
         if follows and rate and args.head_learning_rate == head_rate:
             args.head_learning_rate = head_rate / rate * args.learning_rate

@@ -146,11 +146,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
             logger.info("Recipe %r: %s", recipe, {name: getattr(self.args, name) for name in self.args.unset})
             if recipe == "scratch":
                 logger.warning(FROM_SCRATCH)
-            if self.args.freeze_backbone:
-                _freeze_backbone(self.model)
-            options = MODEL_OPTIONS.get(self.args.recipe)
-            if options and not options.items() <= self.model.config.to_dict().items():
-                self.model.add_training_aids(**options)
+            self._fit_model(self.model)
         if self._ema and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "ema_decay does not work with sharded weights (FSDP, DeepSpeed): set it to 0, or train with DDP."
@@ -162,11 +158,19 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
             )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """The model of `model_init`, frozen where the arguments say so."""
+        """The model of `model_init`, which is made anew for every training, as the arguments want it."""
         model = super().call_model_init(trial)
-        if getattr(self.args, "freeze_backbone", False):
-            _freeze_backbone(model)
+        if isinstance(self.args, DETRTrainingArguments):
+            self._fit_model(model)
         return model
+
+    def _fit_model(self, model: nn.Module) -> None:
+        """Freezes what the arguments want frozen, and gives `model` the training aids of their recipe, once."""
+        if self.args.freeze_backbone:
+            _freeze_backbone(model)
+        options = MODEL_OPTIONS.get(self.args.recipe)
+        if options and not options.items() <= model.config.to_dict().items():
+            model.add_training_aids(**options)
 
     # --- data ---
 

@@ -43,6 +43,16 @@ def test_the_best_run_is_the_one_with_the_best_ap_and_the_head_follows_the_learn
         assert rates["transformer"] in (1e-4, 3e-4) and rates["backbone"] == 1e-5
 
 
+@pytest.mark.parametrize("values", [("ema_decay", [0.9]), ("augment", ["strong"]), ("recipe", ["fast"])])
+def test_a_trial_cannot_set_what_was_read_before_it(values, tmp_path):
+    pytest.importorskip("optuna")
+    run = searching_trainer(tmp_path)
+    with pytest.raises(ValueError, match=f"hp_space sets {values[0]}, which DETRTrainer reads when it is made"):
+        run.hyperparameter_search(
+            hp_space=lambda trial: {values[0]: trial.suggest_categorical(*values)}, n_trials=1, backend="optuna"
+        )
+
+
 def test_a_head_rate_that_was_given_does_not_follow(tmp_path):
     pytest.importorskip("optuna")
     run = searching_trainer(tmp_path, head_learning_rate=7e-4)

@@ -283,12 +283,16 @@ def test_accumulation_and_activation_checkpointing(tmp_path):
 
 def test_model_init(tmp_path):
     run = DETRTrainer(
-        args=arguments(tmp_path, max_steps=1, freeze_backbone=True),
+        args=arguments(tmp_path, max_steps=1, freeze_backbone=True, recipe="fast", logging_steps=1),
         train_dataset=Scenes(),
         model_init=lambda: micro_model(),
     )
-    run.train()
-    assert not any(p.requires_grad for name, p in run.model.named_parameters() if name.startswith("backbone.0"))
+    for _ in range(2):  # each training begins with a new model
+        run.train()
+        assert not any(p.requires_grad for name, p in run.model.named_parameters() if name.startswith("backbone.0"))
+        logged = next(entry for entry in run.state.log_history if "loss" in entry)
+        assert {"loss_giou_dn", "loss_ce_enc"} <= logged.keys()
+        assert run.model.config.set_cost_class == 4
 
 
 @pytest.mark.parametrize("strategy", ["no", "epoch"])
