@@ -25,6 +25,7 @@ from ..modeling_detr import DETRPreTrainedModel
 logger = logging.getLogger(__name__)
 
 SHOWN_ARGUMENTS = (
+    ("recipe", "recipe"),
     ("learning rate", "learning_rate"),
     ("of the backbone", "backbone_learning_rate"),
     ("of the class head", "head_learning_rate"),

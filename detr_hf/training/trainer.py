@@ -101,7 +101,10 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
     ):
         args = DETRTrainingArguments("trainer_output") if args is None else args
         _refuse_unfit_devices(args)
-        processor = image_processor_for(model) if processing_class is None else processing_class
+        processor = processing_class
+        if processor is None:
+            self.model_init = model_init  # the checkpoint that it loads has the processor
+            processor = image_processor_for(model if model_init is None else super().call_model_init())
         splits = Splits(train_dataset, eval_dataset)
         if data is not None:
             prepared = prepare_splits(data, processor, getattr(args, "augment", "none"))
@@ -110,7 +113,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
                 prepared.validation if eval_dataset is None else eval_dataset,
             )
         check_splits(args, splits.train, splits.validation)
-        id2label = getattr(data, "id2label", None)
+        self._data, self._id2label = data, getattr(data, "id2label", None)
         self._seeding = SeedingCallback()
         self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
         self._window, self._eval_window = LossParts(), LossParts()
@@ -120,11 +123,10 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
         self._evaluator: DetectionEvaluator | None = None
         self.last_evaluation: CocoMetrics | None = None
         self._evaluated_step: int | None = None  # of the weights as they are
-        self._data = data
         super().__init__(
             model=model,
             args=args,
-            data_collator=DetectionCollator(id2label=id2label) if data_collator is None else data_collator,
+            data_collator=DetectionCollator(id2label=self._id2label) if data_collator is None else data_collator,
             train_dataset=splits.train,
             eval_dataset=splits.validation,
             processing_class=processor,
@@ -136,7 +138,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        check_classes(self.model, id2label)
+        check_classes(self.model, self._id2label)
         self._apply_arguments()
 
     def _apply_arguments(self) -> None:
@@ -160,6 +162,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """The model of `model_init`, which is made anew for every training, as the arguments want it."""
         model = super().call_model_init(trial)
+        check_classes(model, self._id2label)
         if isinstance(self.args, DETRTrainingArguments):
             self._fit_model(model)
         return model

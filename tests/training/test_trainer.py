@@ -295,6 +295,20 @@ def test_model_init(tmp_path):
         assert run.model.config.set_cost_class == 4
 
 
+def test_model_init_takes_processor_and_class_names_from_where_a_model_would(data, tmp_path):
+    micro_model().save_pretrained(tmp_path / "start")
+    small_processor().save_pretrained(tmp_path / "start")
+    unnamed = {label: f"LABEL_{label}" for label in range(3)}
+    run = DETRTrainer(
+        args=arguments(tmp_path, max_steps=1),
+        data=data,
+        model_init=lambda: DETRForObjectDetection.from_pretrained(tmp_path / "start", id2label=unnamed),
+    )
+    assert run.processing_class.size["shortest_edge"] == 48
+    run.train()
+    assert run.model.config.id2label == NAMES
+
+
 @pytest.mark.parametrize("strategy", ["no", "epoch"])
 def test_plain_trainer_works_with_model_and_collator(strategy, tmp_path):
     args = TrainingArguments(
