@@ -40,12 +40,12 @@ from detr_hf import (
     DETRTrainingArguments,
     load_detection_dataset,
 )
+from detr_hf.checkpoints.processors import image_processor_for
 from detr_hf.data import check
 from detr_hf.data.pictures import load_pixels
 from detr_hf.evaluation import count_mistakes, evaluate_boxes, evaluate_model, metrics_table
 from detr_hf.evaluation.report import metrics_dict
 from detr_hf.training.arguments import MODEL_OPTIONS
-from detr_hf.training.preparing import image_processor_for
 from detr_hf.visualize.comparison import Comparison, DrawnObjects, comparison_grid
 
 logger = logging.getLogger("finetune")

@@ -97,9 +97,9 @@ def run_model(model: str, rows: Any, data: Any, batch_size: int, workers: int, d
     from rich.console import Console
     from rich.progress import Progress
 
+    from ..checkpoints.processors import image_processor_for
     from ..evaluation import evaluate_model
     from ..modeling_detr import DETRForObjectDetection
-    from ..training.preparing import image_processor_for
 
     detector = DETRForObjectDetection.from_pretrained(model)
     detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

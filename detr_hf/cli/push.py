@@ -62,14 +62,15 @@ def measured(detector: object, data: str | None) -> dict[str, object]:
     """AP and pictures of a data set's validation split, as arguments of a push."""
     if data is None:
         return {}
+    from ..checkpoints.processors import image_processor_for
     from ..data import load_detection_dataset
     from ..evaluation import evaluate_model
-    from ..hub.pushing import processor_of, validation_rows
+    from ..hub.pushing import validation_rows
 
     loaded = load_detection_dataset(data)
     rows = validation_rows(loaded)
     if rows is None:
         raise typer.BadParameter(f"{data} has no validation or test split to measure on", param_hint="--data")
-    processor = processor_of(detector)
+    processor = image_processor_for(detector)
     evaluation = evaluate_model(detector, processor, rows, loaded.id2label).compute()
     return {"processor": processor, "data": loaded, "examples": rows, "evaluation": evaluation}

@@ -108,9 +108,11 @@ def load_model(data_args: DataArguments, id2label: dict[int, str]) -> Any:
 
 def sized_processor(data_args: DataArguments, model: Any) -> Any:
     """The checkpoint's image processor, at another size where one is given."""
-    from ..training.preparing import image_processor_for
+    from ..checkpoints.processors import image_processor_for
+    from ..image_processing_detr import DETRImageProcessor
 
-    processor = image_processor_for(model)
+    new = data_args.model in (None, "scratch")
+    processor = DETRImageProcessor() if new else image_processor_for(model)
     if data_args.shortest_edge or data_args.longest_edge:
         shortest = data_args.shortest_edge or round(data_args.longest_edge * 800 / 1333)
         processor.size = {

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.hub_errors import HubError, chain, explained, is_transport_error, status_of
+from ..checkpoints.processors import image_processor_for
 from ..image_processing_base_detr import DETRImageProcessingMixin
 from .card import WRITTEN_HERE
 from .facts import facts_of
@@ -122,7 +123,7 @@ def lay_out(
     max_shard_size: int | str = "50GB",
 ) -> None:
     """Writes into an empty folder what `push` would commit to `repo_id`; the arguments are those of `push`."""
-    processor = processor_of(model) if processor is None else processor
+    processor = image_processor_for(model) if processor is None else processor
     if not isinstance(processor, DETRImageProcessingMixin):
         raise TypeError(
             f"processor is a {type(processor).__name__}; expected a DETRImageProcessor (of either backend)."
@@ -259,20 +260,6 @@ def _passes(error: BaseException) -> bool:
     return False
 
 
-def processor_of(model: Any) -> Any:
-    """The image processor of the checkpoint that a model was loaded from, or the original's where that has none."""
-    from ..image_processing_detr import DETRImageProcessor
-
-    source = getattr(model.config, "name_or_path", "")
-    if source and not Path(source).is_file():
-        try:
-            return DETRImageProcessor.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            logger.info("%s has no image processor (%s).", source, error)
-    logger.warning("The image processor is DETR's default (800 to 1333 pixels); give processor= for another.")
-    return DETRImageProcessor()
-
-
 def validation_rows(data: Any) -> Any:
     """The validation split of a data set, else its test split, else None."""
     if data is None:
@@ -286,4 +273,4 @@ def validation_rows(data: Any) -> Any:
     return None
 
 
-__all__ = ["HubError", "commit_folder", "lay_out", "make_repository", "processor_of", "push", "validation_rows"]
+__all__ = ["HubError", "commit_folder", "lay_out", "make_repository", "push", "validation_rows"]

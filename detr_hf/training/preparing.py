@@ -1,15 +1,8 @@
-"""From what the user gives to what Trainer needs: splits, image processor, collator, and whether data and model mean
-the same classes."""
+"""From what the user gives to what Trainer needs: splits, and whether data and model mean the same classes."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from ..image_processing_detr import DETRImageProcessor
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -18,22 +11,6 @@ class Splits:
 
     train: Any = None
     validation: Any = None
-
-
-def image_processor_for(model: Any) -> DETRImageProcessor:
-    """The processor of the model's checkpoint, or the original's (shortest side 800, longest 1333) where it has
-    none."""
-    source = getattr(getattr(model, "config", None), "name_or_path", "")
-    if source and not Path(source).is_file():
-        try:
-            return DETRImageProcessor.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            logger.info("%s has no image processor (%s).", source, error)
-    processor = DETRImageProcessor()
-    logger.info(
-        "Pictures are resized to %s, DETR's default; pass processing_class for another size.", dict(processor.size)
-    )
-    return processor
 
 
 def prepare_splits(data: Mapping[str, Any], processor: Any, augment: str) -> Splits:
@@ -112,4 +89,4 @@ def check_splits(args: Any, train: Any, validation: Any) -> None:
         )
 
 
-__all__ = ["Splits", "check_classes", "check_splits", "image_processor_for", "prepare_splits", "split_named"]
+__all__ = ["Splits", "check_classes", "check_splits", "prepare_splits", "split_named"]

@@ -28,6 +28,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..backbone_detr import Backbone
+from ..checkpoints.processors import image_processor_for
 from ..data import DetectionCollator
 from ..evaluation.coco import CocoMetrics
 from ..evaluation.collecting import DetectionEvaluator
@@ -46,7 +47,7 @@ from .checkpointing import (
 from .ema import TRAINING_WEIGHTS, EMACallback
 from .monitoring import LossParts, NonFiniteLossError, describe_batch, describe_parts, image_id_of
 from .optimizing import drop_schedule, parameter_groups
-from .preparing import Splits, check_classes, check_splits, image_processor_for, prepare_splits
+from .preparing import Splits, check_classes, check_splits, prepare_splits
 from .publishing import HubPublishing
 from .searching import HyperparameterSearch
 from .seeding import SeedingCallback, seeded
