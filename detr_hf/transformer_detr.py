@@ -87,9 +87,9 @@ def eager_attention(
     `query`, `key` and `value` are (B, M, Q or S, D/M); `attention_mask` broadcasts to (B, M, Q, S) and is True where
     attending is allowed, or is additive.
     """
-    scores = torch.matmul(query, key.transpose(-2, -1)) * scaling
+    scores = torch.matmul(query * scaling, key.transpose(-2, -1))  # not the scores, which are larger
     if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        scores.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
     weights = F.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
