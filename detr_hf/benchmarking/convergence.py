@@ -222,8 +222,33 @@ def _theirs(ours: DETRForObjectDetection, like_the_original: bool) -> nn.Module:
     return model
 
 
-def train(arm: str, seed: int, settings: Settings, report=None) -> Run:
-    """Trains one arm and returns its curve; `report` is called with the run after every evaluation."""
+class Checkpoint:
+    """Where a run stands, in a file, so that a killed benchmark goes on; one of other settings is not read."""
+
+    def __init__(self, path: Path, settings: Settings):
+        self.path, self.settings = path, json.dumps(asdict(settings))
+
+    def load(self) -> dict[str, Any]:
+        """Returns what was saved last; `{}` if that is nothing."""
+        if not self.path.exists():
+            return {}
+        saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        return saved if saved["settings"] == self.settings else {}
+
+    def save(self, **state: Any) -> None:
+        """Replaces what was saved before."""
+        part = self.path.with_suffix(".part_new")
+        torch.save({"settings": self.settings, **state}, part)
+        os.replace(part, self.path)
+
+
+def train(arm: str, seed: int, settings: Settings, checkpoint: Checkpoint | None = None) -> Run:
+    """Trains one arm and returns its curve; with a `checkpoint` from where that stands, and saving it as it goes."""
+    saved = checkpoint.load() if checkpoint is not None else {}
+    run = Run(**saved["run"]) if saved else Run(arm, seed, settings.lr)
+    if saved and "model" not in saved:  # it has ended
+        return run
+    first, spent = (run.curve[-1]["step"], run.curve[-1]["seconds"]) if saved else (0, 0.0)
     torch.set_num_threads(1)
     task = settings.task()
     torch.manual_seed(seed)
@@ -232,9 +257,17 @@ def train(arm: str, seed: int, settings: Settings, report=None) -> Run:
     optimizer = _optimizer(model, settings)
     decay = known_arms()[arm].get("ema_decay")
     average = ExponentialMovingAverage(model, decay) if decay else None
-    run, spent = Run(arm, seed, settings.lr), 0.0
     on_gpu = settings.device != "cpu"
-    for step in range(settings.steps):
+    if saved:
+        logger.info("%s seed %d goes on from step %d", arm, seed, first)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        if average is not None:
+            average.load(saved["average"])
+        torch.set_rng_state(saved["random"])
+        if on_gpu:
+            torch.cuda.set_rng_state(saved["gpu_random"])
+    for step in range(first, settings.steps):
         started = time.perf_counter() if on_gpu else time.process_time()
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * min(1.0, (step + 1) / settings.warmup)
@@ -257,8 +290,18 @@ def train(arm: str, seed: int, settings: Settings, report=None) -> Run:
                 run.curve.append(point | measure(model, task, settings))
             if on_gpu:
                 run.peak_gpu_mib = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-            if report is not None:
-                report(run)
+            logger.info("%s seed %d lr %g: %s", arm, seed, settings.lr, run.curve[-1])
+            if checkpoint is not None:
+                checkpoint.save(
+                    run=asdict(run),
+                    model=model.state_dict(),
+                    optimizer=optimizer.state_dict(),
+                    average=average.average if average is not None else None,
+                    random=torch.get_rng_state(),
+                    gpu_random=torch.cuda.get_rng_state() if on_gpu else None,
+                )
+    if checkpoint is not None:
+        checkpoint.save(run=asdict(run))  # small: it waits for the other runs of the benchmark
     return run
 
 
@@ -298,11 +341,13 @@ def run_arms(
 ) -> dict[str, Any]:
     """Trains every arm with every seed (and rate), in `jobs` processes; the JSON file is rewritten as each ends.
 
+    Killed and started again with the same arguments, it goes on: each run from its last evaluation.
+
     Args:
         arms: names of `known_arms`.
         seeds: one run each.
         settings: shared by all.
-        out: the JSON file; the curve of a run that has not ended lies beside it.
+        out: the JSON file; until all runs have ended, a checkpoint of each lies beside it.
         jobs: processes at a time.
         rates: learning rates to try instead of `settings.lr`.
     """
@@ -318,12 +363,14 @@ def run_arms(
         for job in plan:
             record["runs"].append(asdict(_run_one(job, settings, out)))
             _write(record, out)
-        return record
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
-        futures = [pool.submit(_run_one, job, settings, out) for job in plan]
-        for future in as_completed(futures):
-            record["runs"].append(asdict(future.result()))
-            _write(record, out)
+    else:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
+            futures = [pool.submit(_run_one, job, settings, out) for job in plan]
+            for future in as_completed(futures):
+                record["runs"].append(asdict(future.result()))
+                _write(record, out)
+    for job in plan:
+        _checkpoint_path(job, out).unlink(missing_ok=True)
     return record
 
 
@@ -341,15 +388,12 @@ def _start_worker() -> None:
 def _run_one(job: tuple[str, int, float], settings: Settings, out: Path) -> Run:
     arm, seed, rate = job
     settings = Settings(**{**asdict(settings), "lr": rate, "backbone_lr": settings.backbone_lr * rate / settings.lr})
-    beside = out.with_name(f"{out.stem}.{arm}.{seed}.{rate:g}.part.json")
+    return train(arm, seed, settings, Checkpoint(_checkpoint_path(job, out), settings))
 
-    def report(run: Run) -> None:
-        beside.write_text(json.dumps(asdict(run)), encoding="utf-8")
-        logger.info("%s seed %d lr %g: %s", arm, seed, rate, run.curve[-1])
 
-    run = train(arm, seed, settings, report)
-    beside.unlink(missing_ok=True)
-    return run
+def _checkpoint_path(job: tuple[str, int, float], out: Path) -> Path:
+    arm, seed, rate = job
+    return out.with_name(f"{out.stem}.{arm}.{seed}.{rate:g}.part")
 
 
 def _write(record: dict[str, Any], out: Path) -> None:

@@ -104,6 +104,35 @@ def test_a_seed_gives_the_same_curve_again(settings, tmp_path):
     assert without_time[0] == without_time[1]
 
 
+def test_a_killed_benchmark_goes_on_and_gives_the_same_curves(settings, tmp_path, monkeypatch):
+    settings = Settings(**{**asdict(settings), "dropout": 0.1, "steps": 5})
+    arms, out, measure, calls = ["detr", "fast"], tmp_path / "run.json", convergence.measure, []
+
+    def counting(*arguments, killed_at=None):
+        calls.append(1)
+        if len(calls) == killed_at:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    straight = run_arms(arms, [0], settings, tmp_path / "straight.json")["runs"]
+    monkeypatch.setattr(convergence, "measure", lambda *arguments: counting(*arguments, killed_at=4))
+    with pytest.raises(KeyboardInterrupt):
+        run_arms(arms, [0], settings, out)
+    calls.clear()
+    monkeypatch.setattr(convergence, "measure", counting)
+    runs = run_arms(arms, [0], settings, out)["runs"]
+    assert len(calls) == 1, "the finished run and the evaluated half of the other were not done again"
+    for one, other in zip(runs, straight, strict=True):
+        assert [point | {"seconds": 0} for point in one["curve"]] == [p | {"seconds": 0} for p in other["curve"]]
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(settings, tmp_path):
+    checkpoint = convergence.Checkpoint(tmp_path / "run.part", settings)
+    checkpoint.save(run={})
+    assert checkpoint.load() and not convergence.Checkpoint(checkpoint.path, Settings()).load()
+
+
 def test_thresholds_are_interpolated_and_never_invented():
     curve = [
         {"step": 100, "seconds": 10.0, "AP50": 0.1},
