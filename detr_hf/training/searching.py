@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-READ_ONCE = ("recipe", "augment", "ema_decay")  # arguments that the trainer reads when it is made, and never again
+READ_ONCE = ("recipe", "augment", "ema_decay")  # when the trainer is made, and of a recipe all but its aids
 
 
 class HyperparameterSearch:
@@ -60,8 +60,8 @@ class HyperparameterSearch:
         for name, value in before.items():
             if getattr(args, name, None) != value:
                 raise ValueError(
-                    f"hp_space sets {name}, which DETRTrainer reads when it is made: every trial would train with "
-                    f"{value!r}. Make a trainer, and a search, for each value."
+                    f"hp_space sets {name}, which DETRTrainer reads when it is made (it was {value!r}). Make a "
+                    "trainer, and a search, for each value."
                 )
         follows = "head_learning_rate" in getattr(args, "unset", ())
         if follows and rate and args.head_learning_rate == head_rate:
