@@ -5,7 +5,7 @@ r"""Fine-tunes a DETR on a folder of pictures and boxes, measures it, and draws 
     accelerate launch --num_processes 4 examples/finetune.py --data cards ...
 
 On 296 photographs of playing cards (6 classes, 67 photographs to validate) it reached AP 0.260 and AP50 0.479 in 15
-minutes on two threads of one core, from the digit detector that ships with detr_hf:
+minutes on two cores, from the digit detector that ships with detr_hf:
 
     python examples/finetune.py --data cards --model detr_hf/assets/detr-digits --options fast --shortest_edge 256 \
         --max-steps 1150 --warmup_steps 60 --learning_rate 4e-4 --backbone_learning_rate 2e-4 \
