@@ -39,6 +39,11 @@ class DataArguments:
     )
     skip_check: bool = field(default=False, metadata={"help": "Do not check the data first."})
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether a new model is trained."""
+        return self.model in (None, "scratch")
+
 
 def train(context: typer.Context) -> None:
     """Train on a data set: --data DATA --model M --output_dir OUT and every TrainingArguments flag (--help lists
@@ -101,7 +106,7 @@ def load_model(data_args: DataArguments, id2label: dict[int, str]) -> Any:
     changes: dict[str, Any] = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
     if data_args.num_queries is not None:
         changes["num_queries"] = data_args.num_queries
-    if data_args.model in (None, "scratch"):
+    if data_args.from_scratch:
         return DETRForObjectDetection(DETRConfig(**changes))
     return DETRForObjectDetection.from_pretrained(data_args.model, **changes)
 
@@ -111,8 +116,7 @@ def sized_processor(data_args: DataArguments, model: Any) -> Any:
     from ..checkpoints.processors import image_processor_for
     from ..image_processing_detr import DETRImageProcessor
 
-    new = data_args.model in (None, "scratch")
-    processor = DETRImageProcessor() if new else image_processor_for(model)
+    processor = DETRImageProcessor() if data_args.from_scratch else image_processor_for(model)
     if data_args.shortest_edge or data_args.longest_edge:
         shortest = data_args.shortest_edge or round(data_args.longest_edge * 800 / 1333)
         processor.size = {

@@ -139,7 +139,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        check_classes(self.model, self._id2label)
+        if model_init is None:
+            self._fit_model(self.model)
         self._apply_arguments()
 
     def _apply_arguments(self) -> None:
@@ -149,7 +150,6 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
             logger.info("Recipe %r: %s", recipe, {name: getattr(self.args, name) for name in self.args.unset})
             if recipe == "scratch":
                 logger.warning(FROM_SCRATCH)
-            self._fit_model(self.model)
         if self._ema and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "ema_decay does not work with sharded weights (FSDP, DeepSpeed): set it to 0, or train with DDP."
@@ -163,13 +163,15 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """The model of `model_init`, which is made anew for every training, as the arguments want it."""
         model = super().call_model_init(trial)
-        check_classes(model, self._id2label)
-        if isinstance(self.args, DETRTrainingArguments):
-            self._fit_model(model)
+        self._fit_model(model)
         return model
 
     def _fit_model(self, model: nn.Module) -> None:
-        """Freezes what the arguments want frozen, and gives `model` the training aids of their recipe, once."""
+        """Compares the model's classes with the data's, freezes what the arguments want frozen, and adds the training
+        aids of their recipe, unless the model has them."""
+        check_classes(model, self._id2label)
+        if not isinstance(self.args, DETRTrainingArguments):
+            return
         if self.args.freeze_backbone:
             _freeze_backbone(model)
         options = MODEL_OPTIONS.get(self.args.recipe)
