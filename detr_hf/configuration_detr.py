@@ -99,6 +99,9 @@ class DETRConfig(PreTrainedConfig):
         bbox_loss_coef, giou_loss_coef, mask_loss_coef, dice_loss_coef (`float`): weights of the losses; that of
             the classification is 1.
         eos_coef (`float`): weight of the no-object class in the cross-entropy.
+        iou_label_power (`float`): the probability that a query matched to an object should give the object's class is
+            the IoU of their boxes to this power, the rest being no-object's, so that scores tell how well a box fits
+            (as varifocal loss, H. Zhang et al., 2021). 0 is the original's 1.
         reference_points (`bool`): a learned point per query is added to the centre of its box, before the sigmoid.
             Zero is plain DETR. Another implementation cannot run such a checkpoint, and refuses it.
         encoder_aux_head (`bool`): training only. Class head and box head are also asked about every encoder token
@@ -180,6 +183,7 @@ class DETRConfig(PreTrainedConfig):
     mask_loss_coef: float | int = 1.0
     dice_loss_coef: float | int = 1.0
     eos_coef: float | int = 0.1
+    iou_label_power: float | int = 0.0
     reference_points: bool = False
     encoder_aux_head: bool = False
     encoder_aux_coef: float | int = 3.0
@@ -308,7 +312,7 @@ class DETRConfig(PreTrainedConfig):
         """Refuses loss and cost weights that cannot train, and an empty class list."""
         costs = {name: getattr(self, name) for name in ("set_cost_class", "set_cost_bbox", "set_cost_giou")}
         weights = ("bbox_loss_coef", "giou_loss_coef", "mask_loss_coef", "dice_loss_coef", "eos_coef")
-        weights += ("encoder_aux_coef", "box_noise_scale")
+        weights += ("iou_label_power", "encoder_aux_coef", "box_noise_scale")
         for name, value in {**costs, **{name: getattr(self, name) for name in weights}}.items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number that is not negative, but is {value}.")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.utils import logging
 
-from .box_ops_detr import box_cxcywh_to_xyxy, generalized_box_iou
+from .box_ops_detr import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
 
 logger = logging.get_logger(__name__)
 
@@ -272,13 +272,22 @@ class SetCriterion(nn.Module):
         matcher: assigns queries to objects, anew for every layer.
         weights: weight of each loss in the total, by name: `loss_ce`, `loss_bbox`, `loss_giou`.
         eos_coef: weight of the no-object class in the cross-entropy.
+        iou_label_power: p in the wanted probability IoU^p of a matched query's class, the rest being no-object's; with
+            0 it is 1, the original's.
     """
 
-    def __init__(self, matcher: HungarianMatcher, weights: dict[str, float], eos_coef: float = 0.1):
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        weights: dict[str, float],
+        eos_coef: float = 0.1,
+        iou_label_power: float = 0.0,
+    ):
         super().__init__()
         self.matcher = matcher
         self.weights = weights
         self.eos_coef = eos_coef
+        self.iou_label_power = iou_label_power
 
     def forward(
         self, logits: Tensor, pred_boxes: Tensor, targets: list[dict[str, Tensor]]
@@ -303,8 +312,14 @@ class SetCriterion(nn.Module):
         num_objects, class_weight = self._normalisers(packed.counts, logits)
 
         wanted_labels = packed.labels.flatten()[matches.target]  # (L, P)
-        parts = {"loss_ce": self._class_loss(logits, scores, wanted_labels, matches) / class_weight}
-        parts |= {name: value / num_objects for name, value in self._box_losses(pred_boxes, packed, matches).items()}
+        boxes = self._matched_boxes(pred_boxes, packed, matches)
+        class_loss = self._class_loss(logits, scores, wanted_labels, matches)
+        if self.iou_label_power:
+            matched = logits.flatten(0, 2)[matches.prediction]  # (L, P, K + 1)
+            missed = self._missed(*(planar.movedim(0, -1) for planar in boxes))
+            class_loss = class_loss + (missed * _over_no_object(matched, wanted_labels)).sum(dim=1)
+        parts = {"loss_ce": class_loss / class_weight}
+        parts |= {name: value / num_objects for name, value in self._box_losses(*boxes).items()}
         total = sum(self.weights[name] * value.sum() for name, value in parts.items())
         parts["cardinality_error"] = _cardinality_error(scores.found, packed.counts)
         losses = _name_by_layer(parts)
@@ -341,6 +356,9 @@ class SetCriterion(nn.Module):
         entropy = F.cross_entropy(
             logits.flatten(0, 2), classes.expand(len(logits), -1, -1).flatten(), reduction="none"
         ).view(logits.shape[:3])
+        if self.iou_label_power:
+            missed = self._missed(pred_boxes, boxes_cxcywh_norm) * positive
+            entropy = entropy + missed * _over_no_object(logits, classes.expand_as(entropy))
         distance = (pred_boxes - boxes_cxcywh_norm).abs().sum(dim=-1)
         overlap = generalized_box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(boxes_cxcywh_norm))
         parts = {
@@ -360,9 +378,15 @@ class SetCriterion(nn.Module):
         weight.view(-1)[matches.prediction] = 1.0
         return (_CrossEntropy.apply(logits, scores, classes) * weight).sum(dim=(1, 2))
 
+    @torch.no_grad()
+    def _missed(self, pred_boxes: Tensor, wanted_boxes: Tensor) -> Tensor:
+        """Returns 1 - IoU^p of boxes (..., 4): by how much less than 1 a class's probability should be."""
+        iou, _ = box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(wanted_boxes))
+        return 1 - iou**self.iou_label_power
+
     @staticmethod
-    def _box_losses(pred_boxes: Tensor, targets: PackedTargets, matches: Matches) -> dict[str, Tensor]:
-        """Returns the summed L1 and (1 - GIoU) of the matched pairs, each (L,)."""
+    def _matched_boxes(pred_boxes: Tensor, targets: PackedTargets, matches: Matches) -> tuple[Tensor, Tensor]:
+        """Returns predicted and wanted boxes of the matched pairs, planar: (4, L, P) each."""
         predicted, wanted = (
             _planar(boxes.reshape(-1, 4).index_select(0, index.flatten())).unflatten(1, index.shape)  # (4, L, P)
             for boxes, index in (
@@ -370,10 +394,24 @@ class SetCriterion(nn.Module):
                 (targets.boxes_cxcywh_norm, matches.target),
             )
         )
+        return predicted, wanted
+
+    @staticmethod
+    def _box_losses(predicted: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        """Returns the summed L1 and (1 - GIoU) of matched pairs of planar boxes (4, L, P), each (L,)."""
         return {
             "loss_bbox": (predicted - wanted).abs().sum(dim=(0, 2)),
             "loss_giou": (1 - _planar_generalized_iou(predicted, wanted)).sum(dim=1),
         }
+
+
+def _over_no_object(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns by how much the logit of the label (...) is above that of no-object, in logits (..., K + 1).
+
+    The cross-entropy with a wanted probability q of the label, and 1 - q of no-object, is that with q = 1 plus
+    (1 - q) times this.
+    """
+    return logits.gather(-1, labels[..., None]).squeeze(-1) - logits[..., -1]
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -486,7 +486,7 @@ class DETRForObjectDetection(DETRModel):
         config = self.config
         matcher = HungarianMatcher(config.set_cost_class, config.set_cost_bbox, config.set_cost_giou)
         weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coef, "loss_giou": config.giou_loss_coef}
-        return SetCriterion(matcher, weights, config.eos_coef)
+        return SetCriterion(matcher, weights, config.eos_coef, config.iou_label_power)
 
     @loss_function.setter
     def loss_function(self, value) -> None:

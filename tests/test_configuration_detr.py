@@ -27,6 +27,7 @@ from .conftest import tiny_config
         ({"backbone_kwargs": {"out_indices": [1]}}, r"must not contain \['out_indices'\]"),
         ({"set_cost_class": 0, "set_cost_bbox": 0, "set_cost_giou": 0}, r"All matching costs are 0"),
         ({"eos_coef": float("nan")}, r"eos_coef must be a finite number"),
+        ({"iou_label_power": -0.5}, r"iou_label_power must be a finite number that is not negative"),
         ({"giou_loss_coef": -1}, r"giou_loss_coef must be a finite number that is not negative"),
         ({"id2label": {}}, r"id2label"),
         ({"num_labels": 0, "id2label": None}, r"id2label is empty"),

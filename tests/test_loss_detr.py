@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
+from torchvision.ops import box_iou
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 from transformers.models.detr import DetrConfig
 
@@ -17,8 +18,8 @@ from .conftest import some_labels, tiny_config, tiny_model
 WEIGHTS = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
 
 
-def criterion() -> SetCriterion:
-    return SetCriterion(HungarianMatcher(), WEIGHTS, eos_coef=0.1)
+def criterion(iou_label_power: float = 0.0) -> SetCriterion:
+    return SetCriterion(HungarianMatcher(), WEIGHTS, eos_coef=0.1, iou_label_power=iou_label_power)
 
 
 def predictions(layers=3, images=2, queries=8, classes=3, seed=0, dtype=torch.float32):
@@ -28,8 +29,15 @@ def predictions(layers=3, images=2, queries=8, classes=3, seed=0, dtype=torch.fl
     return logits.requires_grad_(), boxes.requires_grad_()
 
 
-def loss_by_the_paper(logits, boxes, targets, eos_coef=0.1):
-    """The rules one layer, one image, one object at a time, as the paper and the original state them."""
+def torchvision_iou(box, wanted) -> torch.Tensor:
+    return box_iou(box_cxcywh_to_xyxy(box)[None], box_cxcywh_to_xyxy(wanted)[None])[0, 0]
+
+
+def loss_by_the_paper(logits, boxes, targets, eos_coef=0.1, iou_label_power=0.0):
+    """The rules one layer, one image, one object at a time, as the paper and the original state them.
+
+    And with `iou_label_power` as DETRConfig states it.
+    """
     num_boxes = max(sum(len(target["boxes"]) for target in targets), 1)
     total = 0.0
     for layer_logits, layer_boxes in zip(logits, boxes, strict=True):
@@ -45,9 +53,13 @@ def loss_by_the_paper(logits, boxes, targets, eos_coef=0.1):
             queries, objects = linear_sum_assignment(cost.detach())
             classes = torch.full((len(image_boxes),), image_logits.shape[-1] - 1)
             classes[queries] = target["class_labels"][objects]
+            share = torch.ones(len(image_boxes))
+            for q, n in zip(queries, objects, strict=True):
+                share[q] = torchvision_iou(image_boxes[q], wanted[n]).detach() ** iou_label_power
             for q, wanted_class in enumerate(classes):
                 weight = eos_coef if wanted_class == image_logits.shape[-1] - 1 else 1.0
-                entropy_sum = entropy_sum - weight * image_logits[q].log_softmax(-1)[wanted_class]
+                logs = image_logits[q].log_softmax(-1)
+                entropy_sum = entropy_sum - weight * (share[q] * logs[wanted_class] + (1 - share[q]) * logs[-1])
                 weight_sum += weight
             for q, n in zip(queries, objects, strict=True):
                 distance = distance + (image_boxes[q] - wanted[n]).abs().sum()
@@ -57,12 +69,15 @@ def loss_by_the_paper(logits, boxes, targets, eos_coef=0.1):
     return total
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("counts", [(3, 2), (4, 0), (1, 1), (0, 0), (8, 5), (11, 1)])
-def test_loss_and_gradients_follow_the_paper(counts):
+def test_loss_and_gradients_follow_the_paper(counts, power):
     logits, boxes = predictions()
     targets = some_labels(*counts)
-    total, _ = criterion()(logits, boxes, targets)
-    expected = loss_by_the_paper(logits, boxes, targets)
+    with torch.no_grad():
+        boxes[:, 0, : counts[0]] = targets[0]["boxes"][: boxes.shape[2]] + 0.01  # else few pairs would overlap
+    total, _ = criterion(power)(logits, boxes, targets)
+    expected = loss_by_the_paper(logits, boxes, targets, iou_label_power=power)
     assert torch.allclose(total, expected, rtol=1e-5)
     grads = torch.autograd.grad(total, (logits, boxes))
     expected_grads = torch.autograd.grad(expected, (logits, boxes), allow_unused=True)
@@ -89,6 +104,24 @@ def test_loss_and_gradients_equal_those_of_transformers(counts):
     grads = torch.autograd.grad(total, (logits, boxes))
     for grad, expected_grad in zip(grads, torch.autograd.grad(expected, (logits, boxes)), strict=True):
         assert torch.allclose(grad, expected_grad, rtol=1e-5, atol=1e-7)
+
+
+def test_known_objects_are_labelled_by_their_iou_as_well():
+    logits, boxes = predictions(layers=2, images=2, queries=3)
+    classes = torch.tensor([[1, 3, 0], [2, 2, 1]])  # 3 is no-object
+    wanted = boxes[0].detach() + 0.05
+    valid = torch.tensor([[True, True, True], [True, False, True]])
+    total, parts = criterion(0.5).known_assignment(logits, boxes, classes, wanted, valid)
+    entropy = weights = 0.0
+    for image, query in valid.nonzero().tolist():
+        label, log_probs = classes[image, query], logits[-1, image, query].log_softmax(-1)
+        iou = torchvision_iou(boxes[-1, image, query], wanted[image, query]).detach()
+        share, weight = (1.0, 0.1) if label == 3 else (iou**0.5, 1.0)
+        entropy = entropy - weight * (share * log_probs[label] + (1 - share) * log_probs[3])
+        weights += weight
+    assert torch.allclose(parts["loss_ce"], entropy / weights, rtol=1e-5)
+    plain, _ = criterion().known_assignment(logits, boxes, classes, wanted, valid)
+    assert not torch.allclose(total, plain)
 
 
 def test_a_target_never_depends_on_its_batch_mates():
@@ -211,6 +244,16 @@ def test_the_model_weights_its_losses_as_the_config_says():
     classes[0, matches.query] = packed.labels[0, matches.object]
     weight = torch.tensor([1.0, 1.0, 1.0, 0.4])
     assert torch.allclose(parts["loss_ce"], F.cross_entropy(last.transpose(1, 2), classes, weight))
+
+
+def test_the_configs_power_reaches_the_loss_and_no_output():
+    plain, soft = tiny_model(), tiny_model(iou_label_power=2.0)
+    pixels, labels = torch.randn(1, 3, 64, 64), some_labels(2)
+    outputs, softened = plain(pixels, labels=labels), soft(pixels, labels=labels)
+    assert torch.equal(outputs.logits, softened.logits) and torch.equal(outputs.pred_boxes, softened.pred_boxes)
+    _, parts = criterion(2.0)(outputs.logits[None], outputs.pred_boxes[None], labels)
+    assert torch.allclose(softened.loss_dict["loss_ce"], parts["loss_ce"])
+    assert not torch.allclose(outputs.loss_dict["loss_ce"], parts["loss_ce"])
 
 
 def test_without_auxiliary_losses_only_the_last_layer_counts():
