@@ -26,8 +26,17 @@ def from_examples(name: str):
         sys.path.remove(str(ROOT / "examples"))
 
 
-train_digits, detector, recipes, report = (
-    from_examples(name) for name in ("train_digits", "digits.detector", "digits.recipe", "digits.report")
+train_digits, batches, detector, kept, muon, recipes, report = (
+    from_examples(name)
+    for name in (
+        "train_digits",
+        "digits.batches",
+        "digits.detector",
+        "digits.kept",
+        "digits.muon",
+        "digits.recipe",
+        "digits.report",
+    )
 )
 SHORT = recipes.Recipe(
     batch_size=2,
@@ -71,7 +80,7 @@ def test_the_whole_backbone_learns_where_it_is_asked_for(trained):
 
 def test_backbone_is_frozen_as_the_original_is_by_default():
     model = DETRForObjectDetection.from_pretrained(ASSET)
-    optimizer = detector.make_optimizer(model, recipes.Recipe())
+    (optimizer,) = detector.make_optimizers(model, recipes.Recipe())
     learning = {id(weight) for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad}
     assert not {id(weight) for name, weight in model.named_parameters() if "body.conv1" in name} & learning
     assert not any(buffer.requires_grad for buffer in model.buffers())
@@ -81,7 +90,7 @@ def test_a_run_resumes_where_it_was(trained):
     first, second, work = trained
     state = torch.load(work / "detect_state.pt", weights_only=True)
     assert state["step"] == 4
-    assert state["optimizer"]["state"][0]["step"] == 4
+    assert state["optimizers"][0]["state"][0]["step"] == 4
     assert changed(first, second)
     log = [json.loads(line) for line in (work / "detect.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "step" in entry] == [2, 4]
@@ -89,6 +98,82 @@ def test_a_run_resumes_where_it_was(trained):
     again = detector.train_detector(replace(SHORT, steps=4), None, work, report.make_processor())
     assert not changed(second, again)  # nothing was left to do
     assert torch.load(work / "detect_state.pt", weights_only=True)["seconds"] == before
+
+
+KEPT = replace(SHORT, draw="auto", whole_backbone=False, kept_batches=3, muon_lr=1e-3, iou_label_power=0.5)
+
+
+@pytest.fixture
+def few_to_a_file(monkeypatch):
+    monkeypatch.setattr(kept, "BATCHES_PER_FILE", 2)
+
+
+def test_a_run_on_kept_features_resumes_and_leaves_the_backbone(tmp_path, few_to_a_file):
+    processor = report.make_processor()
+    first = detector.train_detector(KEPT, None, tmp_path, processor)
+    moved = changed(DETRForObjectDetection.from_pretrained(ASSET), first)
+    assert not any("backbone" in name for name in moved)
+    assert {name for name, _ in first.named_parameters() if "backbone" not in name} <= moved
+    assert (first.config.set_cost_class, first.config.iou_label_power) == (1, 0)
+    second = detector.train_detector(replace(KEPT, steps=4), None, tmp_path, processor)
+    assert changed(first, second) == {name for name in moved if "num_batches" not in name}
+    states = torch.load(tmp_path / "detect_state.pt", weights_only=True)["optimizers"]
+    assert [len(state["param_groups"]) for state in states] == [1, 1]
+    assert states[0]["state"][0]["step"] == 4 and "momentum" in states[1]["state"][0]
+
+
+def test_kept_features_are_the_backbones_and_come_in_another_order_each_pass(tmp_path, few_to_a_file):
+    backbone = DETRForObjectDetection.from_pretrained(ASSET).eval().backbone[0]
+    recipe = replace(KEPT, kept_batches=5, steps=10)
+    seen = list(kept.kept_batches(recipe, backbone, tmp_path, 0))
+    expected = list(batches.loader(recipe, "detect", 0, 5))
+    number = {target[0]["boxes"]: index for index, (_, target) in enumerate(expected)}
+    order = []
+    for features, targets in seen:
+        (index,) = (i for boxes, i in number.items() if torch.equal(boxes, targets[0]["boxes"]))
+        order.append(index)
+        with torch.no_grad():
+            ((wanted, _),) = backbone(batches.normalise(expected[index][0]), None)
+        torch.testing.assert_close(features, wanted, rtol=1e-3, atol=1e-3)
+    assert sorted(order[:5]) == sorted(order[5:]) == [0, 1, 2, 3, 4]
+    assert order[:5] != order[5:]
+    again = list(kept.kept_batches(recipe, backbone, tmp_path, 8))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(again, seen[8:], strict=True))
+
+
+def test_keeping_features_goes_on_where_it_was_killed(tmp_path, few_to_a_file):
+    backbone = DETRForObjectDetection.from_pretrained(ASSET).eval().backbone[0]
+    files = kept.keep_features(KEPT, backbone, tmp_path)
+    times = [path.stat().st_mtime_ns for path in files]
+    files[1].unlink()
+    assert kept.keep_features(KEPT, backbone, tmp_path) == files
+    assert files[0].stat().st_mtime_ns == times[0] and files[1].exists()
+
+
+@pytest.mark.parametrize("changes", [{"whole_backbone": True}, {"init": ""}])
+def test_features_are_kept_only_of_a_backbone_that_is_trained_and_stays(changes):
+    with pytest.raises(ValueError, match="kept_batches trains on a trained backbone's features"):
+        replace(KEPT, **changes)
+
+
+def test_muon_steps_as_torchs_does():
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((12, 12), (12, 30), (30, 12), (12, 12))]
+    ours, theirs = ([torch.nn.Parameter(weight.clone()) for weight in start] for _ in range(2))
+    optimizers = (
+        muon.Muon(ours, lr=0.02, momentum=0.9, weight_decay=0.1),
+        torch.optim.Muon(theirs, lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        for weights in zip(ours, theirs, strict=True):
+            gradient = torch.randn(weights[0].shape, generator=generator)
+            for weight in weights:
+                weight.grad = gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other, before in zip(ours, theirs, start, strict=True):
+        moved, wanted = mine - before, other - before
+        assert (moved - wanted).norm() < 0.03 * wanted.norm()  # theirs is computed in bfloat16
 
 
 def test_what_comes_out_is_plain_and_folds_the_weights_it_has(trained, tmp_path):
@@ -135,6 +220,14 @@ def test_the_cards_command_line_makes_the_recipe(monkeypatch):
     words = report.wrapped_options(recipe).replace("\\\n", " ").split()
     monkeypatch.setattr(sys, "argv", ["train_digits.py", *words])
     assert train_digits.parse_arguments()[0] == replace(recipe, init="FOLDER")
+
+
+def test_card_says_what_was_kept_and_which_optimiser_moved_what():
+    texts = report.how_it_trained(replace(KEPT, batch_size=16, small_until=2, num_denoising=0), drawn=False)
+    assert texts["drawn_by"] == "the backbone's features of 48 scenes computed before"
+    assert texts["optimisers"].startswith("Muon 0.001 for the transformer's matrices, AdamW 0.0001")
+    assert "backbone left as it was" in texts["optimisers"] and "first 67%" in texts["small_digits"]
+    assert texts["denoising"] == ""
 
 
 @pytest.mark.parametrize(("drawn", "words"), [(True, "also drew the scenes"), (False, "1 processes drawing scenes")])

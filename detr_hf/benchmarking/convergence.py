@@ -139,6 +139,12 @@ class FixedFeatures(nn.Module):
         return [features]
 
 
+def take_features(model: DETRForObjectDetection) -> None:
+    """Makes `model` take what its backbone would give, feature maps (B, C, h, w), in the place of pictures."""
+    model.backbone[0].body = FixedFeatures()
+    model._check_inputs = lambda *_: None  # feature maps have other channels than pictures
+
+
 class LastStage(nn.Module):
     """Gives transformers' model the same backbone as ours."""
 
@@ -167,8 +173,7 @@ def build_model(arm: str, settings: Settings, task: Task) -> nn.Module:
     )
     model = DETRForObjectDetection(config)
     if task.are_features:
-        model.backbone[0].body = FixedFeatures()
-        model._check_inputs = lambda *_: None  # feature maps have other channels than pictures
+        take_features(model)
     return _theirs(model, like_the_original=arm == THEIRS[1]) if arm in THEIRS else model
 
 

@@ -70,7 +70,7 @@ def pretrain_backbone(recipe: Recipe, work: Path) -> None:
     log = RunLog(work / PRETRAIN_LOG)
     net.train()
     for step, (pixels, targets) in enumerate(loader(recipe, "pretrain", first, recipe.pretrain_steps), start=first):
-        set_lr(optimizer, cosine(step, recipe.pretrain_steps, 50))
+        set_lr(cosine(step, recipe.pretrain_steps, 50), optimizer)
         features = body(normalise(pixels))[-1]
         frame = FeatureFrame(*features.shape[-2:], None)
         logits, boxes = net["head"](features, frame)

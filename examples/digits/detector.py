@@ -9,11 +9,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from detr_hf.backbone_detr import FrozenBatchNorm2d
+from detr_hf.benchmarking.convergence import take_features
 from detr_hf.configuration_detr import DETRConfig
 from detr_hf.image_processing_detr import DETRImageProcessor
 from detr_hf.modeling_detr import DETRForObjectDetection, DETRObjectDetectionOutput
 
 from .batches import drawn_batches, loader, normalise
+from .kept import kept_batches
+from .muon import Muon
 from .recipe import DETECT_LOG, Recipe, RunLog, rank_and_world_size, save_atomically, set_lr
 from .report import evaluate
 
@@ -49,7 +52,6 @@ def aids(recipe: Recipe) -> dict:
         "encoder_aux_coef": recipe.encoder_weight,
         "num_query_groups": recipe.query_groups,
         "num_denoising": recipe.num_denoising,
-        "set_cost_class": recipe.cost_class,
     }
 
 
@@ -59,10 +61,10 @@ def learning_rate_factor(step: int, progress: float, recipe: Recipe) -> float:
 
 
 def pair_weights(average: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The average's weights and norms, and the same of the model, which may have more."""
-    current = model.state_dict()
-    slow = {name: value for name, value in average.state_dict().items() if value.is_floating_point()}
-    return list(slow.values()), [current[name] for name in slow]
+    """The average's weights and norms, and the model's, of all that both have."""
+    current, slow = model.state_dict(), average.state_dict()
+    both = [name for name, value in slow.items() if value.is_floating_point() and name in current]
+    return [slow[name] for name in both], [current[name] for name in both]
 
 
 @torch.no_grad()
@@ -104,13 +106,18 @@ class Run:
         self.average = copy.deepcopy(model).strip_training_aids().eval()
         model.config.bbox_loss_coef *= recipe.box_weight
         model.config.giou_loss_coef *= recipe.box_weight
-        self.optimizer = make_optimizer(model, recipe)
+        model.config.set_cost_class = recipe.cost_class
+        model.config.iou_label_power = recipe.iou_label_power
+        if recipe.kept_batches:
+            take_features(model)
+        self.optimizers = make_optimizers(model, recipe)
         self.step, seconds_before = 0, 0.0
         if self.path.exists():
             state = torch.load(self.path, map_location=model.device, weights_only=True)
             self.model.load_state_dict(state["net"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(its_state)
             self.step, seconds_before = state["step"], state.get("seconds", 0.0)
         self.started = time.monotonic() - seconds_before
         self.pairs = pair_weights(self.average, self.model)
@@ -122,8 +129,9 @@ class Run:
 
     @property
     def trained(self) -> list[Tensor]:
-        """What the optimiser moves."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        """What the optimisers move."""
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        return [parameter for group in groups for parameter in group["params"]]
 
     def progress(self, step: int) -> float:
         """How much of the run is over at `step`, by steps or by minutes; 1 and more is the end."""
@@ -132,28 +140,34 @@ class Run:
 
     def save(self) -> None:
         """Writes the state."""
-        states = {"net": self.model, "average": self.average, "optimizer": self.optimizer}
-        states = {name: part.state_dict() for name, part in states.items()}
-        save_atomically({**states, "step": self.step, "seconds": self.seconds}, self.path)
+        state = {
+            "net": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        save_atomically({**state, "step": self.step, "seconds": self.seconds}, self.path)
 
     def take_step(
-        self, pixels: Tensor, targets: list[dict[str, Tensor]], progress: float
+        self, inputs: Tensor, targets: list[dict[str, Tensor]], progress: float
     ) -> DETRObjectDetectionOutput:
-        """Trains on one batch."""
-        set_lr(self.optimizer, learning_rate_factor(self.step, progress, self.recipe))
-        outputs = self.model(normalise(pixels), labels=targets)
-        self.optimizer.zero_grad()
+        """Trains on one batch of pixels, or of feature maps where the recipe keeps them."""
+        set_lr(learning_rate_factor(self.step, progress, self.recipe), *self.optimizers)
+        outputs = self.model(inputs if self.recipe.kept_batches else normalise(inputs), labels=targets)
+        self.model.zero_grad()
         outputs.loss.backward()
         average_gradients(self.trained)
         nn.utils.clip_grad_norm_(self.trained, self.recipe.clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         update_average(self.pairs, self.step, self.recipe.ema_decay)
         self.step += 1
         return outputs
 
 
 def who_draws(recipe: Recipe, device: str) -> str:
-    """Who draws the training scenes: "device" or "workers"."""
+    """Who draws the training scenes: "device" or "workers"; "kept" where they were drawn before."""
+    if recipe.kept_batches:
+        return "kept"
     if recipe.draw != "auto":
         return recipe.draw
     return "device" if device == "cuda" and rank_and_world_size()[1] == 1 else "workers"
@@ -175,18 +189,20 @@ def train_detector(
     log = RunLog(work / DETECT_LOG, rank_and_world_size()[1], _name(device), drawn_by)
     if run.progress(run.step) >= 1:
         batches = ()
+    elif drawn_by == "kept":
+        batches = kept_batches(recipe, run.average.backbone[0], work / "features", run.step)
     elif drawn_by == "device":
         batches = drawn_batches(recipe, device, run.step, run.progress)
     else:
         batches = loader(recipe, "detect", run.step, recipe.steps)
-    for pixels, targets in batches:
+    for inputs, targets in batches:
         progress = run.progress(run.step)
         if progress >= 1:
             break
-        if run.step == max(first, recipe.late_step):
+        if run.step == max(first, recipe.late_step) and drawn_by != "kept":
             detr.backbone[0].body.layer1.requires_grad_(True)
         targets = [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets]
-        outputs = run.take_step(pixels.to(device, non_blocking=True), targets, progress)
+        outputs = run.take_step(inputs.to(device, non_blocking=True), targets, progress)
         if not first_process:
             continue
         parts = {name: outputs.loss_dict[name] for name in LOGGED if name in outputs.loss_dict}
@@ -207,21 +223,28 @@ def _name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 
-def make_optimizer(net: DETRForObjectDetection, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW with the backbone's own learning rate; with `whole_backbone` what DETR leaves frozen learns too."""
+def make_optimizers(net: DETRForObjectDetection, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW with the backbone's own learning rate, and Muon where the recipe asks for it.
+
+    With `whole_backbone` what DETR leaves frozen learns too.
+    """
     norms = []
     if recipe.whole_backbone:
         net.backbone.requires_grad_(True)
         frozen = [module for module in net.backbone.modules() if isinstance(module, FrozenBatchNorm2d)]
         norms = [values.requires_grad_(True) for module in frozen for values in (module.weight, module.bias)]
-    others, backbone, first_stage = [], [], []
+    others, matrices, backbone, first_stage = [], [], [], []
     for name, parameter in net.named_parameters():
         if "backbone" not in name:
-            others.append(parameter)
+            by_muon = recipe.muon_lr and name.startswith("transformer.") and parameter.ndim == 2
+            (matrices if by_muon else others).append(parameter)
         elif "layer1" in name:
             first_stage.append(parameter)  # without a gradient, and so left alone, until `late_step`
         elif parameter.requires_grad:
             backbone.append(parameter)
     rates = ((others, recipe.lr), (backbone + norms, recipe.lr_backbone), (first_stage, recipe.lr_backbone))
-    groups = [{"params": parameters, "base_lr": rate} for parameters, rate in rates]
-    return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=net.device.type == "cuda")
+    groups = [{"params": parameters, "base_lr": rate} for parameters, rate in rates if parameters]
+    adam = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=net.device.type == "cuda")
+    if not matrices:
+        return [adam]
+    return [adam, Muon([{"params": matrices, "base_lr": recipe.muon_lr}], weight_decay=recipe.weight_decay)]

@@ -36,15 +36,19 @@ class Recipe:
     ema_decay: float = 0.998
     query_groups: int = 4
     encoder_weight: float = 1.0
-    box_weight: float = 1.0  # factor of both box losses; matching, and the saved configuration, keep DETR's weights
-    num_denoising: int = 0
+    # what the saved configuration does not tell, as it only concerns this training:
+    box_weight: float = 1.0  # factor of both box losses; matching keeps DETR's weights
     cost_class: float = 1.0  # weight of the class in matching; 4 in the recipe `fast`
+    iou_label_power: float = 0.0  # see DETRConfig
+    num_denoising: int = 0
     seed: int = 0
     init: str = ""  # a checkpoint to go on from; then there is no first stage
     minutes: float = 0.0  # end after so long, whatever `steps` says
     draw: str = "auto"  # training scenes of the second stage: "workers", "device", or "device" on a GPU
     workers: int = 1
     final_fraction: float = 0.25  # last part of a run, drawn on the device, with scenes like those of validation
+    kept_batches: int = 0  # leave the backbone as it is, and train on its features of so many batches, kept in WORK
+    muon_lr: float = 0.0  # Muon for the transformer's matrices; 0 is AdamW for all
     whole_backbone: bool = False  # train stem and batch norms' scale and shift as well
     save_every: int = 200
     stride: int = 16
@@ -62,6 +66,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.draw not in ("auto", "device", "workers"):
             raise ValueError(f"draw is {self.draw!r}; give 'auto', 'device' or 'workers'.")
+        if self.kept_batches and (self.whole_backbone or not self.init):
+            raise ValueError("kept_batches trains on a trained backbone's features: give init and not whole_backbone.")
 
     def changes(self) -> dict[str, object]:
         """The fields that differ from the defaults, as the command line names them."""
@@ -79,10 +85,11 @@ def rank_and_world_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def set_lr(factor: float, *optimizers: torch.optim.Optimizer) -> None:
     """Sets every group's rate to `factor` times its own base."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
 
 
 def save_atomically(state: dict, path: Path) -> None:

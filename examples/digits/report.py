@@ -136,7 +136,7 @@ def continued_facts(before: dict[str, Any], run: FinishedRun) -> dict[str, Any]:
     recipe, measured = run.recipe, run.measured
     log = read_log(run.work / DETECT_LOG)
     steps = max(entry["step"] for entry in log if "step" in entry)
-    device = next(entry["device"] for entry in log if "device" in entry)
+    began = next(entry for entry in log if "device" in entry)
     reached = all(measured.metrics.summary[name] >= value for name, value in WANTED.items())
     sections = card_sections(
         template="card_continued.md",
@@ -145,7 +145,7 @@ def continued_facts(before: dict[str, Any], run: FinishedRun) -> dict[str, Any]:
         before_AP50=f"{before['evaluation']['AP50']:.3f}",
         scenes=f"{steps * recipe.batch_size:,}",
         minutes_spent=f"{training_minutes(run.work / DETECT_LOG):.1f}",
-        device=device,
+        device=f"{began['threads']} threads of a CPU" if began["device"] == "CPU" else f"one {began['device']}",
         part=1 + len(re.findall(r"^\d+\. ", before["training"]["text"], flags=re.MULTILINE)),
         options=wrapped_options(recipe),
         wanted_AP=WANTED["AP"],
@@ -164,16 +164,25 @@ def continued_facts(before: dict[str, Any], run: FinishedRun) -> dict[str, Any]:
 
 
 def how_it_trained(recipe: Recipe, drawn: bool) -> dict[str, str]:
-    """What a continued run's text says of its scenes, which the device drew where `drawn`, and of its backbone."""
+    """What a continued run's text says of its scenes, which the device drew where `drawn`, and of what learnt how."""
     small = "every other batch with many small digits"
-    if drawn:
-        small += f" but for the last {recipe.final_fraction:.0%}, whose scenes are like those of validation"
+    if recipe.kept_batches:
+        drawn_by = f"the backbone's features of {recipe.kept_batches * recipe.batch_size:,} scenes computed before"
+        backbone = "backbone left as it was"
+        small += f" among the first {min(recipe.small_until / recipe.kept_batches, 1):.0%} of these"
+    else:
+        drawn_by = "which also drew the scenes" if drawn else f"{recipe.workers} processes drawing scenes"
+        too = "all of it, scale and shift of the norms too" if recipe.whole_backbone else "its first stage too"
+        backbone = f"backbone {recipe.lr_backbone}, {too}"
+        small += f" but for the last {recipe.final_fraction:.0%}, whose scenes are like those of validation" * drawn
+    optimisers = f"AdamW {recipe.lr} ({backbone})"
+    if recipe.muon_lr:
+        optimisers = f"Muon {recipe.muon_lr} for the transformer's matrices, {optimisers} for the rest"
     return {
-        "drawn_by": "which also drew the scenes" if drawn else f"{recipe.workers} processes drawing scenes",
-        "trained_too": "all of it, scale and shift of the norms too"
-        if recipe.whole_backbone
-        else "its first stage too",
+        "drawn_by": drawn_by,
         "small_digits": small,
+        "optimisers": optimisers,
+        "denoising": f" and about {recipe.num_denoising} denoising queries" if recipe.num_denoising else "",
     }
 
 
