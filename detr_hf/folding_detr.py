@@ -268,12 +268,17 @@ class FusedKernels:
         operator = torch.ops.mkldnn._convolution_pointwise
         return operator(x, conv.weight, conv.bias, *_mkldnn_geometry(conv), "relu", [], "")
 
-    def conv_add_relu(self, conv: nn.Conv2d, x: Tensor, other: Tensor) -> Tensor:
-        """Returns relu(conv(x) + other)."""
+    def conv_add_relu(self, conv: nn.Conv2d, x: Tensor, other: Tensor, in_place: bool = False) -> Tensor:
+        """Returns relu(conv(x) + other); on a CPU in the memory of `other` where that is allowed.
+
+        New memory of this size is mapped page by page, which takes longer than a convolution of stage 1.
+        """
         if self.on_cuda:
             return torch.cudnn_convolution_add_relu(x, conv.weight, other, 1.0, conv.bias, *_geometry(conv))
-        operator = torch.ops.mkldnn._convolution_pointwise.binary
-        return operator(x, other, conv.weight, conv.bias, *_mkldnn_geometry(conv), "add", 1.0, "relu", [], "")
+        tensors, options = (conv.weight, conv.bias), (*_mkldnn_geometry(conv), "add", 1.0, "relu", [], "")
+        if in_place:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *tensors, *options)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *tensors, *options)
 
 
 def _geometry(conv: nn.Conv2d) -> tuple:
@@ -294,9 +299,10 @@ def fused_kernels(device: torch.device, dtype: torch.dtype) -> FusedKernels | No
     conv = conv.to(memory_format=torch.channels_last)
     values = torch.linspace(-2, 2, 2 * 8 * 6 * 6, device=device).view(2, 8, 6, 6).to(dtype)
     x = values.contiguous(memory_format=torch.channels_last)
-    expected = F.relu(conv(x)), F.relu(conv(x) + x)
+    expected = F.relu(conv(x)), *(F.relu(conv(x) + x),) * 2
     try:
-        got = kernels.conv_relu(conv, x), kernels.conv_add_relu(conv, x, x)
+        got = [kernels.conv_relu(conv, x), kernels.conv_add_relu(conv, x, x)]
+        got.append(kernels.conv_add_relu(conv, x, x.clone(), in_place=True))
     except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
         logger.debug("No fused convolutions on %s in %s: %s", device, dtype, error)
         return None
@@ -306,11 +312,18 @@ def fused_kernels(device: torch.device, dtype: torch.dtype) -> FusedKernels | No
 
 
 class FusedResidualBlock(nn.Module):
-    """A plain residual block of timm's ResNet, folded, with as few kernels as there are convolutions."""
+    """A plain residual block of timm's ResNet, folded, with as few kernels as there are convolutions.
 
-    def __init__(self, block: nn.Module, convolutions: list[nn.Conv2d]):
+    Args:
+        block: the block of the folded copy.
+        convolutions: those of its main branch.
+        owns_input: nobody but this block reads its input, which it may overwrite.
+    """
+
+    def __init__(self, block: nn.Module, convolutions: list[nn.Conv2d], owns_input: bool):
         super().__init__()
         self.block = block
+        self.owns_input = owns_input
         *self.before, self.last = convolutions
 
     def forward(self, x: Tensor) -> Tensor:
@@ -318,9 +331,10 @@ class FusedResidualBlock(nn.Module):
         if kernels is None:
             return self.block(x)
         shortcut = x if self.block.downsample is None else self.block.downsample(x)
+        in_place = self.owns_input or shortcut is not x
         for conv in self.before:
             x = kernels.conv_relu(conv, x)
-        return kernels.conv_add_relu(self.last, x, shortcut)
+        return kernels.conv_add_relu(self.last, x, shortcut, in_place)
 
 
 class FusedConvolution(nn.Module):
@@ -350,12 +364,22 @@ def _fuse_residual_blocks(folded: nn.Module) -> None:
         if type(module) in (BasicBlock, Bottleneck):
             convolutions = _plain_convolutions(module)
             if convolutions:
-                folded.set_submodule(name, FusedResidualBlock(module, convolutions))
+                owns_input = _follows_fused_block(module, folded.get_submodule(name.rpartition(".")[0]))
+                folded.set_submodule(name, FusedResidualBlock(module, convolutions, owns_input))
     children = dict(folded.named_children())
     stem = [children.get(name) for name in ("conv1", "bn1", "act1")]
     if list(children)[:3] == ["conv1", "bn1", "act1"] and _is_fusable(*stem):
         folded.set_submodule("conv1", FusedConvolution(stem[0]))
         folded.set_submodule("act1", nn.Identity())
+
+
+def _follows_fused_block(block: nn.Module, stage: nn.Module) -> bool:
+    """Whether the block's input is what a fused block of the same stage gives: no feature map that others read."""
+    if type(stage) is not nn.Sequential:
+        return False
+    blocks = list(stage)
+    place = blocks.index(block)
+    return place > 0 and type(blocks[place - 1]) is FusedResidualBlock
 
 
 def _plain_convolutions(block: nn.Module) -> list[nn.Conv2d]:

@@ -304,6 +304,33 @@ def test_plain_residual_blocks_are_fused_and_others_are_not():
     assert not any(isinstance(part, FusedResidualBlock) for part in gated.modules())
 
 
+@pytest.mark.parametrize("changes", [{"backbone": "resnet50"}, {"backbone_kwargs": {"channels": [64] * 4}}])
+def test_a_block_overwrites_only_what_nobody_else_reads(changes):
+    """The second backbone's stages begin without a downsampling where the stride is 1, on a feature map as it is."""
+    torch.manual_seed(0)
+    backbone = Backbone(tiny_config(dilation=True, **changes), return_interm_layers=True).eval()
+    randomise_frozen_statistics(backbone)
+    pixels = PIXELS.clone()
+    with torch.no_grad():
+        expected = backbone.body(pixels)
+        assert any(getattr(block, "owns_input", False) for block in folded_form(backbone).modules())
+        for _ in range(2):
+            for (found, _), wanted in zip(backbone(pixels, None), expected, strict=True):
+                assert (found - wanted).abs().max() < 2e-5 * wanted.abs().max()
+    assert torch.equal(pixels, PIXELS)
+
+
+def test_residual_blocks_take_no_new_memory_for_what_they_give():
+    backbone = small_backbone(backbone="resnet50")
+    block = next(block for block in folded_form(backbone).modules() if getattr(block, "owns_input", False))
+    x = torch.randn(1, 256, 8, 8).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = block.block(x.clone())
+        given = block(x)
+    assert given.data_ptr() == x.data_ptr()
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_without_fused_kernels_the_numbers_are_the_same(backbone, monkeypatch):
     with torch.no_grad():
         fused = backbone(PIXELS, None)[-1][0]
