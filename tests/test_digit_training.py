@@ -224,7 +224,7 @@ def test_the_cards_command_line_makes_the_recipe(monkeypatch):
 
 def test_card_says_what_was_kept_and_which_optimiser_moved_what():
     texts = report.how_it_trained(replace(KEPT, batch_size=16, small_until=2, num_denoising=0), drawn=False)
-    assert texts["drawn_by"] == "the backbone's features of 48 scenes computed before"
+    assert texts["drawn_by"] == "first of all for the backbone's features of 48 scenes"
     assert texts["optimisers"].startswith("Muon 0.001 for the transformer's matrices, AdamW 0.0001")
     assert "backbone left as it was" in texts["optimisers"] and "first 67%" in texts["small_digits"]
     assert texts["denoising"] == ""

@@ -145,7 +145,7 @@ def continued_facts(before: dict[str, Any], run: FinishedRun) -> dict[str, Any]:
         before_AP50=f"{before['evaluation']['AP50']:.3f}",
         scenes=f"{steps * recipe.batch_size:,}",
         minutes_spent=f"{training_minutes(run.work / DETECT_LOG):.1f}",
-        device=f"{began['threads']} threads of a CPU" if began["device"] == "CPU" else f"one {began['device']}",
+        device=f"a CPU (threads: {began['threads']})" if began["device"] == "CPU" else f"one {began['device']}",
         part=1 + len(re.findall(r"^\d+\. ", before["training"]["text"], flags=re.MULTILINE)),
         options=wrapped_options(recipe),
         wanted_AP=WANTED["AP"],
@@ -167,7 +167,7 @@ def how_it_trained(recipe: Recipe, drawn: bool) -> dict[str, str]:
     """What a continued run's text says of its scenes, which the device drew where `drawn`, and of what learnt how."""
     small = "every other batch with many small digits"
     if recipe.kept_batches:
-        drawn_by = f"the backbone's features of {recipe.kept_batches * recipe.batch_size:,} scenes computed before"
+        drawn_by = f"first of all for the backbone's features of {recipe.kept_batches * recipe.batch_size:,} scenes"
         backbone = "backbone left as it was"
         small += f" among the first {min(recipe.small_until / recipe.kept_batches, 1):.0%} of these"
     else:
