@@ -405,6 +405,7 @@ def _padded_hw(sizes_hw: list[tuple[int, int]], pad_size: SizeDict | None) -> tu
     return pad_size.height, pad_size.width
 
 
+@torch.inference_mode(False)  # where the caller is in it, the threads are not, and the memory outlives it
 def _batched(
     resize: Callable[[Tensor, tuple[int, int]], Tensor],
     images: list[Tensor],

@@ -220,6 +220,17 @@ def test_kinds_of_returned_tensors(backend):
 
 
 @both_backends
+def test_several_pictures_are_processed_in_inference_mode_too(backend, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    processor = backend(size=SMALL)
+    expected = processor(PICTURES, annotations=ANNOTATIONS, return_tensors="pt")
+    with torch.inference_mode():
+        found = processor(PICTURES, annotations=ANNOTATIONS, return_tensors="pt")
+        assert torch.equal(found["pixel_values"] + 0, expected["pixel_values"])
+    found["pixel_values"] += 1  # ordinary memory
+
+
+@both_backends
 def test_the_batch_is_a_batch_feature_that_moves_and_pickles(backend):
     batch = backend(size=SMALL)(PICTURES, ANNOTATIONS, return_tensors="pt")
     assert isinstance(batch, BatchFeature)
