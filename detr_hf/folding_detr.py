@@ -299,10 +299,14 @@ def fused_kernels(device: torch.device, dtype: torch.dtype) -> FusedKernels | No
     conv = conv.to(memory_format=torch.channels_last)
     values = torch.linspace(-2, 2, 2 * 8 * 6 * 6, device=device).view(2, 8, 6, 6).to(dtype)
     x = values.contiguous(memory_format=torch.channels_last)
-    expected = F.relu(conv(x)), *(F.relu(conv(x) + x),) * 2
+    added = F.relu(conv(x) + x)
+    expected = F.relu(conv(x)), added, added
     try:
-        got = [kernels.conv_relu(conv, x), kernels.conv_add_relu(conv, x, x)]
-        got.append(kernels.conv_add_relu(conv, x, x.clone(), in_place=True))
+        got = (
+            kernels.conv_relu(conv, x),
+            kernels.conv_add_relu(conv, x, x),
+            kernels.conv_add_relu(conv, x, x.clone(), in_place=True),
+        )
     except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
         logger.debug("No fused convolutions on %s in %s: %s", device, dtype, error)
         return None

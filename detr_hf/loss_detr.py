@@ -316,8 +316,8 @@ class SetCriterion(nn.Module):
         class_loss = self._class_loss(logits, scores, wanted_labels, matches)
         if self.iou_label_power:
             matched = logits.flatten(0, 2)[matches.prediction]  # (L, P, K + 1)
-            missed = self._missed(*(planar.movedim(0, -1) for planar in boxes))
-            class_loss = class_loss + (missed * _over_no_object(matched, wanted_labels)).sum(dim=1)
+            pairs = (planar.movedim(0, -1) for planar in boxes)
+            class_loss = class_loss + self._softening(matched, wanted_labels, *pairs).sum(dim=1)
         parts = {"loss_ce": class_loss / class_weight}
         parts |= {name: value / num_objects for name, value in self._box_losses(*boxes).items()}
         total = sum(self.weights[name] * value.sum() for name, value in parts.items())
@@ -357,8 +357,8 @@ class SetCriterion(nn.Module):
             logits.flatten(0, 2), classes.expand(len(logits), -1, -1).flatten(), reduction="none"
         ).view(logits.shape[:3])
         if self.iou_label_power:
-            missed = self._missed(pred_boxes, boxes_cxcywh_norm) * positive
-            entropy = entropy + missed * _over_no_object(logits, classes.expand_as(entropy))
+            labels = classes.expand_as(entropy)
+            entropy = entropy + self._softening(logits, labels, pred_boxes, boxes_cxcywh_norm) * positive
         distance = (pred_boxes - boxes_cxcywh_norm).abs().sum(dim=-1)
         overlap = generalized_box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(boxes_cxcywh_norm))
         parts = {
@@ -378,11 +378,16 @@ class SetCriterion(nn.Module):
         weight.view(-1)[matches.prediction] = 1.0
         return (_CrossEntropy.apply(logits, scores, classes) * weight).sum(dim=(1, 2))
 
-    @torch.no_grad()
-    def _missed(self, pred_boxes: Tensor, wanted_boxes: Tensor) -> Tensor:
-        """Returns 1 - IoU^p of boxes (..., 4): by how much less than 1 a class's probability should be."""
-        iou, _ = box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(wanted_boxes))
-        return 1 - iou**self.iou_label_power
+    def _softening(self, logits: Tensor, labels: Tensor, pred_boxes: Tensor, wanted_boxes: Tensor) -> Tensor:
+        """Returns what `iou_label_power` adds to the cross-entropy (...) of queries (..., K + 1) with their objects.
+
+        With a wanted probability q of the label, and 1 - q of no-object, it is that with q = 1 plus (1 - q) times what
+        the label's logit has over no-object's.
+        """
+        with torch.no_grad():
+            iou, _ = box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(wanted_boxes))
+        over_no_object = logits.gather(-1, labels[..., None]).squeeze(-1) - logits[..., -1]
+        return (1 - iou**self.iou_label_power) * over_no_object
 
     @staticmethod
     def _matched_boxes(pred_boxes: Tensor, targets: PackedTargets, matches: Matches) -> tuple[Tensor, Tensor]:
@@ -403,15 +408,6 @@ class SetCriterion(nn.Module):
             "loss_bbox": (predicted - wanted).abs().sum(dim=(0, 2)),
             "loss_giou": (1 - _planar_generalized_iou(predicted, wanted)).sum(dim=1),
         }
-
-
-def _over_no_object(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns by how much the logit of the label (...) is above that of no-object, in logits (..., K + 1).
-
-    The cross-entropy with a wanted probability q of the label, and 1 - q of no-object, is that with q = 1 plus
-    (1 - q) times this.
-    """
-    return logits.gather(-1, labels[..., None]).squeeze(-1) - logits[..., -1]
 
 
 class _CrossEntropy(torch.autograd.Function):

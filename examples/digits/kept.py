@@ -35,7 +35,7 @@ def kept_batches(
         order = np.random.default_rng((recipe.seed, step // number)).permutation(number)
         file, place = divmod(int(order[step % number]), BATCHES_PER_FILE)
         features, targets = kept[file][place]
-        yield features.float(), [{name: value.clone() for name, value in target.items()} for target in targets]
+        yield features.float(), targets
 
 
 @torch.inference_mode()
