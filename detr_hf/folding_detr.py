@@ -7,12 +7,12 @@ runs the model's own modules.
 
 Which convolution a norm belongs to is found by running the copy once on the meta device, so any timm model will do:
 the pair is folded when nothing but the norm reads what the convolution gives. Plain residual blocks of a ResNet
-run convolution, bias, addition and ReLU as one kernel where this build of torch has one (oneDNN's on the CPU, cuDNN's
-on a GPU; private operators, tried before they are used).
+run convolution, bias, addition and ReLU as one kernel where this build of torch has one.
 """
 
 import copy
 import functools
+import itertools
 import threading
 
 import torch
@@ -21,11 +21,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.utils import logging
 
+from .fused_kernels_detr import FusedKernels, KeptMemory, kernels_for
+
 logger = logging.get_logger(__name__)
 
 DEVICES = ("cpu", "cuda")
 SAMPLES = 64  # values of a large tensor that are compared at every call on the CPU
 SMALL = 4096  # tensors up to this size, which norms have, are compared whole
+STEM = ("conv1", "bn1", "act1", "maxpool")  # children of timm's ResNet
+BAND = 8 * 2**20  # bytes of the stem's result that are computed at a time on a CPU
 
 
 class InferenceBody:
@@ -252,67 +256,7 @@ def fold_norm(convolution: nn.Conv2d, norm: nn.Module) -> None:
     convolution.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
 
 
-# ----------------------------------------------------------------------------------------------- one kernel for three
-
-
-class FusedKernels:
-    """Convolution with ReLU, and convolution with addition and ReLU, as one kernel each."""
-
-    def __init__(self, device_type: str):
-        self.on_cuda = device_type == "cuda"
-
-    def conv_relu(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """Returns relu(conv(x))."""
-        if self.on_cuda:
-            return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *_geometry(conv))
-        operator = torch.ops.mkldnn._convolution_pointwise
-        return operator(x, conv.weight, conv.bias, *_mkldnn_geometry(conv), "relu", [], "")
-
-    def conv_add_relu(self, conv: nn.Conv2d, x: Tensor, other: Tensor, in_place: bool = False) -> Tensor:
-        """Returns relu(conv(x) + other); on a CPU in the memory of `other` where that is allowed.
-
-        New memory of this size is mapped page by page, which takes longer than a convolution of stage 1.
-        """
-        if self.on_cuda:
-            return torch.cudnn_convolution_add_relu(x, conv.weight, other, 1.0, conv.bias, *_geometry(conv))
-        tensors, options = (conv.weight, conv.bias), (*_mkldnn_geometry(conv), "add", 1.0, "relu", [], "")
-        if in_place:
-            return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *tensors, *options)
-        return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *tensors, *options)
-
-
-def _geometry(conv: nn.Conv2d) -> tuple:
-    return conv.stride, conv.padding, conv.dilation, conv.groups
-
-
-def _mkldnn_geometry(conv: nn.Conv2d) -> tuple:
-    return conv.padding, conv.stride, conv.dilation, conv.groups
-
-
-@functools.lru_cache(maxsize=16)
-def fused_kernels(device: torch.device, dtype: torch.dtype) -> FusedKernels | None:
-    """Returns kernels that gave the right numbers for a small example on this device, or None."""
-    if device.type == "cpu" and not torch.backends.mkldnn.is_available():
-        return None
-    kernels = FusedKernels(device.type)
-    conv = nn.Conv2d(8, 8, 3, padding=1, device=device, dtype=dtype).requires_grad_(False)
-    conv = conv.to(memory_format=torch.channels_last)
-    values = torch.linspace(-2, 2, 2 * 8 * 6 * 6, device=device).view(2, 8, 6, 6).to(dtype)
-    x = values.contiguous(memory_format=torch.channels_last)
-    added = F.relu(conv(x) + x)
-    expected = F.relu(conv(x)), added, added
-    try:
-        got = (
-            kernels.conv_relu(conv, x),
-            kernels.conv_add_relu(conv, x, x),
-            kernels.conv_add_relu(conv, x, x.clone(), in_place=True),
-        )
-    except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
-        logger.debug("No fused convolutions on %s in %s: %s", device, dtype, error)
-        return None
-    tolerance = 1e-2 if dtype in (torch.float16, torch.bfloat16) or device.type == "cuda" else 1e-5
-    close = all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(got, expected, strict=True))
-    return kernels if close else None
+# -------------------------------------------------------------------------------------- fewer kernels, less new memory
 
 
 class FusedResidualBlock(nn.Module):
@@ -322,59 +266,126 @@ class FusedResidualBlock(nn.Module):
         block: the block of the folded copy.
         convolutions: those of its main branch.
         owns_input: nobody but this block reads its input, which it may overwrite.
+        memory: where large results go on a CPU.
     """
 
-    def __init__(self, block: nn.Module, convolutions: list[nn.Conv2d], owns_input: bool):
+    def __init__(self, block: nn.Module, convolutions: list[nn.Conv2d], owns_input: bool, memory: KeptMemory):
         super().__init__()
         self.block = block
         self.owns_input = owns_input
+        self.memory = memory
         *self.before, self.last = convolutions
 
     def forward(self, x: Tensor) -> Tensor:
-        kernels = _kernels_for(x, self.last)
+        kernels = kernels_for(x, self.last.weight)
         if kernels is None:
             return self.block(x)
-        shortcut = x if self.block.downsample is None else self.block.downsample(x)
+        shortcut = x if self.block.downsample is None else self._downsampled(kernels, x)
         in_place = self.owns_input or shortcut is not x
         for conv in self.before:
-            x = kernels.conv_relu(conv, x)
+            x = kernels.conv_relu(conv, x, self._zeros_for(conv, x))
         return kernels.conv_add_relu(self.last, x, shortcut, in_place)
 
+    def _downsampled(self, kernels: FusedKernels, x: Tensor) -> Tensor:
+        parts = [part for part in self.block.downsample if type(part) is not nn.Identity]
+        zeros = self._zeros_for(parts[0], x) if len(parts) == 1 and _is_plain(parts[0]) else None
+        return self.block.downsample(x) if zeros is None else kernels.conv_into(parts[0], x, zeros)
 
-class FusedConvolution(nn.Module):
-    """The convolution and ReLU of a ResNet's stem."""
+    def _zeros_for(self, conv: nn.Conv2d, x: Tensor) -> Tensor | None:
+        """Returns kept memory for what `conv` makes of `x`, or None where it takes new memory."""
+        if not x.is_cpu:
+            return None
+        height, width = (_output_length(conv, x, axis) for axis in (0, 1))
+        return self.memory.zeros((len(x), conv.out_channels, height, width), x.dtype)
 
-    def __init__(self, conv: nn.Conv2d):
+
+class FusedStem(nn.Module):
+    """Convolution and ReLU of a ResNet's stem, with the max pooling behind them if it is told to do that too.
+
+    On a CPU both run on some rows at a time: what lies between them, four times as large as the result, then stays in
+    the processor's cache, and no new memory is mapped for it.
+    """
+
+    def __init__(self, conv: nn.Conv2d, pool: nn.MaxPool2d | None = None):
         super().__init__()
         self.conv = conv
+        self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        kernels = _kernels_for(x, self.conv)
-        return self.conv(x).relu_() if kernels is None else kernels.conv_relu(self.conv, x)
+        kernels = kernels_for(x, self.conv.weight)
+        if self.pool is not None and kernels is not None and x.is_cpu:
+            return self._in_bands(kernels, x)
+        x = self.conv(x).relu_() if kernels is None else kernels.conv_relu(self.conv, x)
+        return x if self.pool is None else self.pool(x)
+
+    def _in_bands(self, kernels: FusedKernels, x: Tensor) -> Tensor:
+        height, width = (_output_length(self.conv, x, axis) for axis in (0, 1))
+        number = -(-len(x) * self.conv.out_channels * height * width * x.element_size() // BAND)
+        if number == 1:
+            return self.pool(kernels.conv_relu(self.conv, x))
+        rows = (height + 2 * self.pool.padding - self.pool.kernel_size) // self.pool.stride + 1
+        ends = [rows * index // number for index in range(number + 1)]
+        bands = [self._band(kernels, x, height, *band) for band in itertools.pairwise(ends)]
+        return torch.cat(bands, dim=2)
+
+    def _band(self, kernels: FusedKernels, x: Tensor, height: int, first: int, end: int) -> Tensor:
+        """Returns rows `first` to `end` of the result; `height` is that of the convolution's whole result."""
+        pool, conv = self.pool, self.conv
+        (kernel, _), (stride, _), (padding, side) = conv.kernel_size, conv.stride, conv.padding
+        # the rows that pooling reads of the convolution's result, and that this reads of the picture, edges beyond
+        pool_top, pool_end = first * pool.stride - pool.padding, (end - 1) * pool.stride - pool.padding + pool.kernel_size
+        top, bottom = max(pool_top, 0), min(pool_end, height)
+        conv_top, conv_end = top * stride - padding, (bottom - 1) * stride - padding + kernel
+        picture = x[:, :, max(conv_top, 0) : conv_end]
+        missing = (max(-conv_top, 0), max(conv_end - x.shape[2], 0))
+        picture = F.pad(picture, (side, side, *missing)).contiguous(memory_format=torch.channels_last)
+        band = kernels.conv_relu(_without_padding(conv), picture)
+        if (pool_top, pool_end) != (top, bottom):
+            band = F.pad(band, (0, 0, top - pool_top, pool_end - bottom))  # zeros: after a ReLU no maximum is smaller
+        return F.max_pool2d(band, pool.kernel_size, pool.stride, (0, pool.padding))
 
 
-def _kernels_for(x: Tensor, conv: nn.Conv2d) -> FusedKernels | None:
-    if x.dtype != conv.weight.dtype or torch.is_autocast_enabled(x.device.type):
-        return None
-    if x.is_cpu and not torch.backends.mkldnn.enabled:
-        return None
-    return fused_kernels(x.device, x.dtype)
+def _without_padding(conv: nn.Conv2d) -> nn.Conv2d:
+    unpadded = copy.copy(conv)
+    unpadded.padding = (0, 0)
+    return unpadded
+
+
+def _output_length(conv: nn.Conv2d, x: Tensor, axis: int) -> int:
+    """Returns height (axis 0) or width (axis 1) of what `conv` makes of `x` (B, C, H, W)."""
+    covered = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
+    return (x.shape[2 + axis] + 2 * conv.padding[axis] - covered) // conv.stride[axis] + 1
 
 
 def _fuse_residual_blocks(folded: nn.Module) -> None:
     from timm.models.resnet import BasicBlock, Bottleneck
 
+    memory = KeptMemory()
     for name, module in list(folded.named_modules()):
         if type(module) in (BasicBlock, Bottleneck):
             convolutions = _plain_convolutions(module)
             if convolutions:
                 owns_input = _follows_fused_block(module, folded.get_submodule(name.rpartition(".")[0]))
-                folded.set_submodule(name, FusedResidualBlock(module, convolutions, owns_input))
+                folded.set_submodule(name, FusedResidualBlock(module, convolutions, owns_input, memory))
+    _fuse_stem(folded)
+
+
+def _fuse_stem(folded: nn.Module) -> None:
     children = dict(folded.named_children())
-    stem = [children.get(name) for name in ("conv1", "bn1", "act1")]
-    if list(children)[:3] == ["conv1", "bn1", "act1"] and _is_fusable(*stem):
-        folded.set_submodule("conv1", FusedConvolution(stem[0]))
-        folded.set_submodule("act1", nn.Identity())
+    conv, norm, activation, pool = (children.get(name) for name in STEM)
+    if list(children)[:3] != list(STEM[:3]) or not _is_fusable(conv, norm, activation):
+        return
+    folded.set_submodule("act1", nn.Identity())
+    if list(children)[3] == "maxpool" and _is_plain_pool(pool) and "act1" not in folded.return_layers:
+        folded.set_submodule("maxpool", nn.Identity())
+        folded.set_submodule("conv1", FusedStem(conv, pool))
+    else:
+        folded.set_submodule("conv1", FusedStem(conv))
+
+
+def _is_plain_pool(pool: nn.Module) -> bool:
+    lengths = (pool.kernel_size, pool.stride, pool.padding) if type(pool) is nn.MaxPool2d else (None,)
+    return all(type(length) is int for length in lengths) and pool.dilation == 1 and not pool.ceil_mode
 
 
 def _follows_fused_block(block: nn.Module, stage: nn.Module) -> bool:
@@ -398,13 +409,15 @@ def _plain_convolutions(block: nn.Module) -> list[nn.Conv2d]:
 
 def _is_fusable(conv: nn.Module, norm: nn.Module, activation: nn.Module) -> bool:
     return (
-        type(conv) is nn.Conv2d
-        and conv.padding_mode == "zeros"
-        and not isinstance(conv.padding, str)
+        _is_plain(conv)
         and type(norm) is nn.Identity
         and conv.bias is not None
         and type(activation) is nn.ReLU
     )
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
 __all__ = ["InferenceBody", "find_pairs", "fold_norm"]

@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_detr import DETRConfig
+from .fused_kernels_detr import linear
 
 
 @dataclass
@@ -128,14 +129,14 @@ class MultiheadAttention(nn.Module):
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         attended, weights = attend(
             self,
-            self._split_heads(self.q_proj(query)),
-            self._split_heads(self.k_proj(key)),
-            self._split_heads(self.v_proj(value)),
+            self._split_heads(linear(self.q_proj, query)),
+            self._split_heads(linear(self.k_proj, key)),
+            self._split_heads(linear(self.v_proj, value)),
             attention_mask,
             scaling=self.scaling,
             dropout=self.dropout if self.training else 0.0,
         )
-        attended = self.out_proj(attended.reshape(*query.shape[:-1], -1))
+        attended = linear(self.out_proj, attended.reshape(*query.shape[:-1], -1))
         return attended, weights if output_attentions else None
 
     def _split_heads(self, states: Tensor) -> Tensor:
@@ -192,7 +193,11 @@ class _Layer(GradientCheckpointingLayer):
         return norm(states + dropout(block(states)))
 
     def _feed_forward(self, states: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(states))))
+        if type(self.activation) is nn.ReLU:
+            hidden = linear(self.linear1, states, relu=True)
+        else:
+            hidden = self.activation(linear(self.linear1, states))
+        return linear(self.linear2, self.dropout(hidden))
 
 
 class TransformerEncoderLayer(_Layer):

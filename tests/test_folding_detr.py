@@ -9,7 +9,7 @@ from torch import nn
 
 from detr_hf import DETRForObjectDetection
 from detr_hf.backbone_detr import Backbone, FrozenBatchNorm2d
-from detr_hf.folding_detr import FusedConvolution, FusedResidualBlock, InferenceBody, find_pairs, fused_kernels
+from detr_hf.folding_detr import FusedStem, FusedResidualBlock, InferenceBody, find_pairs, fused_kernels
 
 from .conftest import padded_batch, randomise_frozen_statistics, tiny_config, tiny_model
 
@@ -300,7 +300,7 @@ def test_threads_share_one_copy(backbone):
 def test_plain_residual_blocks_are_fused_and_others_are_not():
     plain, gated = (folded_form(small_backbone(backbone=name)) for name in ("resnet50", "seresnet50"))
     assert sum(isinstance(part, FusedResidualBlock) for part in plain.modules()) == 16
-    assert isinstance(plain.conv1, FusedConvolution)
+    assert isinstance(plain.conv1, FusedStem)
     assert not any(isinstance(part, FusedResidualBlock) for part in gated.modules())
 
 

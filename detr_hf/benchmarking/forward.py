@@ -23,7 +23,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5, "float16": 0.1}
 SIDE = 2048  # of the matrices that measure the machine
 
 
-@torch.inference_mode()
+@torch.no_grad()  # a model made or converted in inference mode is not folded
 def compare_forward(
     device: str,
     dtype: str,

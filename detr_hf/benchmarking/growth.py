@@ -50,7 +50,7 @@ def compare_growth(
     return record
 
 
-@torch.inference_mode()
+@torch.no_grad()  # a model made or converted in inference mode is not folded
 def _point(ours: Any, peer: Any, side: int, batch: int, device: str, dtype: str, runs: int) -> dict[str, Any]:
     pixel_values, _ = random_pixels(batch, (side, side), device)
     found = differences(ours.float()(pixel_values), peer.float()(pixel_values))
