@@ -320,10 +320,11 @@ class FusedStem(nn.Module):
 
     def _in_bands(self, kernels: FusedKernels, x: Tensor) -> Tensor:
         height, width = (_output_length(self.conv, x, axis) for axis in (0, 1))
-        number = -(-len(x) * self.conv.out_channels * height * width * x.element_size() // BAND)
+        rows = (height + 2 * self.pool.padding - self.pool.kernel_size) // self.pool.stride + 1
+        number = len(x) * self.conv.out_channels * height * width * x.element_size() // BAND + 1
         if number == 1:
             return self.pool(kernels.conv_relu(self.conv, x))
-        rows = (height + 2 * self.pool.padding - self.pool.kernel_size) // self.pool.stride + 1
+        number = min(number, rows)
         ends = [rows * index // number for index in range(number + 1)]
         bands = [self._band(kernels, x, height, *band) for band in itertools.pairwise(ends)]
         return torch.cat(bands, dim=2)

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-LARGE = 16 * 2**20  # bytes from which on a result's memory is kept
+LARGE = 12 * 2**20  # bytes from which on a result's memory is kept
 KEPT_AT_MOST = 2**30  # bytes
 
 
@@ -125,7 +125,7 @@ def _has_fused_linear(layer: nn.Linear, x: Tensor) -> bool:
         and type(x) is Tensor
         and type(layer.weight) is nn.Parameter
         and layer.weight.dtype == x.dtype
-        and not layer.weight.is_meta
+        and layer.weight.is_contiguous()  # else oneDNN falls back on a loop that takes a thousand times as long
         and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

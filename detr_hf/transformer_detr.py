@@ -22,6 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .configuration_detr import DETRConfig
 from .fused_kernels_detr import linear
 
+SCORES = 2**20  # attention scores of all heads that `attention_by_rows` computes at a time
+
 
 @dataclass
 class QuerySet:
@@ -97,6 +99,39 @@ def eager_attention(
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
+def attention_by_rows(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Returns what `eager_attention` returns, without the weights, computed for some queries at a time.
+
+    Their scores stay in the processor's cache. In bfloat16 on a CPU this takes half the time of torch's fused kernel.
+    """
+    batch_size, heads = query.shape[:2]
+    key, value = (states.contiguous() for states in (key, value))
+    rows = max(32, SCORES // (batch_size * heads * key.shape[2]))
+    parts = [
+        eager_attention(module, part, key, value, attention_mask, scaling)[0] for part in query.split(rows, dim=2)
+    ]
+    return torch.cat(parts, dim=1), None
+
+
+def _prefers_rows(query: Tensor) -> bool:
+    return (
+        query.dtype == torch.bfloat16
+        and query.is_cpu
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
 class MultiheadAttention(nn.Module):
     """Multi-head attention without a causal mask; the original's `in_proj` is unpacked into q, k and v."""
 
@@ -127,6 +162,8 @@ class MultiheadAttention(nn.Module):
         attend: Callable = eager_attention
         if not output_attentions:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+            if self.config._attn_implementation == "sdpa" and _prefers_rows(query) and not self.training:
+                attend = attention_by_rows
         attended, weights = attend(
             self,
             self._split_heads(linear(self.q_proj, query)),

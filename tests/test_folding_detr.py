@@ -4,12 +4,13 @@ import copy
 import io
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from detr_hf import DETRForObjectDetection
-from detr_hf.backbone_detr import Backbone, FrozenBatchNorm2d
-from detr_hf.folding_detr import FusedStem, FusedResidualBlock, InferenceBody, find_pairs, fused_kernels
+from detr_hf.backbone_detr import Backbone, FrozenBatchNorm2d, freeze_batch_norms
+from detr_hf.folding_detr import FusedResidualBlock, FusedStem, InferenceBody, find_pairs
 
 from .conftest import padded_batch, randomise_frozen_statistics, tiny_config, tiny_model
 
@@ -334,15 +335,60 @@ def test_residual_blocks_take_no_new_memory_for_what_they_give():
 def test_without_fused_kernels_the_numbers_are_the_same(backbone, monkeypatch):
     with torch.no_grad():
         fused = backbone(PIXELS, None)[-1][0]
-        monkeypatch.setattr("detr_hf.folding_detr.fused_kernels", lambda device, dtype: None)
+        monkeypatch.setattr("detr_hf.fused_kernels_detr.fused_kernels", lambda device, dtype: None)
         assert torch.allclose(backbone(PIXELS, None)[-1][0], fused, atol=1e-4)
 
 
-def test_a_kernel_that_errs_or_is_missing_is_not_used(monkeypatch):
-    fused_kernels.cache_clear()
-    monkeypatch.setattr("detr_hf.folding_detr.FusedKernels.conv_relu", lambda self, conv, x: conv(x))
-    assert fused_kernels(torch.device("cpu"), torch.float32) is None
-    fused_kernels.cache_clear()
+@pytest.mark.parametrize("size", [(1, 3, 64, 96), (2, 3, 101, 75), (1, 3, 33, 35)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stem_in_bands_gives_what_it_gives_at_once(size, dtype, monkeypatch):
+    torch.manual_seed(0)
+    stem = FusedStem(nn.Conv2d(3, 16, 7, 2, 3), nn.MaxPool2d(3, 2, 1)).to(dtype, memory_format=torch.channels_last)
+    x = torch.randn(size).to(dtype).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = stem.pool(stem.conv(x).relu())
+        whole = stem(x)
+        for band in (2**30, 20_000, 4_000, 1):
+            monkeypatch.setattr("detr_hf.folding_detr.BAND", band)
+            found = stem(x)
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(found, whole)
+    torch.testing.assert_close(whole, expected)
+
+
+def test_a_stem_whose_own_result_is_wanted_does_not_pool(monkeypatch):
+    body = timm.create_model("resnet18", features_only=True, out_indices=(0, 4)).requires_grad_(False)
+    freeze_batch_norms(body.eval(), keep_values=True)
+    body.eval()
+    with torch.no_grad():
+        expected = body(PIXELS)
+        folded = InferenceBody(FrozenBatchNorm2d).of(body, PIXELS)
+        assert folded.conv1.pool is None
+        for found, wanted in zip(folded(PIXELS), expected, strict=True):
+            assert (found - wanted).abs().max() < 2e-5 * wanted.abs().max()
+    assert folded_form(small_backbone(backbone="resnet18")).conv1.pool is not None
+
+
+def test_large_feature_maps_lie_in_kept_memory_and_stay_while_somebody_holds_them(monkeypatch):
+    """Also those that are returned: two calls with other pictures must not share a map."""
+    monkeypatch.setattr("detr_hf.fused_kernels_detr.LARGE", 1)
+    torch.manual_seed(0)
+    backbone = Backbone(tiny_config(backbone="resnet50"), return_interm_layers=True).eval()
+    randomise_frozen_statistics(backbone)
+    pictures = torch.randn(3, 1, *PIXELS.shape[1:], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = [backbone.body(picture) for picture in pictures]
+        memory = next(part.memory for part in folded_form(backbone).modules() if hasattr(part, "memory"))
+        found = [[features for features, _ in backbone(picture, None)] for picture in pictures]
+        for one, other in zip(found, expected, strict=True):
+            for features, wanted in zip(one, other, strict=True):
+                assert (features - wanted).abs().max() < 2e-5 * wanted.abs().max()
+        held = len(memory._blocks)
+        del found, one, features
+        addresses = {block.data_ptr() for block in memory._blocks}
+        maps = [features for features, _ in backbone(PIXELS, None)]
+    assert len(memory._blocks) <= held
+    assert maps[0].data_ptr() in addresses
 
 
 def test_the_holder_forgets_and_copies_empty():
