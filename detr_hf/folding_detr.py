@@ -76,6 +76,12 @@ class InferenceBody:
     def _make(self, body: nn.Module, pixel_values: Tensor) -> "tuple[_Watch, nn.Module | None]":
         with torch.inference_mode(False), torch.no_grad():
             watch = _Watch(body)
+            if any(tensor.is_inference() for tensor in watch.tensors):
+                logger.warning_once(
+                    "This model was made, loaded or converted inside torch.inference_mode(), where torch does not "
+                    "notice that a weight changes: its norms are not folded, and it is slower by half. Load it "
+                    "outside; only the call belongs inside."
+                )
             folded = _folded_copy(body, self.norm_class, pixel_values) if watch.foldable(pixel_values.device) else None
             return watch, folded
 
@@ -334,7 +340,10 @@ class FusedStem(nn.Module):
         pool, conv = self.pool, self.conv
         (kernel, _), (stride, _), (padding, side) = conv.kernel_size, conv.stride, conv.padding
         # the rows that pooling reads of the convolution's result, and that this reads of the picture, edges beyond
-        pool_top, pool_end = first * pool.stride - pool.padding, (end - 1) * pool.stride - pool.padding + pool.kernel_size
+        pool_top, pool_end = (
+            first * pool.stride - pool.padding,
+            (end - 1) * pool.stride - pool.padding + pool.kernel_size,
+        )
         top, bottom = max(pool_top, 0), min(pool_end, height)
         conv_top, conv_end = top * stride - padding, (bottom - 1) * stride - padding + kernel
         picture = x[:, :, max(conv_top, 0) : conv_end]
@@ -409,12 +418,7 @@ def _plain_convolutions(block: nn.Module) -> list[nn.Conv2d]:
 
 
 def _is_fusable(conv: nn.Module, norm: nn.Module, activation: nn.Module) -> bool:
-    return (
-        _is_plain(conv)
-        and type(norm) is nn.Identity
-        and conv.bias is not None
-        and type(activation) is nn.ReLU
-    )
+    return _is_plain(conv) and type(norm) is nn.Identity and conv.bias is not None and type(activation) is nn.ReLU
 
 
 def _is_plain(conv: nn.Module) -> bool:

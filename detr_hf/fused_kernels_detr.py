@@ -158,9 +158,9 @@ def _fused_linear_works(dtype: torch.dtype) -> bool:
 class KeptMemory:
     """Memory of large feature maps, which is used again instead of being given back to the system.
 
-    glibc gives back blocks of this size at once, and the system maps a new one page by page when it is written to: that
-    takes longer than the convolution that writes. A block is used again when no tensor is left that lies in it, so a
-    feature map that somebody keeps stays as it is.
+    glibc gives back blocks of this size at once, and the system maps a new one page by page when it is written to:
+    that takes longer than the convolution that writes. A block is used again when no tensor is left that lies in it,
+    so a feature map that somebody keeps stays as it is.
     """
 
     def __init__(self):

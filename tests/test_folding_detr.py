@@ -10,7 +10,7 @@ from torch import nn
 
 from detr_hf import DETRForObjectDetection
 from detr_hf.backbone_detr import Backbone, FrozenBatchNorm2d, freeze_batch_norms
-from detr_hf.folding_detr import FusedResidualBlock, FusedStem, InferenceBody, find_pairs
+from detr_hf.folding_detr import FusedResidualBlock, FusedStem, InferenceBody, find_pairs, logger
 
 from .conftest import padded_batch, randomise_frozen_statistics, tiny_config, tiny_model
 
@@ -260,11 +260,13 @@ def test_autocast_runs_and_agrees(model):
         assert (low.logits.float() - model(PIXELS).logits).abs().max() < 0.1
 
 
-def test_a_model_made_in_inference_mode_runs_its_own_modules():
-    with torch.inference_mode():
+def test_a_model_made_in_inference_mode_runs_its_own_modules_and_says_so(caplog):
+    logger.warning_once.cache_clear()
+    with torch.inference_mode(), caplog.at_level("WARNING"):
         backbone = small_backbone()
         assert backbone.inference_body.of(backbone.body, PIXELS) is None  # no version counters there
         backbone(PIXELS, None)
+    assert "inside torch.inference_mode()" in caplog.text
 
 
 def test_the_meta_device_and_fake_inputs_run_the_plain_form():

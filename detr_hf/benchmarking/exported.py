@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import metadata
@@ -221,11 +221,13 @@ def made(
 @contextmanager
 def removed_afterwards(path: Path) -> Iterator[None]:
     """Deletes a file or folder at the end."""
-    remove: Callable[[Path], None] = shutil.rmtree if path.is_dir() else Path.unlink
     try:
         yield
     finally:
-        remove(path)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)  # after an error the whole folder may be gone
 
 
 def computed_in(runtime: Runtime) -> dict[str, str]:

@@ -54,8 +54,6 @@ PREPROCESSING_KEYS = (
     "image_mean",
     "image_std",
 )
-# What OpenVINO is asked to compute in; it computes in float32 where the processor lacks the type. float16 is storage.
-OPENVINO_PRECISION = {"float32": "f32", "float16": "f32", "bfloat16": "bf16", "int8": "bf16"}
 TRACED_HW = (160, 224)
 
 
@@ -231,11 +229,47 @@ def _write_openvino(
     quantizer = _quantizer(_samples(calibration, info)) if info.dtype == "int8" else None
     options = {"quantizer": quantizer, "compress_to_fp16": info.dtype in ("float16", "bfloat16"), "stateful": False}
     program = _exported(OpenVINOExporter, OpenVINOConfig, DetectionGraph(model), info, **options)
-    program.set_rt_info(OPENVINO_PRECISION[info.dtype], ["runtime_options", "INFERENCE_PRECISION_HINT"])
+    _divide_lengths_as_integers(program)
     program.set_rt_info(info.to_json(), [METADATA_KEY])
     path.mkdir()
     openvino.save_model(program, str(path / OPENVINO_GRAPH), compress_to_fp16=False)
     return path / OPENVINO_GRAPH
+
+
+def _divide_lengths_as_integers(program: Any) -> None:
+    """Replaces divisions of lengths in floating point, rounded down, by divisions of integers.
+
+    OpenVINO's converter writes `length // 32` as a product with 1/32, and in bfloat16 799 is 800: a row too many.
+    """
+    from openvino import opset13 as operators
+
+    for floor in program.get_ordered_ops():
+        found = _divided_length(floor)
+        if found is None:
+            continue
+        length, divisor = found
+        quotient = operators.divide(length, operators.constant(divisor, dtype=length.get_element_type()))
+        for reader in list(floor.output(0).get_target_inputs()):
+            past = reader.get_node().output(0)  # back to integers, as a rule
+            if reader.get_node().get_type_name() == "Convert":
+                past.replace(operators.convert(quotient, past.get_element_type().to_string()).output(0))
+            else:
+                reader.replace_source_output(operators.convert(quotient, "f32").output(0))
+
+
+def _divided_length(node: Any) -> tuple[Any, int] | None:
+    """Returns the integer and the divisor where `node` is the floor of such a product, else None."""
+    if node.get_type_name() != "Floor" or node.input_value(0).get_node().get_type_name() != "Multiply":
+        return None
+    factors = {
+        value.get_node().get_type_name(): value.get_node() for value in node.input_value(0).get_node().input_values()
+    }
+    if factors.keys() != {"Constant", "Convert"} or factors["Constant"].get_data().size != 1:
+        return None
+    length, divisor = factors["Convert"].input_value(0), 1 / factors["Constant"].get_data().item()
+    whole = round(divisor)
+    is_length = length.get_element_type().is_integral_number() and abs(divisor - whole) < 1e-3 * divisor
+    return (length, whole) if is_length else None
 
 
 def _write_torch_export(

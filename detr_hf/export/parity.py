@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from .runtimes import Runtime
 
 # The mean difference that scores and boxes (both in [0, 1]) may show, by precision; float32 is held to the largest
-# difference instead, in logits relative to the largest logit.
-MEAN_TOLERANCE = {"float16": 5e-3, "bfloat16": 1e-2, "int8": 5e-2}
+# difference instead, in logits relative to the largest logit. Boxes of queries that see nothing, which is most of them
+# on made-up pictures, move by up to 0.012 on average where bfloat16 is computed in and not merely stored.
+MEAN_TOLERANCE = {"float16": 5e-3, "bfloat16": 2e-2, "int8": 5e-2}
 FLOAT32_TOLERANCE = 1e-4
-# (height, width) of the test inputs of an artefact that takes any; no side divides by the stride of a backbone.
-SIZES_HW = ((160, 224), (224, 160), (192, 333))
+# (height, width) of the test inputs of an artefact that takes any; 333 does not divide by the stride of a backbone,
+# and of 800 a graph that computes lengths in bfloat16 makes a cell too many.
+SIZES_HW = ((160, 224), (224, 160), (192, 333), (64, 800))
 
 
 class Case(NamedTuple):

@@ -14,6 +14,9 @@ import numpy as np
 from .artefact import FORMAT_OF, METADATA_KEY, ArtefactInfo
 
 INSTALL = "pip install 'detr-hf[export]'"
+# What OpenVINO is told to compute in: left alone it takes bfloat16 wherever the processor has it. It computes in
+# float32 where the processor lacks the type, and float16 is a way of storing.
+OPENVINO_PRECISION = {"float32": "f32", "float16": "f32", "bfloat16": "bf16", "int8": "bf16"}
 
 
 class Runtime(Protocol):
@@ -115,7 +118,8 @@ class OpenVinoModel:
         graph = core.read_model(str(path))
         written = graph.get_rt_info([METADATA_KEY]).astype(str) if METADATA_KEY in graph.get_rt_info() else None
         self.info = ArtefactInfo.from_json(written, path)
-        settings = {"PERFORMANCE_HINT": "LATENCY", **({} if threads is None else {"INFERENCE_NUM_THREADS": threads})}
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": OPENVINO_PRECISION[self.info.dtype]}
+        settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         self.compiled = core.compile_model(graph, device.upper(), settings)
 
     def __call__(

@@ -152,7 +152,8 @@ class Run:
     ) -> DETRObjectDetectionOutput:
         """Trains on one batch of pixels, or of feature maps where the recipe keeps them."""
         set_lr(learning_rate_factor(self.step, progress, self.recipe), *self.optimizers)
-        outputs = self.model(inputs if self.recipe.kept_batches else normalise(inputs), labels=targets)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.recipe.autocast):
+            outputs = self.model(inputs if self.recipe.kept_batches else normalise(inputs), labels=targets)
         self.model.zero_grad()
         outputs.loss.backward()
         average_gradients(self.trained)

@@ -49,6 +49,7 @@ class Recipe:
     final_fraction: float = 0.25  # last part of a run, drawn on the device, with scenes like those of validation
     kept_batches: int = 0  # leave the backbone as it is, and train on its features of so many batches, kept in WORK
     muon_lr: float = 0.0  # Muon for the transformer's matrices; 0 is AdamW for all
+    autocast: bool = False  # forward and backward in bfloat16, where the processor has it; weights stay float32
     whole_backbone: bool = False  # train stem and batch norms' scale and shift as well
     save_every: int = 200
     stride: int = 16

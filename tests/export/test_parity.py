@@ -17,7 +17,7 @@ def model():
 def test_cases_cover_batches_sizes_and_masks(model):
     cases = list(parity_cases(info_of(model)))
     assert {len(case.pixel_values) for case in cases} == {1, 2, 3}
-    assert len({case.pixel_values.shape[2:] for case in cases}) == 3
+    assert len({case.pixel_values.shape[2:] for case in cases}) == 4
     masks = [case.pixel_mask for case in cases if case.pixel_mask is not None]
     assert masks and all(mask.any(axis=(1, 2)).all() and not mask.all() for mask in masks)
     assert any(case.pixel_mask is None for case in cases)
@@ -27,7 +27,7 @@ def test_cases_cover_batches_sizes_and_masks(model):
 
 def test_the_model_equals_itself(model):
     parity = check_parity(model, ModelRuntime(model, info_of(model)))
-    assert parity.cases == 18 and parity.largest_logits == parity.largest_boxes == 0
+    assert parity.cases == 24 and parity.largest_logits == parity.largest_boxes == 0
 
 
 def test_a_graph_that_ignores_its_mask_is_refused(model):
@@ -35,7 +35,7 @@ def test_a_graph_that_ignores_its_mask_is_refused(model):
         check_parity(model, ModelRuntime(model, info_of(model), ignores_mask=True))
 
 
-@pytest.mark.parametrize(("dtype", "passes"), [("float32", 1e-6), ("bfloat16", 1e-2), ("int8", 5e-2)])
+@pytest.mark.parametrize(("dtype", "passes"), [("float32", 1e-6), ("bfloat16", 2e-2), ("int8", 5e-2)])
 def test_each_precision_has_its_tolerance(model, dtype, passes):
     info = info_of(model, to="openvino", dtype=dtype)
     check_parity(model, ModelRuntime(model, info, noise=passes))
