@@ -150,10 +150,39 @@ def test_keeping_features_goes_on_where_it_was_killed(tmp_path, few_to_a_file):
     assert files[0].stat().st_mtime_ns == times[0] and files[1].exists()
 
 
-@pytest.mark.parametrize("changes", [{"whole_backbone": True}, {"init": ""}])
+@pytest.mark.parametrize("changes", [{"whole_backbone": True}, {"init": ""}, {"padded_fraction": 0.5}])
 def test_features_are_kept_only_of_a_backbone_that_is_trained_and_stays(changes):
-    with pytest.raises(ValueError, match="kept_batches trains on a trained backbone's features"):
+    with pytest.raises(ValueError, match=r"kept_batches (trains on a trained backbone|keeps whole scenes)"):
         replace(KEPT, **changes)
+
+
+def test_padded_batches_hold_scenes_of_several_sizes_whose_targets_do_not_see_the_padding():
+    padded, whole = (
+        batches.SceneBatches(replace(SHORT, batch_size=4, padded_fraction=fraction), "detect", 0, 3)
+        for fraction in (1.0, 0.0)
+    )
+    for index in range(3):
+        pixels, targets = padded[index]
+        mask = batches.padding_mask(pixels, targets)
+        inputs = batches.normalise(pixels, mask)
+        sizes_hw = [tuple(target["size"].tolist()) for target in targets]
+        assert len(set(sizes_hw)) > 1
+        for picture, row, target, (height, width) in zip(inputs, mask, targets, sizes_hw, strict=True):
+            assert row.sum() == height * width and row[:height, :width].all()
+            assert not picture[:, height:].any() and not picture[:, :, width:].any()
+            assert picture[:, :height, :width].abs().mean() > 0.1
+            lower = target["boxes"][:, :2] + target["boxes"][:, 2:] / 2
+            assert lower.max() <= 1 and lower.max() > 0.5  # of the scene, not of what it is padded to
+    pixels, targets = whole[0]
+    assert batches.padding_mask(pixels, targets) is None and len({tuple(t["size"].tolist()) for t in targets}) == 1
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_step_on_padded_scenes_keeps_weights_in_float32(tmp_path, autocast):
+    recipe = replace(SHORT, draw="workers", steps=1, padded_fraction=1.0, autocast=autocast)
+    average = detector.train_detector(recipe, None, tmp_path, report.make_processor())
+    assert {value.dtype for value in average.parameters()} == {torch.float32}
+    assert all(value.isfinite().all() for value in average.parameters())
 
 
 def test_muon_steps_as_torchs_does():
@@ -235,3 +264,11 @@ def test_card_says_who_drew_the_scenes(drawn, words):
     texts = report.how_it_trained(SHORT, drawn)
     assert words in texts["drawn_by"]
     assert ("last 25%" in texts["small_digits"]) == drawn
+
+
+def test_card_says_what_was_padded_and_computed_in_bfloat16():
+    texts = report.how_it_trained(replace(SHORT, padded_fraction=0.25, autocast=True), drawn=False)
+    assert texts["small_digits"].endswith("25% of the batches with padded scenes of several sizes")
+    assert texts["optimisers"].endswith("forward and backward pass in bfloat16")
+    plain = report.how_it_trained(SHORT, drawn=False)
+    assert "padded" not in plain["small_digits"] and "bfloat16" not in plain["optimisers"]

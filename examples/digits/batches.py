@@ -19,6 +19,7 @@ TRAIN_SIZES_HW = (*((256, 256),) * 3, (224, 288), (288, 224), (192, 320), (320, 
 OBJECTS_PER_SCENE = {"pretrain": (6, 16), "detect": (2, 10)}
 # From `late_step` to `small_until` every other batch shows many small digits, which are learnt last.
 SMALL_DIGITS = {"objects_per_scene": (4, 14), "digit_px": (28, 64)}
+MOST_PADDING = 128  # pixels, below and to the right of the largest scene of a padded batch
 FIRST_SCENE = {"pretrain": 0, "detect": 1_000_000}
 # On a device: few sizes, as each costs a GPU seconds of planning, and those of validation more often in the end.
 DRAWN_SIZES_HW = (*((256, 256),) * 3, (224, 288), (288, 224), (192, 320), (320, 192))
@@ -35,6 +36,7 @@ class SceneBatches(Dataset):
         self.scenes = DigitScenes("train", objects_per_scene=OBJECTS_PER_SCENE[stage], seed=recipe.seed)
         self.batch_size, self.first_step, self.last_step = recipe.batch_size, first_step, last_step
         self.first_scene = FIRST_SCENE[stage]
+        self.padded_fraction = recipe.padded_fraction if stage == "detect" else 0.0
         # read here: the worker process that draws is in no group; and the first stage runs in one process
         self.rank, self.world_size = rank_and_world_size() if stage == "detect" else (0, 1)
         self.small_steps = range(recipe.late_step, recipe.small_until) if stage == "detect" else range(0)
@@ -45,27 +47,47 @@ class SceneBatches(Dataset):
 
     def __getitem__(self, offset: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
         step = self.first_step + offset
-        size_hw = TRAIN_SIZES_HW[int(np.random.default_rng((self.scenes.seed, step)).integers(len(TRAIN_SIZES_HW)))]
+        rng = np.random.default_rng((self.scenes.seed, step))
+        sizes_hw = [TRAIN_SIZES_HW[int(rng.integers(len(TRAIN_SIZES_HW)))]] * self.batch_size
+        canvas_hw = np.array(sizes_hw[0])
+        if rng.random() < self.padded_fraction:
+            sizes_hw = [TRAIN_SIZES_HW[place] for place in rng.integers(len(TRAIN_SIZES_HW), size=self.batch_size)]
+            canvas_hw = np.max(sizes_hw, axis=0) + rng.integers(0, MOST_PADDING, size=2)
         start = self.first_scene + step * self.batch_size
         scenes = self.small_scenes if step in self.small_steps and step % 2 else self.scenes
         mine = range(self.rank, self.batch_size, self.world_size)
-        drawn = [scenes.draw(start + number, size_hw) for number in mine]
-        pixels = torch.from_numpy(np.stack([np.asarray(scene["image"]) for scene in drawn]))  # (B, H, W, 3)
+        drawn = [scenes.draw(start + number, sizes_hw[number]) for number in mine]
+        pixels = torch.zeros(len(drawn), *map(int, canvas_hw), 3, dtype=torch.uint8)
+        for picture, scene in zip(pixels, drawn, strict=True):
+            picture[: scene["height"], : scene["width"]] = torch.from_numpy(np.array(scene["image"]))
         return pixels, [to_target(scene) for scene in drawn]
 
 
 def to_target(scene: dict) -> dict[str, Tensor]:
-    """Class labels (N,) and boxes (N, 4), cxcywh in [0, 1], of one scene."""
+    """Class labels (N,), boxes (N, 4), cxcywh in [0, 1], and size (2,), height and width, of one scene."""
     boxes_xywh = torch.tensor(scene["objects"]["bbox"], dtype=torch.float32).reshape(-1, 4)
     boxes = torch.cat([boxes_xywh[:, :2] + boxes_xywh[:, 2:] / 2, boxes_xywh[:, 2:]], dim=1)
-    size = torch.tensor([scene["width"], scene["height"]] * 2, dtype=torch.float32)
-    return {"class_labels": torch.tensor(scene["objects"]["category"], dtype=torch.int64), "boxes": boxes / size}
+    size_hw = torch.tensor([scene["height"], scene["width"]])
+    labels = torch.tensor(scene["objects"]["category"], dtype=torch.int64)
+    return {"class_labels": labels, "boxes": boxes / size_hw.flip(0).repeat(2), "size": size_hw}
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) to float (B, 3, H, W), in channels-last memory, as the image processor normalises."""
+def normalise(pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """uint8 (B, H, W, 3) to float (B, 3, H, W), in channels-last memory, normalised and padded as by the processor."""
     mean, std = mean_and_std(pixels.device)
-    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    normalised = (pixels.float() / 255 - mean) / std
+    return (normalised if mask is None else normalised * mask[..., None]).permute(0, 3, 1, 2)
+
+
+def padding_mask(pixels: Tensor, targets: list[dict[str, Tensor]]) -> Tensor | None:
+    """(B, H, W), True on the scenes of `pixels` (B, H, W, 3); None where each fills its picture, as on a device."""
+    if "size" not in targets[0]:
+        return None
+    sizes_hw = torch.stack([target["size"] for target in targets])
+    if bool((sizes_hw == sizes_hw.new_tensor(pixels.shape[1:3])).all()):
+        return None
+    rows, columns = (torch.arange(length, device=pixels.device) for length in pixels.shape[1:3])
+    return (rows < sizes_hw[:, :1])[:, :, None] & (columns < sizes_hw[:, 1:])[:, None, :]
 
 
 @lru_cache

@@ -14,7 +14,7 @@ from detr_hf.configuration_detr import DETRConfig
 from detr_hf.image_processing_detr import DETRImageProcessor
 from detr_hf.modeling_detr import DETRForObjectDetection, DETRObjectDetectionOutput
 
-from .batches import drawn_batches, loader, normalise
+from .batches import drawn_batches, loader, normalise, padding_mask
 from .kept import kept_batches
 from .muon import Muon
 from .recipe import DETECT_LOG, Recipe, RunLog, rank_and_world_size, save_atomically, set_lr
@@ -153,7 +153,7 @@ class Run:
         """Trains on one batch of pixels, or of feature maps where the recipe keeps them."""
         set_lr(learning_rate_factor(self.step, progress, self.recipe), *self.optimizers)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.recipe.autocast):
-            outputs = self.model(inputs if self.recipe.kept_batches else normalise(inputs), labels=targets)
+            outputs = self.model(*self._model_inputs(inputs, targets), labels=targets)
         self.model.zero_grad()
         outputs.loss.backward()
         average_gradients(self.trained)
@@ -163,6 +163,12 @@ class Run:
         update_average(self.pairs, self.step, self.recipe.ema_decay)
         self.step += 1
         return outputs
+
+    def _model_inputs(self, inputs: Tensor, targets: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
+        if self.recipe.kept_batches:
+            return inputs, None
+        mask = padding_mask(inputs, targets)
+        return normalise(inputs, mask), mask
 
 
 def who_draws(recipe: Recipe, device: str) -> str:

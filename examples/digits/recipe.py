@@ -47,6 +47,7 @@ class Recipe:
     draw: str = "auto"  # training scenes of the second stage: "workers", "device", or "device" on a GPU
     workers: int = 1
     final_fraction: float = 0.25  # last part of a run, drawn on the device, with scenes like those of validation
+    padded_fraction: float = 0.0  # share of batches with scenes of several sizes, padded; for scenes of "workers"
     kept_batches: int = 0  # leave the backbone as it is, and train on its features of so many batches, kept in WORK
     muon_lr: float = 0.0  # Muon for the transformer's matrices; 0 is AdamW for all
     autocast: bool = False  # forward and backward in bfloat16, where the processor has it; weights stay float32
@@ -69,6 +70,8 @@ class Recipe:
             raise ValueError(f"draw is {self.draw!r}; give 'auto', 'device' or 'workers'.")
         if self.kept_batches and (self.whole_backbone or not self.init):
             raise ValueError("kept_batches trains on a trained backbone's features: give init and not whole_backbone.")
+        if self.kept_batches and self.padded_fraction:
+            raise ValueError("kept_batches keeps whole scenes: leave padded_fraction at 0.")
 
     def changes(self) -> dict[str, object]:
         """The fields that differ from the defaults, as the command line names them."""

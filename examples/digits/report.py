@@ -175,9 +175,13 @@ def how_it_trained(recipe: Recipe, drawn: bool) -> dict[str, str]:
         too = "all of it, scale and shift of the norms too" if recipe.whole_backbone else "its first stage too"
         backbone = f"backbone {recipe.lr_backbone}, {too}"
         small += f" but for the last {recipe.final_fraction:.0%}, whose scenes are like those of validation" * drawn
+    if recipe.padded_fraction:
+        small += f", {recipe.padded_fraction:.0%} of the batches with padded scenes of several sizes"
     optimisers = f"AdamW {recipe.lr} ({backbone})"
     if recipe.muon_lr:
         optimisers = f"Muon {recipe.muon_lr} for the transformer's matrices, {optimisers} for the rest"
+    if recipe.autocast:
+        optimisers += ", forward and backward pass in bfloat16"
     return {
         "drawn_by": drawn_by,
         "small_digits": small,
