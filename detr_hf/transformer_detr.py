@@ -23,6 +23,7 @@ from .configuration_detr import DETRConfig
 from .fused_kernels_detr import linear
 
 SCORES = 2**20  # attention scores of all heads that `attention_by_rows` computes at a time
+KEPT_SCORES = 2**24  # of one attention, that a backward pass may keep for the sake of speed
 
 
 @dataclass
@@ -111,25 +112,31 @@ def attention_by_rows(
 ) -> tuple[Tensor, None]:
     """Returns what `eager_attention` returns, without the weights, computed for some queries at a time.
 
-    Their scores stay in the processor's cache. In bfloat16 on a CPU this takes half the time of torch's fused kernel.
+    Their scores stay in the processor's cache. `attention_mask` must be the same for all queries, (B, 1, 1, S), as the
+    one of padding is.
     """
     batch_size, heads = query.shape[:2]
     key, value = (states.contiguous() for states in (key, value))
     rows = max(32, SCORES // (batch_size * heads * key.shape[2]))
     parts = [
-        eager_attention(module, part, key, value, attention_mask, scaling)[0] for part in query.split(rows, dim=2)
+        eager_attention(module, part, key, value, attention_mask, scaling, dropout)[0]
+        for part in query.split(rows, dim=2)
     ]
     return torch.cat(parts, dim=1), None
 
 
-def _prefers_rows(query: Tensor) -> bool:
-    return (
-        query.dtype == torch.bfloat16
-        and query.is_cpu
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-    )
+def _faster_than_sdpa(query: Tensor, key: Tensor) -> Callable | None:
+    """Returns what beats torch's fused attention in bfloat16 on a CPU, which is slow there, or None.
+
+    With gradients the weights are kept for the backward pass, so only up to `KEPT_SCORES` of them.
+    """
+    if query.dtype != torch.bfloat16 or not query.is_cpu:
+        return None
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    if not torch.is_grad_enabled():
+        return attention_by_rows
+    return eager_attention if query[..., 0].numel() * key.shape[2] <= KEPT_SCORES else None
 
 
 class MultiheadAttention(nn.Module):
@@ -159,15 +166,17 @@ class MultiheadAttention(nn.Module):
             attention_mask: what the attention implementation takes, or None without padding.
             output_attentions: run the eager implementation, the only one that has weights to show.
         """
+        queries = self._split_heads(linear(self.q_proj, query))
+        keys = self._split_heads(linear(self.k_proj, key))
         attend: Callable = eager_attention
         if not output_attentions:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-            if self.config._attn_implementation == "sdpa" and _prefers_rows(query) and not self.training:
-                attend = attention_by_rows
+            if self.config._attn_implementation == "sdpa":
+                attend = _faster_than_sdpa(queries, keys) or attend
         attended, weights = attend(
             self,
-            self._split_heads(linear(self.q_proj, query)),
-            self._split_heads(linear(self.k_proj, key)),
+            queries,
+            keys,
             self._split_heads(linear(self.v_proj, value)),
             attention_mask,
             scaling=self.scaling,
@@ -399,5 +408,6 @@ __all__ = [
     "TransformerEncoder",
     "TransformerEncoderLayer",
     "attend_within_groups",
+    "attention_by_rows",
     "eager_attention",
 ]

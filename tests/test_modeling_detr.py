@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from detr_hf import DETRForObjectDetection, DETRModel
+from detr_hf import DETRForObjectDetection, DETRModel, transformer_detr
 from detr_hf.backbone_detr import FrozenBatchNorm2d, Joiner, PositionEmbeddingLearned, PositionEmbeddingSine
-from detr_hf.transformer_detr import DecoderQueries, MultiheadAttention
+from detr_hf.transformer_detr import DecoderQueries, MultiheadAttention, attention_by_rows, eager_attention
 
 from .conftest import padded_batch, some_labels, tiny_config, tiny_model
 
@@ -283,6 +283,54 @@ def test_every_attention_implementation_gives_the_same_outputs(implementation):
     assert model.config._attn_implementation == "sdpa"
     model.set_attn_implementation(implementation)
     assert outputs_differ_by(model(*batch), expected) < 1e-5
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_by_rows_is_attention(masked, monkeypatch):
+    monkeypatch.setattr("detr_hf.transformer_detr.SCORES", 1)  # as few rows at a time as there may be
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 4, length, 8) for length in (75, 50, 50))
+    mask = torch.rand(2, 1, 1, 50) > 0.3 if masked else None
+    module = tiny_model()
+    expected, _ = eager_attention(module, query, key, value, mask, scaling=8**-0.5)
+    found, weights = attention_by_rows(module, query, key, value, mask, scaling=8**-0.5)
+    assert weights is None
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gradients", "name"),
+    [
+        (torch.bfloat16, False, "attention_by_rows"),
+        (torch.bfloat16, True, "eager_attention"),
+        (torch.float32, False, None),
+        (torch.float32, True, None),
+    ],
+)
+def test_bfloat16_on_a_cpu_takes_the_attention_that_is_faster_there(dtype, gradients, name, monkeypatch):
+    used = []
+    for each in ("attention_by_rows", "eager_attention"):
+        attend = getattr(transformer_detr, each)
+        monkeypatch.setattr(
+            transformer_detr, each, lambda *a, each=each, attend=attend, **k: used.append(each) or attend(*a, **k)
+        )
+    model, (pixel_values, pixel_mask) = tiny_model(), padded_batch()
+    expected = model(pixel_values, pixel_mask).pred_boxes.detach()
+    used.clear()
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16), torch.set_grad_enabled(gradients):
+        found = model(pixel_values, pixel_mask).pred_boxes
+    assert (found.float() - expected).abs().max() < 0.05
+    assert (used[0] if used else None) == name
+    if gradients:
+        found.float().sum().backward()
+        assert model.transformer.encoder.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+
+
+def test_a_backward_pass_keeps_no_more_attention_weights_than_it_may(monkeypatch):
+    monkeypatch.setattr("detr_hf.transformer_detr.KEPT_SCORES", 1)
+    monkeypatch.setattr(transformer_detr, "eager_attention", None)  # calling it fails
+    model = tiny_model().bfloat16()
+    model(padded_batch()[0].bfloat16()).pred_boxes.float().sum().backward()
 
 
 # ------------------------------------------------------------------------------------------------ position encodings
