@@ -42,7 +42,10 @@ def predict(
         Path | None, typer.Option(help="Write results to this folder, part by part; the same command goes on.")
     ] = None,
     format: Annotated[str, typer.Option(help="With --out: jsonl, parquet or coco.")] = "jsonl",
-    shard_size: Annotated[int, typer.Option(min=1, help="With --out: pictures in a file of results.")] = 1000,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --out: pictures in a file of results; by default a 64th of them, 16 to 1000."),
+    ] = None,
     every: Annotated[int, typer.Option(min=1, help="With --out: take one in this many frames of a video.")] = 1,
     dataset: Annotated[
         str | None, typer.Option(help="With --out: a data set instead of PATHs; a Hub id (streamed) or a folder.")

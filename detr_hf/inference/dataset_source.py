@@ -61,9 +61,8 @@ def from_dataset(dataset: Any, options: SourceOptions, name: str | None = None) 
     dataset = _undecoded(dataset, column)
     identity = {"dataset": title, "config": options.config, "revision": options.revision, "image_column": column}
     if isinstance(dataset, Dataset):
-        pieces = [
-            _rows(dataset, column, title, at, options.shard_size) for at in range(0, len(dataset), options.shard_size)
-        ]
+        size = options.piece_of(len(dataset))
+        pieces = [_rows(dataset, column, title, at, size) for at in range(0, len(dataset), size)]
         return Source(pieces, {**identity, "rows": len(dataset)})
     pieces = [_stream(dataset, column, title, index) for index in range(dataset.num_shards)]
     return Source(pieces, identity)

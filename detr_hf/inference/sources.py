@@ -6,6 +6,7 @@ any of them, so a run that was stopped goes on where it was.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -57,11 +58,12 @@ class SourceOptions:
     """How a source is read; what does not concern its kind is not used.
 
     `shard_size` pictures make a piece where the source has no files of its own (tar, Parquet, video, the shards of a
-    stream); `image_column` names the column of a table or the ending of a WebDataset's pictures (`"jpg"`); of a video
-    every `every`-th frame is taken; `config`, `split` and `revision` choose a data set of the Hub.
+    stream); None makes pieces that several processes can share evenly, see `piece_of`. `image_column` names the column
+    of a table or the ending of a WebDataset's pictures (`"jpg"`); of a video every `every`-th frame is taken;
+    `config`, `split` and `revision` choose a data set of the Hub.
     """
 
-    shard_size: int = 1000
+    shard_size: int | None = None
     image_column: str | None = None
     every: int = 1
     config: str | None = None
@@ -71,8 +73,14 @@ class SourceOptions:
     def __post_init__(self) -> None:
         for name in ("shard_size", "every"):
             value = getattr(self, name)
+            if name == "shard_size" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+    def piece_of(self, total: int) -> int:
+        """How many of `total` pictures make a piece: `shard_size`, or a 64th of them, but 16 to 1,000."""
+        return self.shard_size or min(max(math.ceil(total / 64), 16), 1000)
 
 
 def open_source(source: Any, options: SourceOptions, results: Path | None = None) -> Source:
@@ -119,7 +127,8 @@ def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | 
             seen.update(os.fsencode(path) + f" {bytes_of} {whole[-1].size}\n".encode())
     if not pictures and not whole:
         raise ValueError(f"There is no picture in {', '.join(map(str, paths))}.")
-    pieces = [_file_piece(pictures, at, options.shard_size) for at in range(0, len(pictures), options.shard_size)]
+    size = options.piece_of(len(pictures))
+    pieces = [_file_piece(pictures, at, size) for at in range(0, len(pictures), size)]
     return Source(
         pieces + whole,
         {"paths": [str(path) for path in paths], "files": len(pictures) + len(whole), "list": seen.hexdigest()},

@@ -36,7 +36,7 @@ def test_forward(padded):
     assert record["settings"]["padded"] is padded
     rates = record["gflop_a_second"]
     assert rates["ours"] == pytest.approx(rates["gflop_of_a_forward"] / record["forward"]["ours_s"])
-    assert rates["matrix_product"] > 0
+    assert rates["machine"] > 0
 
 
 def test_operations_of_a_forward_pass_grow_with_its_pixels_and_count_a_product_twice():

@@ -73,6 +73,13 @@ def test_files_are_cut_by_number_and_found_once(tmp_path):
     assert names(open_source(str(tmp_path / "photos" / "*2.png"), SourceOptions())) == [str(paths[2])]
 
 
+def test_unasked_pieces_are_such_that_processes_can_share_them(tmp_path):
+    assert [SourceOptions().piece_of(total) for total in (1, 1089, 64_000, 10**7)] == [16, 18, 1000, 1000]
+    assert SourceOptions(shard_size=7).piece_of(10**7) == 7
+    write_pictures(tmp_path / "photos", 40)
+    assert [piece.size for piece in open_source(tmp_path / "photos", SourceOptions()).pieces] == [16, 16, 8]
+
+
 def test_results_inside_the_folder_are_no_source(tmp_path):
     write_pictures(tmp_path, 2)
     write_pictures(tmp_path / "out", 2)
