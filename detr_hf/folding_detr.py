@@ -40,6 +40,7 @@ class InferenceBody:
 
     def __init__(self, norm_class: type[nn.Module]):
         self.norm_class = norm_class
+        self.memory = KeptMemory()
         self._lock = threading.Lock()
         self._made: tuple[_Watch, nn.Module | None] | None = None
 
@@ -52,6 +53,7 @@ class InferenceBody:
     def forget(self) -> None:
         """Drops the copy and its memory; the next call makes a new one."""
         self._made = None
+        self.memory.release()
 
     def usable_for(self, pixel_values: Tensor) -> bool:
         """Whether the folded form may run at all: without gradients, on real tensors, and not while being traced."""
@@ -82,8 +84,9 @@ class InferenceBody:
                     "notice that a weight changes: its norms are not folded, and it is slower by half. Load it "
                     "outside; only the call belongs inside."
                 )
-            folded = _folded_copy(body, self.norm_class, pixel_values) if watch.foldable(pixel_values.device) else None
-            return watch, folded
+            if not watch.foldable(pixel_values.device):
+                return watch, None
+            return watch, _folded_copy(body, self.norm_class, pixel_values, self.memory)
 
 
 class _Watch:
@@ -229,7 +232,7 @@ def find_pairs(body: nn.Module, norm_class: type[nn.Module], pixel_values: Tenso
     ]
 
 
-def _folded_copy(body: nn.Module, norm_class: type[nn.Module], pixel_values: Tensor) -> nn.Module:
+def _folded_copy(body: nn.Module, norm_class: type[nn.Module], pixel_values: Tensor, memory: KeptMemory) -> nn.Module:
     """Returns a copy of `body` without the norms that could be folded; all other tensors are shared with it."""
     pairs = find_pairs(body, norm_class, pixel_values)
     folded = copy.deepcopy(body, {id(tensor): tensor for tensor in _tensors(list(body.modules()))})
@@ -240,7 +243,7 @@ def _folded_copy(body: nn.Module, norm_class: type[nn.Module], pixel_values: Ten
         if hasattr(activation, "inplace"):  # nothing else reads the fresh output of the convolution
             activation.inplace = True
         folded.set_submodule(norm, nn.Identity() if activation is None else activation)
-    _fuse_residual_blocks(folded)
+    _fuse_residual_blocks(folded, memory)
     return folded
 
 
@@ -367,10 +370,9 @@ def _output_length(conv: nn.Conv2d, x: Tensor, axis: int) -> int:
     return (x.shape[2 + axis] + 2 * conv.padding[axis] - covered) // conv.stride[axis] + 1
 
 
-def _fuse_residual_blocks(folded: nn.Module) -> None:
+def _fuse_residual_blocks(folded: nn.Module, memory: KeptMemory) -> None:
     from timm.models.resnet import BasicBlock, Bottleneck
 
-    memory = KeptMemory()
     for name, module in list(folded.named_modules()):
         if type(module) in (BasicBlock, Bottleneck):
             convolutions = _plain_convolutions(module)

@@ -178,6 +178,11 @@ class KeptMemory:
             values = self._block(needed)[:needed].view(dtype)
         return values.view(batch_size, height, width, channels).permute(0, 3, 1, 2).zero_()
 
+    def release(self) -> None:
+        """Gives the memory back to the system, as far as no tensor lies in it."""
+        with self._lock:
+            self._blocks = []
+
     def _block(self, needed: int) -> Tensor:
         """Returns the smallest free block of at least so many bytes; a new one takes the place of smaller ones."""
         free = [block for block in self._blocks if _uses(block) == 1]

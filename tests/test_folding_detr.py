@@ -380,7 +380,7 @@ def test_large_feature_maps_lie_in_kept_memory_and_stay_while_somebody_holds_the
     pictures = torch.randn(3, 1, *PIXELS.shape[1:], generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = [backbone.body(picture) for picture in pictures]
-        memory = next(part.memory for part in folded_form(backbone).modules() if hasattr(part, "memory"))
+        memory = backbone.inference_body.memory
         found = [[features for features, _ in backbone(picture, None)] for picture in pictures]
         for one, other in zip(found, expected, strict=True):
             for features, wanted in zip(one, other, strict=True):

@@ -154,6 +154,25 @@ def test_a_new_block_takes_the_place_of_a_smaller_one():
     assert [len(block) for block in memory._blocks] == [64 * 256 * 352 * 4]
 
 
+def test_released_memory_is_freed_and_does_not_touch_what_lies_in_it():
+    memory = KeptMemory()
+    values = memory.zeros((1, 64, 256, 256), torch.float32).fill_(1)
+    memory.release()
+    assert not memory._blocks
+    assert memory.zeros((1, 64, 256, 256), torch.float32).data_ptr() != values.data_ptr() and values.min() == 1
+
+
+def test_training_gives_the_memory_of_inference_back(monkeypatch):
+    monkeypatch.setattr("detr_hf.fused_kernels_detr.LARGE", 1)
+    model = tiny_model(backbone="resnet50", backbone_kwargs=None)
+    memory = model.backbone[0].inference_body.memory
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+    assert memory._blocks
+    model.train()
+    assert not memory._blocks
+
+
 def test_threads_do_not_share_a_block():
     memory, found, barrier = KeptMemory(), [], threading.Barrier(4)
 
