@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..fused_kernels_detr import fused_kernels
 from .forward import TOLERANCE, tolerance_in_float32
 from .measuring import check_device, compare, differences, environment, require_agreement, seconds, spread
 from .models import random_pair, random_pixels
@@ -95,8 +96,6 @@ def _agreement(kept: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fused_kernels(kept: dict[str, Any]) -> dict[str, bool]:
-    from ..folding_detr import fused_kernels
-
     with torch.inference_mode():
         return {
             name: fused_kernels(torch.device("cuda", 0), dtype) is not None

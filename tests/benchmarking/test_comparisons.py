@@ -17,6 +17,7 @@ from detr_hf.benchmarking.models import dtype_named, random_pair, random_pixels
 from detr_hf.benchmarking.start import COMMANDS
 from detr_hf.benchmarking.train_step import compare_train_steps, loss_difference, steps_of_both_sides
 from detr_hf.cli.benchmark import app
+from detr_hf.folding_detr import InferenceBody
 
 SMALL = {
     "backbone": "resnet18",
@@ -37,6 +38,15 @@ def test_forward(padded):
     rates = record["gflop_a_second"]
     assert rates["ours"] == pytest.approx(rates["gflop_of_a_forward"] / record["forward"]["ours_s"])
     assert rates["machine"] > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_measured_is_the_folded_model_that_users_get(dtype, monkeypatch):
+    bodies, of = [], InferenceBody.of
+    monkeypatch.setattr(InferenceBody, "of", lambda *arguments: bodies.append(of(*arguments)) or bodies[-1])
+    compare_forward("cpu", dtype, 1, (64, 64), False, False, False, runs=2, **SMALL)
+    compare_growth({"side": [64]}, "cpu", dtype, runs=2, **SMALL)
+    assert bodies and None not in bodies
 
 
 def test_operations_of_a_forward_pass_grow_with_its_pixels_and_count_a_product_twice():
