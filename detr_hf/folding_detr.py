@@ -319,6 +319,8 @@ class FusedStem(nn.Module):
         super().__init__()
         self.conv = conv
         self.pool = pool
+        self.unpadded = copy.copy(conv)
+        self.unpadded.padding = (0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         kernels = kernels_for(x, self.conv.weight)
@@ -343,25 +345,17 @@ class FusedStem(nn.Module):
         pool, conv = self.pool, self.conv
         (kernel, _), (stride, _), (padding, side) = conv.kernel_size, conv.stride, conv.padding
         # the rows that pooling reads of the convolution's result, and that this reads of the picture, edges beyond
-        pool_top, pool_end = (
-            first * pool.stride - pool.padding,
-            (end - 1) * pool.stride - pool.padding + pool.kernel_size,
-        )
+        pool_top = first * pool.stride - pool.padding
+        pool_end = (end - 1) * pool.stride - pool.padding + pool.kernel_size
         top, bottom = max(pool_top, 0), min(pool_end, height)
         conv_top, conv_end = top * stride - padding, (bottom - 1) * stride - padding + kernel
         picture = x[:, :, max(conv_top, 0) : conv_end]
         missing = (max(-conv_top, 0), max(conv_end - x.shape[2], 0))
         picture = F.pad(picture, (side, side, *missing)).contiguous(memory_format=torch.channels_last)
-        band = kernels.conv_relu(_without_padding(conv), picture)
+        band = kernels.conv_relu(self.unpadded, picture)
         if (pool_top, pool_end) != (top, bottom):
             band = F.pad(band, (0, 0, top - pool_top, pool_end - bottom))  # zeros: after a ReLU no maximum is smaller
         return F.max_pool2d(band, pool.kernel_size, pool.stride, (0, pool.padding))
-
-
-def _without_padding(conv: nn.Conv2d) -> nn.Conv2d:
-    unpadded = copy.copy(conv)
-    unpadded.padding = (0, 0)
-    return unpadded
 
 
 def _output_length(conv: nn.Conv2d, x: Tensor, axis: int) -> int:
@@ -388,7 +382,13 @@ def _fuse_stem(folded: nn.Module) -> None:
     if list(children)[:3] != list(STEM[:3]) or not _is_fusable(conv, norm, activation):
         return
     folded.set_submodule("act1", nn.Identity())
-    if list(children)[3] == "maxpool" and _is_plain_pool(pool) and "act1" not in folded.return_layers:
+    between_is_wanted = "act1" in getattr(folded, "return_layers", STEM)
+    if (
+        list(children)[3:4] == ["maxpool"]
+        and _is_plain_pool(pool)
+        and conv.dilation == (1, 1)
+        and not between_is_wanted
+    ):
         folded.set_submodule("maxpool", nn.Identity())
         folded.set_submodule("conv1", FusedStem(conv, pool))
     else:
