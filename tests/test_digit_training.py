@@ -259,7 +259,7 @@ def test_card_says_what_was_kept_and_which_optimiser_moved_what():
     assert texts["denoising"] == ""
 
 
-@pytest.mark.parametrize(("drawn", "words"), [(True, "also drew the scenes"), (False, "1 processes drawing scenes")])
+@pytest.mark.parametrize(("drawn", "words"), [(True, "also drew the scenes"), (False, "1 more drawing scenes")])
 def test_card_says_who_drew_the_scenes(drawn, words):
     texts = report.how_it_trained(SHORT, drawn)
     assert words in texts["drawn_by"]

@@ -145,13 +145,18 @@ def continued_facts(before: dict[str, Any], run: FinishedRun) -> dict[str, Any]:
         before_AP50=f"{before['evaluation']['AP50']:.3f}",
         scenes=f"{steps * recipe.batch_size:,}",
         minutes_spent=f"{training_minutes(run.work / DETECT_LOG):.1f}",
-        device=f"a CPU (threads: {began['threads']})" if began["device"] == "CPU" else f"one {began['device']}",
+        device=f"a CPU (processes x threads: {processes_used(run.work / DETECT_LOG)})"
+        if began["device"] == "CPU"
+        else f"one {began['device']}",
+        launcher="python" if began["processes"] == 1 else f"torchrun --nproc-per-node {began['processes']}",
         part=1 + len(re.findall(r"^\d+\. ", before["training"]["text"], flags=re.MULTILINE)),
         options=wrapped_options(recipe),
         wanted_AP=WANTED["AP"],
         wanted_AP50=WANTED["AP50"],
         outcome="" if reached else " and not reached",
-        **how_it_trained(recipe, drawn=any(entry.get("drawn_by") == "device" for entry in log)),
+        **how_it_trained(
+            recipe, drawn=any(entry.get("drawn_by") == "device" for entry in log), processes=began["processes"]
+        ),
     )
     known = facts_of(run.model, "detr-digits", run.processor, measured.metrics, license="apache-2.0")
     same_scenes = {name: before["evaluation"][name] for name in ("dataset", "type", "text")}
@@ -163,7 +168,7 @@ def continued_facts(before: dict[str, Any], run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def how_it_trained(recipe: Recipe, drawn: bool) -> dict[str, str]:
+def how_it_trained(recipe: Recipe, drawn: bool, processes: int = 1) -> dict[str, str]:
     """What a continued run's text says of its scenes, which the device drew where `drawn`, and of what learnt how."""
     small = "every other batch with many small digits"
     if recipe.kept_batches:
@@ -171,7 +176,7 @@ def how_it_trained(recipe: Recipe, drawn: bool) -> dict[str, str]:
         backbone = "backbone left as it was"
         small += f" among the first {min(recipe.small_until / recipe.kept_batches, 1):.0%} of these"
     else:
-        drawn_by = "which also drew the scenes" if drawn else f"{recipe.workers} processes drawing scenes"
+        drawn_by = "which also drew the scenes" if drawn else f"{processes * recipe.workers} more drawing scenes"
         too = "all of it, scale and shift of the norms too" if recipe.whole_backbone else "its first stage too"
         backbone = f"backbone {recipe.lr_backbone}, {too}"
         small += f" but for the last {recipe.final_fraction:.0%}, whose scenes are like those of validation" * drawn
