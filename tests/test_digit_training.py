@@ -272,3 +272,11 @@ def test_card_says_what_was_padded_and_computed_in_bfloat16():
     assert texts["optimisers"].endswith("forward and backward pass in bfloat16")
     plain = report.how_it_trained(SHORT, drawn=False)
     assert "padded" not in plain["small_digits"] and "bfloat16" not in plain["optimisers"]
+
+
+@pytest.mark.parametrize(
+    ("ap", "ap50", "words"),
+    [(0.7, 0.9, " and not reached"), (0.81, 0.96, "; AP50 was not reached"), (0.8, 0.97, " and reached")],
+)
+def test_card_says_what_was_reached(ap, ap50, words):
+    assert report.outcome_of({"AP": ap, "AP50": ap50}) == words

@@ -137,7 +137,6 @@ def continued_facts(before: dict[str, Any], run: FinishedRun) -> dict[str, Any]:
     log = read_log(run.work / DETECT_LOG)
     steps = max(entry["step"] for entry in log if "step" in entry)
     began = next(entry for entry in log if "device" in entry)
-    reached = all(measured.metrics.summary[name] >= value for name, value in WANTED.items())
     sections = card_sections(
         template="card_continued.md",
         **{**template_values(run), "steps": steps},  # those that were run
@@ -153,7 +152,7 @@ def continued_facts(before: dict[str, Any], run: FinishedRun) -> dict[str, Any]:
         options=wrapped_options(recipe),
         wanted_AP=WANTED["AP"],
         wanted_AP50=WANTED["AP50"],
-        outcome="" if reached else " and not reached",
+        outcome=outcome_of(measured.metrics.summary),
         **how_it_trained(
             recipe, drawn=any(entry.get("drawn_by") == "device" for entry in log), processes=began["processes"]
         ),
@@ -166,6 +165,14 @@ def continued_facts(before: dict[str, Any], run: FinishedRun) -> dict[str, Any]:
         "training": {"text": f"{before['training']['text']}\n\n{sections['training']}"},
         "speed": {"text": sections["speed"]},
     }
+
+
+def outcome_of(summary: dict[str, float]) -> str:
+    """What the card says after "were aimed at": which of `WANTED` were not reached."""
+    missed = [name for name, value in WANTED.items() if summary[name] < value]
+    if len(missed) == len(WANTED):
+        return " and not reached"
+    return f"; {' and '.join(missed)} was not reached" if missed else " and reached"
 
 
 def how_it_trained(recipe: Recipe, drawn: bool, processes: int = 1) -> dict[str, str]:
