@@ -280,3 +280,10 @@ def test_card_says_what_was_padded_and_computed_in_bfloat16():
 )
 def test_card_says_what_was_reached(ap, ap50, words):
     assert report.outcome_of({"AP": ap, "AP50": ap50}) == words
+
+
+def test_a_start_that_takes_no_step_did_not_train(tmp_path):
+    started = [{"processes": processes, "threads": 1} for processes in (2, 1)]
+    log = [started[0], {"step": 50, "step_seconds": 1.0}, started[0], {"step": 100, "step_seconds": 1.0}, started[1]]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    assert report.processes_used(tmp_path / "log.jsonl") == "2 x 1"

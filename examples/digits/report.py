@@ -98,9 +98,12 @@ def training_minutes(log_path: Path) -> float:
 
 
 def processes_used(log_path: Path) -> str:
-    """How many processes and threads a stage, and each of its resumptions, ran with, from its log."""
-    entries = read_log(log_path)
-    used = [(entry["processes"], entry["threads"]) for entry in entries if "processes" in entry]
+    """How many processes and threads a stage, and each of its resumptions that took steps, ran with, from its log."""
+    used, started = [], (1, 1)
+    for entry in read_log(log_path):
+        started = (entry["processes"], entry["threads"]) if "processes" in entry else started
+        if "step_seconds" in entry:
+            used.append(started)
     return ", then ".join(f"{processes} x {threads}" for processes, threads in dict.fromkeys(used))
 
 
