@@ -185,13 +185,12 @@ class KeptMemory:
 
     def _block(self, needed: int) -> Tensor:
         """Returns the smallest free block of at least so many bytes; a new one takes the place of smaller ones."""
-        free = [block for block in self._blocks if _uses(block) == 1]
-        large_enough = [block for block in free if len(block) >= needed]
-        if large_enough:
-            return min(large_enough, key=len)
-        for block in sorted(free, key=len, reverse=True)[:1]:
-            self._remove(block)
-        free = [block for block in self._blocks if _uses(block) == 1]
+        free = sorted((block for block in self._blocks if _uses(block) == 1), key=len)
+        for block in free:
+            if len(block) >= needed:
+                return block
+        if free:
+            self._remove(free.pop())
         while free and sum(map(len, self._blocks)) + needed > KEPT_AT_MOST:
             self._remove(free.pop())
         block = torch.empty(needed, dtype=torch.uint8)
