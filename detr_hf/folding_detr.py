@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.utils import logging
 
-from .fused_kernels_detr import FusedKernels, KeptMemory, kernels_for
+from .fused_kernels_detr import FusedKernels, KeptMemory, kernels_for, only_runs
 
 logger = logging.get_logger(__name__)
 
@@ -58,11 +58,10 @@ class InferenceBody:
     def usable_for(self, pixel_values: Tensor) -> bool:
         """Whether the folded form may run at all: without gradients, on real tensors, and not while being traced."""
         return (
-            not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
-            and not torch.is_grad_enabled()
+            not torch.is_grad_enabled()
             and type(pixel_values) is Tensor
             and pixel_values.device.type in DEVICES
+            and only_runs()
         )
 
     def of(self, body: nn.Module, pixel_values: Tensor) -> nn.Module | None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from detr_hf.fused_kernels_detr import KeptMemory, fused_kernels, linear
 
@@ -89,9 +90,56 @@ def test_a_layer_that_does_something_else_is_called(layer, x, change):
         torch.testing.assert_close(linear(change(layer), x), expected)
 
 
-def test_gradients_flow(layer, x):
-    linear(layer, x, relu=True).sum().backward()
-    assert layer.weight.grad.abs().sum() > 0
+@pytest.fixture(params=[False, True], ids=["MKL fast", "MKL slow"])
+def mkl_is_slow(request, monkeypatch) -> bool:
+    monkeypatch.setattr("detr_hf.fused_kernels_detr._mkl_is_slow", lambda: request.param)
+    return request.param
+
+
+def gradients(y: torch.Tensor, *inputs: torch.Tensor, **options) -> tuple:
+    weights = torch.linspace(-1, 1, y.numel()).view_as(y)
+    return torch.autograd.grad((weights * y).sum(), inputs, **options)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients_are_those_of_the_layer(x, calls, mkl_is_slow, relu, bias):
+    layer = nn.Linear(32, 48, bias=bias)
+    x = x.transpose(0, 1).requires_grad_()
+    inputs = x, *layer.parameters()
+    expected = gradients(F.relu(layer(x)) if relu else layer(x), *inputs)
+    linear(layer, x)  # tries the operator
+    calls.clear()
+    torch.testing.assert_close(gradients(linear(layer, x, relu), *inputs), expected, rtol=1e-4, atol=1e-4)
+    assert len(calls) == (3 if mkl_is_slow else 0)  # the result and two gradients
+
+
+def test_only_the_wanted_gradients_are_computed(layer, x, calls, mkl_is_slow):
+    layer.requires_grad_(False)
+    linear(layer, x.requires_grad_()).sum().backward()  # the gradient is one number, expanded
+    assert layer.weight.grad is None
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand_as(x))
+
+
+def test_gradients_of_gradients(layer, x, mkl_is_slow):
+    def penalty(y):
+        (gradient,) = gradients(y.square(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), (x, layer.weight))
+
+    x.requires_grad_()
+    torch.testing.assert_close(penalty(linear(layer, x)), penalty(layer(x)), rtol=1e-4, atol=1e-4)
+
+
+def test_forward_gradients_and_transforms(layer, x, mkl_is_slow):
+    def layer_of(x):
+        return linear(layer, x)
+
+    expected = layer(x) - layer.bias
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(layer_of(dual)).tangent, expected)
+    torch.testing.assert_close(torch.func.jvp(layer_of, (x,), (x,))[1], expected)
+    torch.testing.assert_close(torch.func.vmap(layer_of)(x), layer(x))
 
 
 def test_a_strided_weight_does_not_meet_the_slow_kernel(layer, x, calls):
@@ -102,14 +150,28 @@ def test_a_strided_weight_does_not_meet_the_slow_kernel(layer, x, calls):
     assert not calls
 
 
-def test_the_transformer_uses_it_in_inference_alone(calls):
+def test_where_the_transformer_uses_it(calls, mkl_is_slow):
     model = tiny_model()
     pixels = torch.randn(1, 3, 64, 64)
     model(pixels)
-    assert not calls
+    assert bool(calls) == mkl_is_slow
+    calls.clear()
     with torch.no_grad():
         model(pixels)
     assert calls
+
+
+def test_all_operations_are_counted():
+    model = tiny_model()
+    pixels = torch.randn(1, 3, 64, 64)
+    counts = []
+    for gradients_wanted in (True, False, False):
+        with torch.set_grad_enabled(gradients_wanted), FlopCounterMode(display=False) as counter:
+            model(pixels)
+        counts.append(counter.get_total_flops())
+        with torch.no_grad():
+            model(pixels)
+    assert counts[0] == counts[1] == counts[2] > 0
 
 
 # --------------------------------------------------------------------------------------------------------- kept memory

@@ -258,11 +258,13 @@ def train(arm: str, seed: int, settings: Settings, checkpoint: Checkpoint | None
     task = settings.task()
     torch.manual_seed(seed)
     model = build_model(arm, settings, task).to(settings.device)
-    model.set_attn_implementation("eager" if settings.device == "cpu" else "sdpa")  # the faster on each, for all arms
+    on_gpu = settings.device != "cpu"
+    if not on_gpu:  # for all arms: transformers convolves channels-first unless told, in 1.3 times the time
+        model.to(memory_format=torch.channels_last)
+    model.set_attn_implementation("sdpa" if on_gpu else "eager")  # the faster on each, for all arms
     optimizer = _optimizer(model, settings)
     decay = known_arms()[arm].get("ema_decay")
     average = ExponentialMovingAverage(model, decay) if decay else None
-    on_gpu = settings.device != "cpu"
     if saved:
         logger.info("%s seed %d goes on from step %d", arm, seed, first)
         model.load_state_dict(saved["model"])
