@@ -252,7 +252,7 @@ def test_the_cards_command_line_makes_the_recipe(monkeypatch):
 
 
 def test_card_says_what_was_kept_and_which_optimiser_moved_what():
-    texts = report.how_it_trained(replace(KEPT, batch_size=16, small_until=2, num_denoising=0), drawn=False)
+    texts = report.how_it_trained(replace(KEPT, batch_size=16, small_until=2, num_denoising=0), steps=3, drawn=False)
     assert texts["drawn_by"] == "first of all for the backbone's features of 48 scenes"
     assert texts["optimisers"].startswith("Muon 0.001 for the transformer's matrices, AdamW 0.0001")
     assert "backbone left as it was" in texts["optimisers"] and "first 67%" in texts["small_digits"]
@@ -261,17 +261,28 @@ def test_card_says_what_was_kept_and_which_optimiser_moved_what():
 
 @pytest.mark.parametrize(("drawn", "words"), [(True, "also drew the scenes"), (False, "1 more drawing scenes")])
 def test_card_says_who_drew_the_scenes(drawn, words):
-    texts = report.how_it_trained(SHORT, drawn)
+    texts = report.how_it_trained(SHORT, SHORT.steps, drawn)
     assert words in texts["drawn_by"]
     assert ("last 25%" in texts["small_digits"]) == drawn
 
 
 def test_card_says_what_was_padded_and_computed_in_bfloat16():
-    texts = report.how_it_trained(replace(SHORT, padded_fraction=0.25, autocast=True), drawn=False)
+    texts = report.how_it_trained(replace(SHORT, padded_fraction=0.25, autocast=True), SHORT.steps, drawn=False)
     assert texts["small_digits"].endswith("25% of the batches with padded scenes of several sizes")
     assert texts["optimisers"].endswith("forward and backward pass in bfloat16")
-    plain = report.how_it_trained(SHORT, drawn=False)
+    plain = report.how_it_trained(SHORT, SHORT.steps, drawn=False)
     assert "padded" not in plain["small_digits"] and "bfloat16" not in plain["optimisers"]
+
+
+@pytest.mark.parametrize(("small_until", "words"), [(40, "small digits up to step 40"), (60, "small digits")])
+def test_card_says_how_long_digits_were_small(small_until, words):
+    texts = report.how_it_trained(replace(SHORT, small_until=small_until), steps=60, drawn=False)
+    assert texts["small_digits"].endswith(words)
+
+
+@pytest.mark.parametrize(("weight", "words"), [(1.0, ""), (2.5, "; box losses weighted 2.5 times")])
+def test_card_says_how_box_losses_were_weighted(weight, words):
+    assert report.how_it_trained(replace(SHORT, box_weight=weight), SHORT.steps, False)["box_losses"] == words
 
 
 @pytest.mark.parametrize(

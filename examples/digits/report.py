@@ -157,7 +157,7 @@ def continued_facts(before: dict[str, Any], run: FinishedRun) -> dict[str, Any]:
         wanted_AP50=WANTED["AP50"],
         outcome=outcome_of(measured.metrics.summary),
         **how_it_trained(
-            recipe, drawn=any(entry.get("drawn_by") == "device" for entry in log), processes=began["processes"]
+            recipe, steps, any(entry.get("drawn_by") == "device" for entry in log), processes=began["processes"]
         ),
     )
     known = facts_of(run.model, "detr-digits", run.processor, measured.metrics, license="apache-2.0")
@@ -178,8 +178,8 @@ def outcome_of(summary: dict[str, float]) -> str:
     return f"; {' and '.join(missed)} was not reached" if missed else " and reached"
 
 
-def how_it_trained(recipe: Recipe, drawn: bool, processes: int = 1) -> dict[str, str]:
-    """What a continued run's text says of its scenes, which the device drew where `drawn`, and of what learnt how."""
+def how_it_trained(recipe: Recipe, steps: int, drawn: bool, processes: int = 1) -> dict[str, str]:
+    """What the text of a continued run says of its scenes, drawn by the device or not, and of what learnt how."""
     small = "every other batch with many small digits"
     if recipe.kept_batches:
         drawn_by = f"first of all for the backbone's features of {recipe.kept_batches * recipe.batch_size:,} scenes"
@@ -189,7 +189,10 @@ def how_it_trained(recipe: Recipe, drawn: bool, processes: int = 1) -> dict[str,
         drawn_by = "which also drew the scenes" if drawn else f"{processes * recipe.workers} more drawing scenes"
         too = "all of it, scale and shift of the norms too" if recipe.whole_backbone else "its first stage too"
         backbone = f"backbone {recipe.lr_backbone}, {too}"
-        small += f" but for the last {recipe.final_fraction:.0%}, whose scenes are like those of validation" * drawn
+        if drawn:
+            small += f" but for the last {recipe.final_fraction:.0%}, whose scenes are like those of validation"
+        elif recipe.small_until < steps:
+            small += f" up to step {recipe.small_until}"
     if recipe.padded_fraction:
         small += f", {recipe.padded_fraction:.0%} of the batches with padded scenes of several sizes"
     optimisers = f"AdamW {recipe.lr} ({backbone})"
@@ -200,6 +203,7 @@ def how_it_trained(recipe: Recipe, drawn: bool, processes: int = 1) -> dict[str,
     return {
         "drawn_by": drawn_by,
         "small_digits": small,
+        "box_losses": "" if recipe.box_weight == 1 else f"; box losses weighted {recipe.box_weight:g} times",
         "optimisers": optimisers,
         "denoising": f" and about {recipe.num_denoising} denoising queries" if recipe.num_denoising else "",
     }
