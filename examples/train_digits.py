@@ -23,6 +23,7 @@ from digits.backbone import BACKBONE_WEIGHTS, pretrain_backbone
 from digits.detector import train_detector
 from digits.recipe import Recipe, rank_and_world_size
 from digits.report import HARDER_PX, FinishedRun, card_facts, continued_facts, evaluate, make_processor, write_card
+from digits.silent import renew_silent_units
 
 from detr_hf.data.digits import DigitScenes
 from detr_hf.hub.manifest import write_manifest
@@ -74,6 +75,7 @@ def main() -> None:
     output = options.output or options.work / "detr-digits"
     model.set_attn_implementation("sdpa")
     model.strip_training_aids()
+    renewed = renew_silent_units(model, processor)
     model.save_pretrained(output)
     processor.save_pretrained(output)
     saved = DETRForObjectDetection.from_pretrained(output).eval()
@@ -85,7 +87,7 @@ def main() -> None:
         saved.to("cpu"), processor, options.validation_scenes
     )  # the card's time of a picture is a CPU's
     logger.info("%s\n%s", measured, harder)
-    run = FinishedRun(saved, processor, output, options.work, recipe, measured, harder)
+    run = FinishedRun(saved, processor, output, options.work, recipe, measured, harder, renewed)
     if recipe.init and options.before is None:
         logger.warning("No card: a run that goes on from --init needs the facts of that checkpoint, --before FILE.")
     elif recipe.init:

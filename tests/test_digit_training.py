@@ -13,6 +13,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("hotcoco")
 
 from detr_hf import DETRForObjectDetection
+from detr_hf.data.digits import DigitScenes
 
 ROOT = Path(__file__).parent.parent
 ASSET = ROOT / "detr_hf" / "assets" / "detr-digits"
@@ -26,7 +27,7 @@ def from_examples(name: str):
         sys.path.remove(str(ROOT / "examples"))
 
 
-train_digits, batches, detector, kept, muon, recipes, report = (
+train_digits, batches, detector, kept, muon, recipes, report, silent = (
     from_examples(name)
     for name in (
         "train_digits",
@@ -36,6 +37,7 @@ train_digits, batches, detector, kept, muon, recipes, report = (
         "digits.muon",
         "digits.recipe",
         "digits.report",
+        "digits.silent",
     )
 )
 SHORT = recipes.Recipe(
@@ -76,6 +78,29 @@ def test_the_whole_backbone_learns_where_it_is_asked_for(trained):
     assert {name for name, _ in trained[0].named_parameters()} <= moved
     assert "backbone.0.body.bn1.bias" in moved
     assert not any("running_" in name for name in moved)
+
+
+@torch.no_grad()
+def test_silent_units_are_renewed_without_a_trace_in_the_outputs():
+    model, processor = DETRForObjectDetection.from_pretrained(ASSET).eval(), report.make_processor()
+    layer = model.transformer.decoder.layers[2]
+    layer.linear1.bias[:7] = -1e4
+    scene = processor(DigitScenes("train")[0]["image"], return_tensors="pt")  # one of those that are looked at
+    before = model(**scene)
+    assert silent.renew_silent_units(model, processor, num_scenes=3) >= 7
+    after = model(**scene)
+    torch.testing.assert_close(after.logits, before.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(after.pred_boxes, before.pred_boxes, rtol=1e-5, atol=1e-5)
+    assert layer.linear1.bias[:7].eq(0).all() and layer.linear1.weight[:7].abs().sum() > 0
+    assert layer.linear2.weight[:, :7].eq(0).all()
+    assert not layer.linear1._forward_hooks
+
+
+def test_every_layer_of_the_shipped_model_can_learn(trained):
+    """A feed-forward network whose units never fire gets no gradient."""
+    old, new = DETRForObjectDetection.from_pretrained(ASSET).state_dict(), trained[1].state_dict()
+    for name in (name for name in old if "linear1.weight" in name):
+        assert (old[name] != new[name]).any(dim=1).float().mean() > 0.5, name
 
 
 def test_backbone_is_frozen_as_the_original_is_by_default():

@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 class FinishedRun(NamedTuple):
     """What a card is written from: the saved model and its folder, the logs' folder, the recipe and the scores.
 
-    `harder` was measured on scenes with digits of `HARDER_PX`.
+    `harder` was measured on scenes with digits of `HARDER_PX`; `renewed` counts the hidden units that never fired.
     """
 
     model: DETRForObjectDetection
@@ -52,6 +52,7 @@ class FinishedRun(NamedTuple):
     recipe: Recipe
     measured: Measured
     harder: Measured
+    renewed: int
 
 
 @torch.no_grad()
@@ -228,6 +229,7 @@ def template_values(run: FinishedRun) -> dict[str, Any]:
         "harder_AP50": f"{run.harder.metrics.summary['AP50']:.3f}",
         "milliseconds": f"{1000 * run.measured.seconds_per_image:.0f}",
         "hardware": hardware_name(),
+        "renewed": run.renewed,
     }
 
 

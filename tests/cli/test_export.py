@@ -86,7 +86,7 @@ def test_export_and_predict(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["export", "--to", "onnx"])
-    assert done.exit_code == 0 and "18 cases" in done.output, done.output
+    assert done.exit_code == 0 and "24 cases" in done.output, done.output
     outputs = [
         CliRunner().invoke(app, ["predict", *model, str(demo_scene_path())]).stdout
         for model in ([], ["--model", "detr-digits.onnx"])
