@@ -130,14 +130,11 @@ def linear(layer: nn.Linear, x: Tensor, relu: bool = False) -> Tensor:
     torch multiplies matrices on the CPU by MKL, which on AMD's processors takes twice as long. Traced and hooked
     layers, and those that stand in for `nn.Linear`, are called; so are all in training, unless MKL is the slower one.
     """
-    training = torch.is_grad_enabled()
-    if not _has_fused_linear(layer, x) or (training and not _trains_faster(x)):
-        y = layer(x)
-        return F.relu(y) if relu else y
-    if training:
-        y = _TrainedLinear.apply(x, layer.weight, layer.bias)
-        return F.relu(y) if relu else y
-    return _multiply(x, layer.weight, layer.bias, "relu" if relu else "none")
+    fused = _has_fused_linear(layer, x)
+    if fused and not torch.is_grad_enabled():
+        return _multiply(x, layer.weight, layer.bias, "relu" if relu else "none")
+    y = _TrainedLinear.apply(x, layer.weight, layer.bias) if fused else layer(x)
+    return F.relu(y) if relu else y
 
 
 class _TrainedLinear(torch.autograd.Function):
@@ -176,6 +173,7 @@ def _has_fused_linear(layer: nn.Linear, x: Tensor) -> bool:
         and layer.weight.is_contiguous()  # else oneDNN falls back on a loop that takes a thousand times as long
         and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
         and _allowed_on(x)
+        and (not torch.is_grad_enabled() or _trains_faster(x))
         and _fused_linear_works(x.dtype)
     )
 

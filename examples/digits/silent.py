@@ -1,5 +1,7 @@
 """Hidden units that never fire: training, with Muon above all, leaves many of the decoder's behind."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -25,13 +27,10 @@ def renew_silent_units(
     networks = [layer for stack in (model.transformer.encoder, model.transformer.decoder) for layer in stack.layers]
     fired = [torch.zeros(layer.linear1.out_features, dtype=torch.bool, device=model.device) for layer in networks]
 
-    def watch(index: int, hidden: Tensor) -> None:
+    def watch(index: int, _layer: nn.Linear, _inputs: tuple[Tensor, ...], hidden: Tensor) -> None:
         fired[index] |= (hidden > 0).flatten(0, -2).any(dim=0)
 
-    hooks = [
-        layer.linear1.register_forward_hook(lambda _, __, hidden, index=index: watch(index, hidden))
-        for index, layer in enumerate(networks)
-    ]
+    hooks = [layer.linear1.register_forward_hook(partial(watch, index)) for index, layer in enumerate(networks)]
     model.eval()
     for scenes in (DigitScenes("train"), DigitScenes("train", **SMALL_DIGITS)):
         for index in range(num_scenes):
