@@ -230,6 +230,8 @@ def _write_openvino(
     options = {"quantizer": quantizer, "compress_to_fp16": info.dtype in ("float16", "bfloat16"), "stateful": False}
     program = _exported(OpenVINOExporter, OpenVINOConfig, DetectionGraph(model), info, **options)
     _divide_lengths_as_integers(program)
+    if info.dtype == "int8":
+        _add_quantized_shortcuts(program)
     program.set_rt_info(info.to_json(), [METADATA_KEY])
     path.mkdir()
     openvino.save_model(program, str(path / OPENVINO_GRAPH), compress_to_fp16=False)
@@ -255,6 +257,20 @@ def _divide_lengths_as_integers(program: Any) -> None:
                 past.replace(operators.convert(quotient, past.get_element_type().to_string()).output(0))
             else:
                 reader.replace_source_output(operators.convert(quotient, "f32").output(0))
+
+
+def _add_quantized_shortcuts(program: Any) -> None:
+    """Lets the additions of residual blocks read the int8 feature map that the block's convolution reads.
+
+    They would read the same map before it is rounded: OpenVINO then writes it in bfloat16, and rounds it in passes of
+    their own: 1.14 times the time of a forward pass with ResNet-50 (README, Export).
+    """
+    for quantizer in program.get_ordered_ops():
+        if quantizer.get_type_name() != "FakeQuantize":
+            continue
+        for reader in list(quantizer.input_value(0).get_target_inputs()):
+            if reader.get_node().get_type_name() == "Add":
+                reader.replace_source_output(quantizer.output(0))
 
 
 def _divided_length(node: Any) -> tuple[Any, int] | None:

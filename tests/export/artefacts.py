@@ -12,9 +12,9 @@ from detr_hf.export.exporting import describe
 from ..conftest import tiny_model
 
 
-def small_model(**changes) -> DETRForObjectDetection:
-    """Returns a random DETR of few layers, whose scores differ from query to query."""
-    thin = {"channels": [8, 16, 16, 24], "layers": [1, 1, 1, 1]}
+def small_model(blocks: tuple[int, ...] = (1, 1, 1, 1), **changes) -> DETRForObjectDetection:
+    """Returns a random DETR of few layers, whose scores differ from query to query; `blocks` are a stage's."""
+    thin = {"channels": [8, 16, 16, 24], "layers": list(blocks)}
     return tiny_model(enc_layers=1, dec_layers=1, backbone_kwargs=thin, **changes)
 
 
