@@ -263,7 +263,7 @@ def _add_quantized_shortcuts(program: Any) -> None:
     """Lets the additions of residual blocks read the int8 feature map that the block's convolution reads.
 
     They would read the same map before it is rounded: OpenVINO then writes it in bfloat16, and rounds it in passes of
-    their own: 1.14 times the time of a forward pass with ResNet-50 (README, Export).
+    their own.
     """
     for quantizer in program.get_ordered_ops():
         if quantizer.get_type_name() != "FakeQuantize":
