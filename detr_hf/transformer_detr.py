@@ -9,6 +9,7 @@ What differs on purpose:
   decoder layer goes on to the next whether or not the intermediate outputs are wanted, and there is no host sync.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -126,7 +127,7 @@ def attention_by_rows(
 
 
 def _faster_than_sdpa(query: Tensor, key: Tensor) -> Callable | None:
-    """Returns what beats torch's fused attention in bfloat16 on a CPU, which is slow there, or None.
+    """Returns what beats torch's fused attention in bfloat16 on a CPU, which is slow there without AMX, or None.
 
     With gradients the weights are kept for the backward pass, so only up to `KEPT_SCORES` of them.
     """
@@ -135,8 +136,15 @@ def _faster_than_sdpa(query: Tensor, key: Tensor) -> Callable | None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if not torch.is_grad_enabled():
-        return attention_by_rows
+        return None if _has_amx() else attention_by_rows
     return eager_attention if query[..., 0].numel() * key.shape[2] <= KEPT_SCORES else None
+
+
+@functools.cache
+def _has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 in tiles, which torch's fused attention makes use of."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return supported is not None and supported()
 
 
 class MultiheadAttention(nn.Module):

@@ -299,15 +299,18 @@ def test_attention_by_rows_is_attention(masked, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "gradients", "name"),
+    ("dtype", "gradients", "amx", "name"),
     [
-        (torch.bfloat16, False, "attention_by_rows"),
-        (torch.bfloat16, True, "eager_attention"),
-        (torch.float32, False, None),
-        (torch.float32, True, None),
+        (torch.bfloat16, False, False, "attention_by_rows"),
+        (torch.bfloat16, False, True, None),
+        (torch.bfloat16, True, False, "eager_attention"),
+        (torch.bfloat16, True, True, "eager_attention"),
+        (torch.float32, False, False, None),
+        (torch.float32, True, False, None),
     ],
 )
-def test_bfloat16_on_a_cpu_takes_the_attention_that_is_faster_there(dtype, gradients, name, monkeypatch):
+def test_bfloat16_on_a_cpu_takes_the_attention_that_is_faster_there(dtype, gradients, amx, name, monkeypatch):
+    monkeypatch.setattr(transformer_detr, "_has_amx", lambda: amx)
     used = []
     for each in ("attention_by_rows", "eager_attention"):
         attend = getattr(transformer_detr, each)
