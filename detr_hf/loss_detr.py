@@ -195,11 +195,24 @@ class HungarianMatcher(nn.Module):
         images = torch.arange(len(labels), device=labels.device)[:, None]
         cost = scores.exponentials.permute(1, 3, 0, 2)[images, labels]  # (B, N, L, Q)
         cost.mul_((-self.cost_class / scores.sums).permute(1, 3, 0, 2))
-        predicted = _planar(pred_boxes.float()).transpose(1, 2)[:, :, None]  # (4, B, 1, L, Q)
-        wanted = _planar(targets.boxes_cxcywh_norm)[..., None, None]  # (4, B, N, 1, 1)
-        for p, w in zip(predicted, wanted, strict=True):
-            cost.add_((p - w).abs_(), alpha=self.cost_bbox)
-        cost.sub_(_planar_generalized_iou(predicted, wanted), alpha=self.cost_giou)
+        center, size = _planar(pred_boxes.float()).transpose(1, 2)[:, :, None].split(2)  # (2, B, 1, L, Q)
+        wanted_center, wanted_size = _planar(targets.boxes_cxcywh_norm)[..., None, None].split(2)  # (2, B, N, 1, 1)
+        half, wanted_half = size / 2, wanted_size / 2
+        # the L1 distance and the generalised IoU are both of these two, (2, B, N, L, Q) for x and y
+        apart, differ = (center - wanted_center).abs_(), (half - wanted_half).abs_()
+        for between_centers, between_halves in zip(apart, differ, strict=True):
+            cost.add_(between_centers, alpha=self.cost_bbox).add_(between_halves, alpha=2 * self.cost_bbox)
+        # two intervals share h1 + h2 - max(|c1 - c2|, |h1 - h2|), and their hull has h1 + h2 + that maximum
+        longest = torch.maximum(apart, differ, out=apart)
+        together = torch.add(half, wanted_half, out=differ)
+        hull_width, hull_height = together + longest
+        shared_width, shared_height = together.sub_(longest).clamp_(min=0)
+        intersection, hull = shared_width.mul_(shared_height), hull_width.mul_(hull_height)
+        tiny = torch.finfo(hull.dtype).tiny
+        union = torch.add(_area(size), _area(wanted_size), out=shared_height).sub_(intersection).clamp_(min=tiny)
+        # minus the generalised IoU, which is IoU + union / hull - 1
+        cost.addcdiv_(intersection, union, value=-self.cost_giou)
+        cost.addcdiv_(union, hull.clamp_(min=tiny), value=-self.cost_giou).add_(self.cost_giou)
         return cost.nan_to_num_(UNMATCHABLE, UNMATCHABLE, UNMATCHABLE)
 
     @staticmethod
