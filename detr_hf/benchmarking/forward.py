@@ -35,9 +35,10 @@ def compare_forward(
     compile_ours: bool,
     compile_peer: bool,
     runs: int,
+    peer_dtype: str | None = None,
     **config: Any,
 ) -> dict[str, Any]:
-    """Returns the record of one comparison.
+    """Returns the record of one comparison; `dtype` is that of both sides unless `peer_dtype` is given.
 
     Raises:
         ValueError: for a device that is not there, or outputs that do not agree.
@@ -47,7 +48,9 @@ def compare_forward(
     pixel_values, pixel_mask = random_pixels(batch, size_hw, device, padded)
     inputs = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
     exact = require_agreement(differences(ours(**inputs), peer(**inputs)), tolerance_in_float32(device))
-    ours, peer = ours.to(dtype_named(dtype)), peer.to(dtype_named(dtype))
+    peer_dtype = peer_dtype or dtype
+    ours, peer = ours.to(dtype_named(dtype)), peer.to(dtype_named(peer_dtype))
+    peer_inputs = inputs | {"pixel_values": pixel_values.to(dtype_named(peer_dtype))}
     inputs["pixel_values"] = pixel_values.to(dtype_named(dtype))
     operations = floating_point_operations(ours, inputs)
     compilation = {}
@@ -56,15 +59,17 @@ def compare_forward(
         compilation["ours_s"] = _first_call(partial(ours, **inputs), device)
     if compile_peer:
         peer = compiled_peer(peer)
-        compilation["peer_s"] = _first_call(partial(peer, **inputs), device)
-    moved = require_agreement(differences(ours(**inputs), peer(**inputs)), TOLERANCE[dtype])
-    settings = {"device": device, "dtype": dtype, "batch": batch, "size_hw": list(size_hw), "padded": padded}
+        compilation["peer_s"] = _first_call(partial(peer, **peer_inputs), device)
+    tolerance = max(TOLERANCE[dtype], TOLERANCE[peer_dtype])
+    moved = require_agreement(differences(ours(**inputs), peer(**peer_inputs)), tolerance)
+    settings = {"device": device, "dtype": dtype, "peer_dtype": peer_dtype}
+    settings |= {"batch": batch, "size_hw": list(size_hw), "padded": padded}
     settings |= {"compile": compile_ours, "compile_peer": compile_peer, **config}
     record = {"environment": environment(device), "settings": settings, "difference_float32": exact}
-    record |= {"difference": moved} if dtype != "float32" else {}
+    record |= {"difference": moved} if {dtype, peer_dtype} != {"float32"} else {}
     record |= {"first_call": compilation} if compilation else {}
     machine = fastest_rate(device, dtype)
-    record["forward"] = compare(partial(ours, **inputs), partial(peer, **inputs), runs, device)
+    record["forward"] = compare(partial(ours, **inputs), partial(peer, **peer_inputs), runs, device)
     record["gflop_a_second"] = {
         "ours": operations / record["forward"]["ours_s"] / 1e9,
         "peer": operations / record["forward"]["peer_s"] / 1e9,

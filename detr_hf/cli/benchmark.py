@@ -40,6 +40,7 @@ RESULTS = Path("benchmarks/results")
 def forward(
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    peer_dtype: Annotated[str | None, typer.Option(help="For transformers' model, where not the same.")] = None,
     batch: Batch = 1,
     height: Height = 800,
     width: Width = 1066,
@@ -56,8 +57,9 @@ def forward(
         return
     from ..benchmarking.forward import compare_forward
 
+    size_hw = (height, width)
     record = compare_forward(
-        device, dtype, batch, (height, width), padded, compile, compile_peer, backbone=backbone, runs=runs
+        device, dtype, batch, size_hw, padded, compile, compile_peer, runs, peer_dtype, backbone=backbone
     )
     _finish("forward", record, out)
 

@@ -49,6 +49,18 @@ def test_what_is_measured_is_the_folded_model_that_users_get(dtype, monkeypatch)
     assert bodies and None not in bodies
 
 
+def test_the_peer_may_run_in_another_precision():
+    records = {
+        peer_dtype: compare_forward("cpu", "bfloat16", 1, (64, 64), False, False, False, 2, peer_dtype, **SMALL)
+        for peer_dtype in (None, "float32")
+    }
+    assert {name: record["settings"]["peer_dtype"] for name, record in records.items()} == {
+        None: "bfloat16",
+        "float32": "float32",
+    }
+    assert records[None]["difference"] != records["float32"]["difference"]  # its outputs are those of that precision
+
+
 def test_operations_of_a_forward_pass_grow_with_its_pixels_and_count_a_product_twice():
     linear = torch.nn.Linear(5, 7)
     assert floating_point_operations(linear, {"input": torch.zeros(3, 5)}) == 2 * 3 * 5 * 7
