@@ -127,9 +127,10 @@ def attention_by_rows(
 
 
 def _faster_than_sdpa(query: Tensor, key: Tensor) -> Callable | None:
-    """Returns what beats torch's fused attention in bfloat16 on a CPU, which is slow there without AMX, or None.
+    """Returns what beats torch's fused attention in bfloat16 on a CPU, which is slow there, or None.
 
-    With gradients the weights are kept for the backward pass, so only up to `KEPT_SCORES` of them.
+    Without gradients it is slow only where the processor lacks AMX. With gradients the weights are kept for the
+    backward pass, so only up to `KEPT_SCORES` of them.
     """
     if query.dtype != torch.bfloat16 or not query.is_cpu:
         return None
