@@ -28,13 +28,13 @@ test-common: $(VENV)/.installed-dev
 	$(RUN) $(VENV)/bin/python tests/transformers_common/run.py
 
 bench: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 $(VENV)/bin/detr-hf benchmark forward
-	HF_HUB_OFFLINE=1 $(VENV)/bin/detr-hf benchmark forward --batch 2 --padded
-	HF_HUB_OFFLINE=1 $(VENV)/bin/detr-hf benchmark train-step
-	HF_HUB_OFFLINE=1 $(VENV)/bin/detr-hf benchmark criterion
-	HF_HUB_OFFLINE=1 $(VENV)/bin/detr-hf benchmark preprocess
-	HF_HUB_OFFLINE=1 $(VENV)/bin/detr-hf benchmark start
-	HF_HUB_OFFLINE=1 $(VENV)/bin/detr-hf benchmark padding
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward --batch 2 --padded
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks train-step
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks criterion
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks preprocess
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks start
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks padding
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -33,11 +33,11 @@ from transformers.models.detr import DetrImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 from detr_hf import load_detection_dataset
-from detr_hf.backbone_detr import freeze_batch_norms
 from detr_hf.data.pictures import load_pixels
 from detr_hf.evaluation import evaluate_boxes, metrics_table
 from detr_hf.evaluation.report import metrics_dict
 from detr_hf.evaluation.truth import ground_truth_of
+from detr_hf.model.backbone_detr import freeze_batch_norms
 
 logger = logging.getLogger("finetune_transformers")
 

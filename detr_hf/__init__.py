@@ -9,59 +9,28 @@ from typing import TYPE_CHECKING
 
 from .lazy_names import lazy_names
 from .registration import register_with_transformers
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .configuration_detr import DETRConfig
-    from .data.loading import load_detection_dataset
-    from .image_processing_detr import DETRImageProcessor
-    from .image_processing_pil_detr import DETRImageProcessorPil
-    from .inference.detections import Detection, Detections
-    from .inference.detector import Detector
-    from .inference.prediction import predict_to_shards, read_predictions
-    from .inference.sources import SourceOptions
-    from .modeling_detr import DETRForObjectDetection, DETRModel
-    from .training.arguments import DETRTrainingArguments
-    from .training.trainer import DETRTrainer
+    from .checkpoints.conversion import convert as convert
+    from .data.check.checking import check as check
+    from .data.detection_data import DetectionData as DetectionData
+    from .data.loading import load_detection_dataset as load_detection_dataset
+    from .export.exporting import export_model as export_model
+    from .hub.datasets import push_dataset as push_dataset
+    from .inference.detector import Detector as Detector
+    from .inference.results import Detection as Detection, Detections as Detections
+    from .inference.runs.prediction import predict_to_shards as predict_to_shards, read_predictions as read_predictions
+    from .inference.sources.base import SourceOptions as SourceOptions
+    from .model.configuration_detr import DETRConfig as DETRConfig
+    from .model.modeling_detr import DETRForObjectDetection as DETRForObjectDetection, DETRModel as DETRModel
+    from .processing.image_processing_detr import (
+        DETRImageProcessor as DETRImageProcessor,
+        DETRImageProcessorPil as DETRImageProcessorPil,
+    )
+    from .training.arguments import DETRTrainingArguments as DETRTrainingArguments
+    from .training.trainer import DETRTrainer as DETRTrainer
 
-__version__ = "0.1.0"
-
-# Public name -> the module of this package that defines it.
-_MODULE_OF = {
-    "DETRConfig": "configuration_detr",
-    "DETRForObjectDetection": "modeling_detr",
-    "DETRImageProcessor": "image_processing_detr",
-    "DETRImageProcessorPil": "image_processing_pil_detr",
-    "DETRModel": "modeling_detr",
-    "DETRTrainer": "training.trainer",
-    "DETRTrainingArguments": "training.arguments",
-    "Detection": "inference.detections",
-    "Detections": "inference.detections",
-    "Detector": "inference.detector",
-    "SourceOptions": "inference.sources",
-    "load_detection_dataset": "data.loading",
-    "predict_to_shards": "inference.prediction",
-    "read_predictions": "inference.prediction",
-}
-
-__all__ = [
-    "DETRConfig",
-    "DETRForObjectDetection",
-    "DETRImageProcessor",
-    "DETRImageProcessorPil",
-    "DETRModel",
-    "DETRTrainer",
-    "DETRTrainingArguments",
-    "Detection",
-    "Detections",
-    "Detector",
-    "SourceOptions",
-    "load_detection_dataset",
-    "predict_to_shards",
-    "read_predictions",
-]
-
-
-__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
-
+__getattr__, __dir__ = lazy_names(__name__)
 
 register_with_transformers()

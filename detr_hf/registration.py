@@ -8,33 +8,75 @@ the registration earlier.
 The finder finds nothing by itself. It hands the modules of transformers and of this package to the other finders and
 counts how many of them are being executed in this thread. transformers' modules import each other in circles (its
 `modeling_utils` loads `configuration_auto` half-way through), and ours import them, so the moment to register is when
-the outermost of them is complete. When there is nothing left to register the finder takes itself away.
+the outermost of them is complete. Then the finder takes itself away. The pipelines are a part of transformers that
+most processes never load: a finder of their own waits for that one module.
 """
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
+AUTO_CLASSES = tuple(
+    f"transformers.models.auto.{name}" for name in ("configuration_auto", "modeling_auto", "image_processing_auto")
+)
+PIPELINES = ("transformers.pipelines",)
 COUNTED = ("transformers.", f"{__package__}.")
+
+
+class Workshop:
+    """What the package does for its models, and travelled code does without; see `DETRPreTrainedModel.workshop`."""
+
+    @staticmethod
+    def prepare_loading(name: Any, config: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Returns name, config and state dict to load; see `checkpoints.loading`."""
+        from .checkpoints.loading import prepare_loading
+
+        return prepare_loading(name, config, kwargs)
+
+    @staticmethod
+    def verified_arguments(name: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Returns the loading arguments that give exactly the verified files; see `hub.manifest`."""
+        from .hub.manifest import verified_arguments
+
+        return verified_arguments(name, kwargs)
+
+    @staticmethod
+    def push(model: Any, repo_id: str, **kwargs: Any) -> Any:
+        """Returns the commit that publishes the model with its card; see `hub.pushing`."""
+        from .hub.pushing import push
+
+        return push(model, repo_id, **kwargs)
+
+    @staticmethod
+    def to_transformers(model: Any) -> Any:
+        """Returns transformers' own model with the same weights; see `checkpoints.transformers_model`."""
+        from .checkpoints.transformers_model import to_transformers
+
+        return to_transformers(model)
 
 
 def register_auto_classes() -> None:
     """Registers config, models and processors under `model_type="detr_hf"`; doing it again changes nothing."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+    from transformers.models.auto import modeling_auto
 
-    from .configuration_detr import DETRConfig
-    from .image_processing_detr import DETRImageProcessor
-    from .image_processing_pil_detr import DETRImageProcessorPil
-    from .modeling_detr import DETRForObjectDetection, DETRModel
+    from .model.configuration_detr import DETRConfig
+    from .model.modeling_detr import DETRForObjectDetection, DETRModel, DETRPreTrainedModel
+    from .processing.image_processing_detr import DETRImageProcessor, DETRImageProcessorPil
 
+    DETRPreTrainedModel.workshop = Workshop
     AutoConfig.register(DETRConfig.model_type, DETRConfig, exist_ok=True)
     AutoModel.register(DETRConfig, DETRModel, exist_ok=True)
     AutoModelForObjectDetection.register(DETRConfig, DETRForObjectDetection, exist_ok=True)
     processors = {"torchvision": DETRImageProcessor, "pil": DETRImageProcessorPil}
     AutoImageProcessor.register(DETRConfig, image_processor_classes=processors, exist_ok=True)
+    # the pipelines ask these tables whether a class is supported, and log an error for one registered from outside
+    modeling_auto.MODEL_MAPPING_NAMES.setdefault(DETRConfig.model_type, "DETRModel")
+    modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(DETRConfig.model_type, "DETRForObjectDetection")
 
 
 def register_pipelines() -> None:
@@ -46,61 +88,59 @@ def register_pipelines() -> None:
 
     task = PIPELINE_REGISTRY.supported_tasks["object-detection"]
     if task["impl"] == "transformers.pipelines.object_detection.ObjectDetectionPipeline":
-        task["impl"] = f"{__package__}.inference.pipeline.DETRObjectDetectionPipeline"
-
-
-# What to register, and the modules of transformers of which one must be loaded before anybody can use it.
-REGISTRATIONS = {
-    register_auto_classes: tuple(
-        f"transformers.models.auto.{name}" for name in ("configuration_auto", "modeling_auto", "image_processing_auto")
-    ),
-    register_pipelines: ("transformers.pipelines",),
-}
+        task["impl"] = f"{__package__}.inference.pipelines.DETRObjectDetectionPipeline"
 
 
 def register_with_transformers() -> None:
     """Registers now what transformers has loaded, and the rest as soon as it does."""
-    if any(isinstance(finder, _TransformersWatcher) for finder in sys.meta_path):
-        return
-    watcher = _TransformersWatcher()
-    watcher.register_loaded()
-    if watcher.pending:
+    for register, modules, counted in (
+        (register_auto_classes, AUTO_CLASSES, COUNTED),
+        (register_pipelines, PIPELINES, PIPELINES),
+    ):
+        if any(isinstance(finder, _Watcher) and finder.register is register for finder in sys.meta_path):
+            continue
+        watcher = _Watcher(register, modules, counted)
         sys.meta_path.insert(0, watcher)
+        watcher.register_if_loaded()
 
 
-class _TransformersWatcher(MetaPathFinder):
-    """Runs each registration once, when its module of transformers is there and no counted module is half-executed."""
+class _Watcher(MetaPathFinder):
+    """Runs `register` once, when one of `modules` is there and no module of `counted` is half-executed."""
 
-    def __init__(self):
-        self.pending = dict(REGISTRATIONS)
+    def __init__(self, register: Callable[[], None], modules: tuple[str, ...], counted: tuple[str, ...]):
+        self.register = register
+        self.modules = modules
+        self.counted = counted
         self.executing = threading.local()
 
-    def register_loaded(self) -> None:
-        """Runs the registrations whose modules are loaded."""
-        for register, modules in list(self.pending.items()):
-            # taken off the list first: registering imports counted modules, and so comes here again
-            if any(name in sys.modules for name in modules) and self.pending.pop(register, None):
-                register()
+    def register_if_loaded(self) -> None:
+        """Registers if the tables are there, and takes this finder away."""
+        # away first: registering imports counted modules, and so would come here again
+        if self in sys.meta_path and any(name in sys.modules for name in self.modules):
+            sys.meta_path.remove(self)
+            self.register()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if not fullname.startswith(COUNTED):
+        if not fullname.startswith(self.counted):
             return None
-        spec = self._spec_from_other_finders(fullname, path, target)
+        spec = self._spec_from_later_finders(fullname, path, target)
         if spec is not None and spec.loader is not None:
             self._watch(spec.loader)
         return spec
 
-    def _spec_from_other_finders(
+    def _spec_from_later_finders(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
     ) -> ModuleSpec | None:
-        for finder in tuple(sys.meta_path):
+        finders = iter(tuple(sys.meta_path))
+        if self not in finders:  # and if it is, the iterator now stands behind it
+            return None
+        for finder in finders:
             find_spec = getattr(finder, "find_spec", None)
-            if finder is not self and find_spec is not None:
-                spec = find_spec(fullname, path, target)
-                if spec is not None:
-                    return spec
+            spec = find_spec(fullname, path, target) if find_spec is not None else None
+            if spec is not None:
+                return spec
         return None
 
     def _watch(self, loader: Loader) -> None:
@@ -113,8 +153,6 @@ class _TransformersWatcher(MetaPathFinder):
             finally:
                 self.executing.depth -= 1
             if self.executing.depth == 0:
-                self.register_loaded()
-                if not self.pending and self in sys.meta_path:
-                    sys.meta_path.remove(self)
+                self.register_if_loaded()
 
         loader.exec_module = counted  # a loader belongs to one module

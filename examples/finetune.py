@@ -41,7 +41,7 @@ from detr_hf import (
     load_detection_dataset,
 )
 from detr_hf.checkpoints.processors import image_processor_for
-from detr_hf.data import check
+from detr_hf.data.check.checking import check
 from detr_hf.data.pictures import load_pixels
 from detr_hf.evaluation import count_mistakes, evaluate_boxes, evaluate_model, metrics_table
 from detr_hf.evaluation.report import metrics_dict

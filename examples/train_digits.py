@@ -27,7 +27,7 @@ from digits.silent import renew_silent_units
 
 from detr_hf.data.digits import DigitScenes
 from detr_hf.hub.manifest import write_manifest
-from detr_hf.modeling_detr import DETRForObjectDetection
+from detr_hf.model.modeling_detr import DETRForObjectDetection
 
 logger = logging.getLogger("train_digits")
 DEMO_SCENE = 631  # not among the 500 that are measured

@@ -55,7 +55,7 @@ def test_the_auto_classes_build_and_load_this_packages_classes(folder):
 def test_importing_in_either_order_registers_without_a_word(folder, first):
     load = "from transformers import AutoModelForObjectDetection as A; print(type(A.from_pretrained(sys.argv[1])))"
     code = f"import sys; {first}; {load}"
-    assert "detr_hf.modeling_detr.DETRForObjectDetection" in run_python(code, str(folder))
+    assert "detr_hf.model.modeling_detr.DETRForObjectDetection" in run_python(code, str(folder))
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers():
@@ -89,7 +89,7 @@ def test_the_pipeline_is_silent_about_support(folder):
 def test_other_models_keep_the_stock_pipeline():
     from transformers.pipelines.object_detection import ObjectDetectionPipeline
 
-    from detr_hf.inference.pipeline import DETRObjectDetectionPipeline
+    from detr_hf.inference.pipelines import DETRObjectDetectionPipeline
 
     assert issubclass(DETRObjectDetectionPipeline, ObjectDetectionPipeline)
 

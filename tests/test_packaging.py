@@ -1,4 +1,4 @@
-"""The wheel carries all it needs, and the package keeps its architecture: a flat bundle below a layered workshop."""
+"""The wheel carries all it needs, and what the README names exists."""
 
 import ast
 import os
@@ -8,149 +8,17 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from transformers.dynamic_module_utils import get_relative_imports
 
 import detr_hf
+
+from .test_architecture import TRAVELLING, absolute_roots, imports
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "detr_hf"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-BUNDLE = sorted(PACKAGE.glob("*_detr.py"))
-
-# What a checkpoint's code may ask of a machine where this package is absent.
-BUNDLE_MAY_IMPORT = {"torch", "torchvision", "timm", "transformers", "huggingface_hub", "scipy", "numpy", "PIL"}
-# Heavy or optional in the bundle: only inside the function that needs it.
-BUNDLE_MAY_IMPORT_LAZILY = BUNDLE_MAY_IMPORT | {"pycocotools"}
-
-# An import goes to a lower layer, or stays in its own. The package's own __init__, __main__ and registration tie all
-# together.
-LAYERS = {
-    "data": 1,
-    "evaluation": 1,
-    "visualize": 1,
-    "checkpoints": 1,
-    "training": 2,
-    "inference": 2,
-    "export": 2,
-    "hub": 2,
-    "benchmarking": 2,
-    "cli": 3,
-}
-TIES = {"__init__.py", "__main__.py", "lazy_names.py", "registration.py"}
-
-
-def identifier(path: Path) -> str:
-    return path.relative_to(PACKAGE).as_posix()
-
-
-def imports(path: Path) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """Every import statement of a file, and whether it runs when the file is imported."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    lazy = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node, id(node) not in lazy
-
-
-def absolute_roots(node: ast.Import | ast.ImportFrom) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name.partition(".")[0] for alias in node.names]
-    return [] if node.level else [node.module.partition(".")[0]]
-
-
-def imported_parts(path: Path) -> set[str]:
-    """The subpackages (or flat modules) of this package that a file imports, whenever it does."""
-    inside = path.relative_to(PACKAGE).parts[:-1]
-    found = set()
-    for node, _ in imports(path):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = inside[: len(inside) - (node.level - 1)]
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            found |= {(".".join((*base, name))).partition(".")[0] for name in names}
-    return found
-
-
-def layer(part: str) -> int:
-    """The layer of a subpackage; flat modules are the lowest."""
-    return LAYERS.get(part, 0)
-
-
-def test_every_subpackage_has_a_layer():
-    found = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert found <= set(LAYERS), "give the new subpackage its place in LAYERS, and in DESIGN"
-    assert {
-        path.relative_to(PACKAGE).parts[0] for path in MODULES if len(path.relative_to(PACKAGE).parts) > 1
-    } == found
-
-
-def test_the_flat_modules_are_the_bundle():
-    assert {path.name for path in PACKAGE.glob("*.py")} - {path.name for path in BUNDLE} == TIES
-
-
-@pytest.mark.parametrize("path", BUNDLE, ids=identifier)
-def test_the_bundle_imports_flat_siblings_and_few_packages(path):
-    siblings = {sibling.stem for sibling in BUNDLE}
-    for node, at_import in imports(path):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1 and node.module in siblings, (
-                f"line {node.lineno}: only `from .x_detr import name` travels"
-            )
-        allowed = BUNDLE_MAY_IMPORT if at_import else BUNDLE_MAY_IMPORT_LAZILY
-        for root in absolute_roots(node):
-            assert root in allowed or root in sys.stdlib_module_names, (
-                f"line {node.lineno}: {root} may not be imported here"
-            )
-
-
-@pytest.mark.parametrize("path", BUNDLE, ids=identifier)
-def test_transformers_finds_every_file_that_has_to_travel(path):
-    """Its scanner reads text: a docstring that looks like an import would make saving fail."""
-    truly = {node.module for node, _ in imports(path) if isinstance(node, ast.ImportFrom) and node.level}
-    assert set(get_relative_imports(str(path))) == truly
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if path.name not in TIES or path.parent != PACKAGE], ids=identifier
-)
-def test_imports_go_down_the_layers(path):
-    parts = path.relative_to(PACKAGE).parts
-    own = parts[0] if len(parts) > 1 else path.stem
-    for part in imported_parts(path) - {own, "__version__"}:
-        assert layer(part) <= layer(own), f"{own} may not import {part}"
-    for node, _ in imports(path):
-        assert "detr_hf" not in absolute_roots(node), f"line {node.lineno}: inside the package, import relatively"
-
-
-def test_subpackages_do_not_import_each_other_in_circles():
-    graph: dict[str, set[str]] = {part: set() for part in LAYERS}
-    for path in MODULES:
-        own = path.relative_to(PACKAGE).parts[0]
-        if own in graph:
-            graph[own] |= imported_parts(path) & graph.keys() - {own}
-    while free := [part for part, needs in graph.items() if not needs & graph.keys()]:
-        for part in free:
-            del graph[part]
-    assert not graph, f"these import each other: {graph}"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=identifier)
-def test_library_code_does_not_print_or_unpickle(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
-            assert name != "print", f"line {node.lineno}: use logging, or typer.echo in a verb"
-            if name == "torch.load":
-                safe = {keyword.arg: keyword.value for keyword in node.keywords}.get("weights_only")
-                assert isinstance(safe, ast.Constant) and safe.value is True, f"line {node.lineno}: weights_only=True"
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +56,7 @@ def test_the_wheel_is_complete(wheel):
         assert f"detr_hf/{name}" in names
     assert any(name.startswith("detr_hf/assets/digits_scene.") for name in names)
     assert 1e5 < sizes["detr_hf/assets/detr-digits/model.safetensors"] <= 12e6
-    assert {name.split("/")[0] for name in names} == {"detr_hf", f"detr_hf-{detr_hf.__version__}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"detr_hf", f"detr_hf-{detr_hf.version.__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -220,7 +88,7 @@ def test_the_metadata_promises_what_is_there():
         requirement.replace(">", " ").replace("[", " ").split()[0].lower() for requirement in project["dependencies"]
     }
     at_import = {
-        root.lower() for path in BUNDLE for node, now in imports(path) if now for root in absolute_roots(node)
+        root.lower() for path in TRAVELLING for node, now in imports(path) if now for root in absolute_roots(node)
     }
     third_party = {"pillow" if root == "pil" else root for root in at_import} - set(sys.stdlib_module_names)
     assert third_party <= required

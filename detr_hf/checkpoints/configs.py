@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..configuration_detr import POSITION_EMBEDDINGS, DETRConfig
+from ..model.configuration_detr import POSITION_EMBEDDINGS, DETRConfig
 from .coco_names import UNUSED, id2label_for
 
 logger = logging.getLogger(__name__)

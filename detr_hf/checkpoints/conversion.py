@@ -60,7 +60,7 @@ def convert(
         NotADirectoryError: `dst` is a file.
         OSError, ValueError: as `read_checkpoint`.
     """
-    from ..modeling_detr import DETRForObjectDetection
+    from ..model.modeling_detr import DETRForObjectDetection
 
     if to not in FORMATS:
         raise ValueError(f"to={to!r} is not known; the choices are {' and '.join(map(repr, FORMATS))}.")
@@ -90,7 +90,7 @@ def _check_destination(dst: Path, source: Path | None, overwrite: bool) -> None:
 
 def _processor(src: str | Path, hub: Hub, to: str) -> Any:
     """Returns the image processor of `src` in the wanted format; the original's defaults where `src` has none."""
-    from ..image_processing_detr import DETRImageProcessor
+    from ..processing.image_processing_detr import DETRImageProcessor
 
     path = local_path(src)
     saved = None

@@ -10,14 +10,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..errors import HubError
+
 LOG_IN = "Log in with `hf auth login`, set HF_TOKEN, or give token=..."
 AGAIN = "Run the same call again: what was uploaded already is not sent twice"
 
 EITHER = "The repository is as it was, or complete; never a mixture."
-
-
-class HubError(OSError):
-    """The Hub, or the way to it, did not do what was asked; the message says what to do."""
 
 
 @contextmanager
@@ -156,4 +154,4 @@ def _has_token(token: str | bool | None) -> bool:
     return bool(token) if isinstance(token, str) or token is False else get_token() is not None
 
 
-__all__ = ["HubError", "chain", "explain", "explained", "is_transport_error", "status_of"]
+__all__ = ["chain", "explain", "explained", "is_transport_error", "status_of"]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..configuration_detr import DETRConfig
+from ..model.configuration_detr import DETRConfig
 from .reading import is_foreign, read_checkpoint
 from .surgery import adapt_heads, fits
 from .weight_files import Hub, check_safetensors, find_weights, read_pickle

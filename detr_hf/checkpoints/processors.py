@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..image_processing_detr import DETRImageProcessor
+from ..processing.image_processing_detr import DETRImageProcessor
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..configuration_detr import DETRConfig
+from ..model.configuration_detr import DETRConfig
 from .configs import config_from_shapes, config_from_transformers
 from .layouts import Renamed, detect_layout, rename
 from .weight_files import Hub, find_file, find_weights, local_path, read_json, read_pickle, read_tensors

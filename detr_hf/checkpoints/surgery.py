@@ -11,8 +11,8 @@ import re
 import torch
 from torch import Tensor
 
-from ..configuration_detr import DETRConfig
-from ..training_aids_detr import NOISE_OF_COPIES, PREFIX
+from ..model.configuration_detr import DETRConfig
+from ..model.training_aids_detr import NOISE_OF_COPIES, PREFIX
 from .coco_names import UNUSED
 
 _UNNAMED = re.compile(r"\s*|label_\d+|" + re.escape(UNUSED.lower()))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from ..backbone_detr import FrozenBatchNorm2d
-from ..configuration_detr import DETRConfig
-from ..modeling_detr import DETRForObjectDetection
-from ..training_aids_detr import PREFIX
+from ..model.backbone_detr import FrozenBatchNorm2d
+from ..model.configuration_detr import DETRConfig
+from ..model.modeling_detr import DETRForObjectDetection
+from ..model.training_aids_detr import PREFIX
 from .layouts import transformers_from_own
 
 logger = logging.getLogger(__name__)
@@ -116,11 +116,9 @@ def _inference_weights(model: DETRForObjectDetection) -> dict[str, Tensor]:
 def _their_class_and_config(model: DETRForObjectDetection) -> tuple[type[PreTrainedModel], Any]:
     ours = model.config
     if ours.pre_norm:
-        from transformers import TableTransformerConfig as Config
-        from transformers import TableTransformerForObjectDetection as Model
+        from transformers import TableTransformerConfig as Config, TableTransformerForObjectDetection as Model
     else:
-        from transformers import DetrConfig as Config
-        from transformers import DetrForObjectDetection as Model
+        from transformers import DetrConfig as Config, DetrForObjectDetection as Model
     levels = len(model.backbone[0].body.feature_info.info)
     backbone: dict[str, Any] = {
         "model_type": "timm_backbone",

@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .hub_errors import HubError, explain
+from ..errors import HubError
+from .hub_errors import explain
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +78,7 @@ def find_file(name_or_path: str | Path, filename: str, hub: Hub) -> Path | None:
         path = folder / hub.subfolder / filename
         return path if path.is_file() else None
 
-    from huggingface_hub import errors as hub_errors
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import errors as hub_errors, hf_hub_download
 
     try:
         found = hf_hub_download(

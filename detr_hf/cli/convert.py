@@ -25,7 +25,7 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a checkpoint of the original (.pth), transformers' DETR, Table Transformer, or this package."""
-    from ..checkpoints import convert as convert_checkpoint
+    from ..checkpoints.conversion import convert as convert_checkpoint
     from .console import quiet_loading
 
     quiet_loading()

@@ -99,7 +99,7 @@ def run_model(model: str, rows: Any, data: Any, batch_size: int, workers: int, d
 
     from ..checkpoints.processors import image_processor_for
     from ..evaluation import evaluate_model
-    from ..modeling_detr import DETRForObjectDetection
+    from ..model.modeling_detr import DETRForObjectDetection
 
     detector = DETRForObjectDetection.from_pretrained(model)
     detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

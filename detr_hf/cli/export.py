@@ -53,7 +53,7 @@ def export(
     from ..export.exporting import export_model
     from ..inference.detector import load_processor
     from ..inference.embedded import embedded_model_path
-    from ..modeling_detr import DETRForObjectDetection
+    from ..model.modeling_detr import DETRForObjectDetection
     from .console import quiet_loading
 
     quiet_loading()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..inference.detections import Detections
     from ..inference.detector import Detector
-    from ..inference.sources import Source, SourceOptions
+    from ..inference.results import Detections
+    from ..inference.sources.base import Source, SourceOptions
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt")
 
@@ -63,8 +63,8 @@ def predict(
     """
     model, paths = split_model(arguments or [], model, needs_paths=dataset is None)
     if out is not None:
-        from ..inference.result_formats import suffix_of
-        from ..inference.sources import SourceOptions
+        from ..inference.runs.result_formats import suffix_of
+        from ..inference.sources.base import SourceOptions
         from .predict_run import predict_run, process_device
 
         if save is not None or json_file is not None:
@@ -102,7 +102,7 @@ def predict_files(
 ) -> None:
     """Detects in pictures and writes a line for each; draws them and writes them to one file if asked."""
     from ..inference.pictures import find_pictures
-    from ..inference.sources import holds_many
+    from ..inference.sources.opening import holds_many
 
     pictures = dict(find_pictures(paths, results=save))  # path -> path below the folder it was found in
     if not pictures:
@@ -137,12 +137,12 @@ def predict_files(
 def load_source(paths: list[str], dataset: str | None, options: "SourceOptions", out: Path) -> "Source":
     """The pictures to detect in: those behind the paths, or a data set."""
     if dataset is None:
-        from ..inference.sources import open_source
+        from ..inference.sources.opening import open_source
 
         return open_source(paths, options, results=out)
     if paths:
         raise typer.BadParameter(f"takes the place of {', '.join(paths)}; give one of both", param_hint="--dataset")
-    from ..inference.dataset_source import load_dataset_source
+    from ..inference.sources.tables import load_dataset_source
 
     return load_dataset_source(dataset, options)
 

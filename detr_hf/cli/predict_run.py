@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..inference.prediction import PredictionRun, Progress
-    from ..inference.sources import SourceOptions
+    from ..inference.runs.prediction import PredictionRun, Progress
+    from ..inference.sources.base import SourceOptions
 
 SECONDS_BETWEEN_LINES = 30
 
@@ -28,7 +28,7 @@ def predict_run(
     model: str,
 ) -> None:
     """Runs or goes on, and says in the end where the results are. A bad picture is in them, and no failure."""
-    from ..inference.prediction import predict_to_shards
+    from ..inference.runs.prediction import predict_to_shards
 
     with shown_progress() as show:
         run = predict_to_shards(
@@ -79,8 +79,7 @@ def shown_progress() -> Iterator[Callable[["Progress"], None]]:
 
         yield say
         return
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, Progress as Bar, TextColumn
 
     with Bar(BarColumn(), TextColumn("{task.description}"), console=console, transient=True) as bar:
         task = bar.add_task("", total=None)

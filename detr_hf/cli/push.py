@@ -31,9 +31,8 @@ def push(
     ] = None,
 ) -> None:
     """Push a checkpoint to the Hub. The token is that of `hf auth login`, or HF_TOKEN."""
-    from ..hub.pushing import lay_out
-    from ..hub.pushing import push as push_model
-    from ..modeling_detr import DETRForObjectDetection
+    from ..hub.pushing import lay_out, push as push_model
+    from ..model.modeling_detr import DETRForObjectDetection
     from .console import quiet_loading
 
     if folder is not None and folder.exists() and any(folder.iterdir()):

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..training import DETRTrainer, DETRTrainingArguments
+    from ..training.arguments import DETRTrainingArguments
+    from ..training.trainer import DETRTrainer
 
 # typer hands everything on: the flags are those of a dataclass, which argparse reads.
 TRAIN_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -75,7 +76,7 @@ def parse(flags: list[str]) -> "tuple[DataArguments, DETRTrainingArguments]":
     """The arguments from flags; shows help or a wrong flag as argparse does, and leaves."""
     from transformers import HfArgumentParser
 
-    from ..training import DETRTrainingArguments
+    from ..training.arguments import DETRTrainingArguments
 
     parser = HfArgumentParser([DataArguments, DETRTrainingArguments], prog="detr-hf train")
     return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
@@ -89,7 +90,7 @@ def resume_choice(value: str | None) -> str | bool | None:
 def build(data_args: DataArguments, args: "DETRTrainingArguments") -> "DETRTrainer":
     """The trainer: data read and checked, model loaded."""
     from ..data import load_detection_dataset
-    from ..training import DETRTrainer
+    from ..training.trainer import DETRTrainer
 
     data = load_detection_dataset(data_args.data, format=data_args.data_format)
     model = load_model(data_args, data.id2label)
@@ -100,8 +101,8 @@ def build(data_args: DataArguments, args: "DETRTrainingArguments") -> "DETRTrain
 
 def load_model(data_args: DataArguments, id2label: dict[int, str]) -> Any:
     """The model with the data's classes."""
-    from ..configuration_detr import DETRConfig
-    from ..modeling_detr import DETRForObjectDetection
+    from ..model.configuration_detr import DETRConfig
+    from ..model.modeling_detr import DETRForObjectDetection
 
     changes: dict[str, Any] = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
     if data_args.num_queries is not None:
@@ -114,7 +115,7 @@ def load_model(data_args: DataArguments, id2label: dict[int, str]) -> Any:
 def sized_processor(data_args: DataArguments, model: Any) -> Any:
     """The checkpoint's image processor, at another size where one is given."""
     from ..checkpoints.processors import image_processor_for
-    from ..image_processing_detr import DETRImageProcessor
+    from ..processing.image_processing_detr import DETRImageProcessor
 
     processor = DETRImageProcessor() if data_args.from_scratch else image_processor_for(model)
     if data_args.shortest_edge or data_args.longest_edge:
@@ -128,7 +129,7 @@ def sized_processor(data_args: DataArguments, model: Any) -> Any:
 
 def report_check(data: Any, model: Any, strict: bool) -> None:
     """Prints what the check finds, and leaves with exit code 1 where training would suffer from it."""
-    from ..data import check
+    from ..data.check.checking import check
 
     report = check(data, model.config)
     typer.echo(report.text(5), err=True)

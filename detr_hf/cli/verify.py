@@ -14,8 +14,7 @@ def verify(
     ] = False,
 ) -> None:
     """Compare every file of a checkpoint with its SHA-256 manifest. Exit code 1 names those that differ."""
-    from ..hub.manifest import verify as verify_checkpoint
-    from ..hub.manifest import write_manifest
+    from ..hub.manifest import verify as verify_checkpoint, write_manifest
 
     if write:
         if not Path(model).is_dir():

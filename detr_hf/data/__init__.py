@@ -8,50 +8,12 @@ from typing import TYPE_CHECKING
 from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .augment import Augmentation, augmentation
-    from .checking import check
-    from .collate import DetectionCollator
-    from .digits import DigitScenes
-    from .loading import load_detection_dataset
-    from .report import CheckReport
-    from .schema import AnnotationError, DataError, DetectionData, LayoutError, PictureError
-    from .transform import DetectionTransform, prepare
+    from .check.report import CheckReport as CheckReport
+    from .detection_data import DetectionData as DetectionData
+    from .digits import DigitScenes as DigitScenes
+    from .loading import load_detection_dataset as load_detection_dataset
+    from .prepare.augment import Augmentation as Augmentation, augmentation as augmentation
+    from .prepare.collate import DetectionCollator as DetectionCollator
+    from .prepare.transform import DetectionTransform as DetectionTransform
 
-
-# Public name -> the module that defines it.
-_MODULE_OF = {
-    "AnnotationError": "schema",
-    "Augmentation": "augment",
-    "CheckReport": "report",
-    "DataError": "schema",
-    "DetectionCollator": "collate",
-    "DetectionData": "schema",
-    "DetectionTransform": "transform",
-    "DigitScenes": "digits",
-    "LayoutError": "schema",
-    "PictureError": "schema",
-    "augmentation": "augment",
-    "check": "checking",
-    "load_detection_dataset": "loading",
-    "prepare": "transform",
-}
-
-__all__ = [
-    "AnnotationError",
-    "Augmentation",
-    "CheckReport",
-    "DataError",
-    "DetectionCollator",
-    "DetectionData",
-    "DetectionTransform",
-    "DigitScenes",
-    "LayoutError",
-    "PictureError",
-    "augmentation",
-    "check",
-    "load_detection_dataset",
-    "prepare",
-]
-
-
-__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
+__getattr__, __dir__ = lazy_names(__name__)

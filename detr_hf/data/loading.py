@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetInfo, Features, IterableDataset, concatenate_datasets
-from datasets import Image as ImageFeature
+from datasets import Dataset, DatasetInfo, Features, Image as ImageFeature, IterableDataset, concatenate_datasets
 
-from .hf_objects import peek_box_format, stream_split
-from .reading import JudgedSplit, ReadData, ReadOptions, has_hf_files, judge, read_source
-from .records import build_table
-from .schema import AnnotationError, DetectionData, FindingLog
+from ..errors import AnnotationError
+from .detection_data import DetectionData
+from .findings import FindingLog
+from .readers.hf_objects import peek_box_format, stream_split
+from .readers.recognising import JudgedSplit, ReadData, ReadOptions, has_hf_files, judge, read_source
+from .readers.records import build_table
 
 logger = logging.getLogger(__name__)
 

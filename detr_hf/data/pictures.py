@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..image_reading_detr import read_images
-from .schema import PictureError
+from ..errors import PictureError
+from ..processing.image_reading_detr import read_images
 
 ORIENTATION_TAG = 0x0112
 QUARTER_TURNS = {5, 6, 7, 8}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..post_processing_detr import detections
+from ..processing.post_processing_detr import detections
 from .coco import CocoMetrics, evaluate_boxes
 
 logger = logging.getLogger(__name__)

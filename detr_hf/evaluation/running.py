@@ -66,7 +66,8 @@ def evaluate_model(
         batch_size, num_workers: pictures at a time, and processes that read them.
         on_batch: is told how many pictures a batch had.
     """
-    from ..data import DetectionCollator, prepare
+    from ..data.prepare.collate import DetectionCollator
+    from ..data.prepare.transform import prepare
 
     to_data = labels_by_name(model.config.id2label, id2label)
     columns = sorted(to_data)

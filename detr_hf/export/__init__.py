@@ -9,20 +9,9 @@ from typing import TYPE_CHECKING
 from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .artefact import ArtefactInfo, find_artefact
-    from .exporting import export_model
-    from .parity import Parity, check_parity
-    from .runtimes import load_runtime
+    from .artefact import ArtefactInfo as ArtefactInfo, find_artefact as find_artefact
+    from .exporting import export_model as export_model
+    from .parity import Parity as Parity, check_parity as check_parity
+    from .runtimes import load_runtime as load_runtime
 
-_MODULE_OF = {
-    "ArtefactInfo": "artefact",
-    "Parity": "parity",
-    "check_parity": "parity",
-    "export_model": "exporting",
-    "find_artefact": "artefact",
-    "load_runtime": "runtimes",
-}
-
-__all__ = ["ArtefactInfo", "Parity", "check_parity", "export_model", "find_artefact", "load_runtime"]
-
-__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..modeling_detr import DETRForObjectDetection
+from ..model.modeling_detr import DETRForObjectDetection
 from .artefact import METADATA_KEY, OPENVINO_GRAPH, SUFFIX_OF, ArtefactInfo
 from .parity import Case, Parity, check_parity, parity_cases
 from .runtimes import INSTALL, load_runtime
@@ -194,7 +194,7 @@ def _require(to: str, dtype: str) -> None:
 
 
 def _version_of(package: str) -> str | None:
-    from .. import __version__
+    from ..version import __version__
 
     if package == "detr_hf":
         return __version__

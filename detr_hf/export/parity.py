@@ -13,7 +13,7 @@ import numpy as np
 from .artefact import ArtefactInfo
 
 if TYPE_CHECKING:
-    from ..modeling_detr import DETRForObjectDetection
+    from ..model.modeling_detr import DETRForObjectDetection
     from .runtimes import Runtime
 
 # The mean difference that scores and boxes (both in [0, 1]) may show, by precision; float32 is held to the largest

@@ -14,16 +14,13 @@ from typing import Any
 
 from ..checkpoints.hub_errors import explained
 from ..checkpoints.weight_files import Hub, find_file, find_weights, local_path
+from ..errors import IntegrityError
 
 MANIFEST = "SHA256SUMS"
 UNLISTED = ("README.md", ".gitattributes", MANIFEST)
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-class IntegrityError(ValueError):
-    """A file is not what its manifest says, or there is no manifest to say it."""
 
 
 @dataclass(frozen=True)
@@ -142,4 +139,4 @@ def _weights(name_or_path: str | Path, hub: Hub) -> list[Path]:
         return []
 
 
-__all__ = ["MANIFEST", "IntegrityError", "Verified", "read_manifest", "verified_arguments", "verify", "write_manifest"]
+__all__ = ["MANIFEST", "Verified", "read_manifest", "verified_arguments", "verify", "write_manifest"]

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.hub_errors import HubError, chain, explained, is_transport_error, status_of
+from ..checkpoints.hub_errors import chain, explained, is_transport_error, status_of
 from ..checkpoints.processors import image_processor_for
-from ..image_processing_base_detr import DETRImageProcessingMixin
+from ..errors import HubError
+from ..processing.image_processing_base_detr import DETRImageProcessingMixin
 from .card import WRITTEN_HERE
 from .facts import facts_of
 from .figures import draw_curves, draw_examples
@@ -264,7 +265,7 @@ def validation_rows(data: Any) -> Any:
     """The validation split of a data set, else its test split, else None."""
     if data is None:
         return None
-    from ..data.schema import split_kind
+    from ..data.detection_data import split_kind
 
     for kind in ("validation", "test"):
         for name in data:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.conversion import processor_for_transformers
-from ..configuration_detr import NOT_PLAIN_DETR
-from ..image_processing_base_detr import CLASS_OF_BACKEND
-from ..modeling_detr import AUTO_MAP
+from ..model.configuration_detr import NOT_PLAIN_DETR
+from ..model.modeling_detr import AUTO_MAP
+from ..processing.image_processing_base_detr import CLASS_OF_BACKEND
 from .card import render_card
 from .manifest import write_manifest
 
@@ -96,11 +96,10 @@ def add_code(folder: Path) -> None:
     """
     from transformers.dynamic_module_utils import get_relative_import_files
 
-    from ..image_processing_detr import DETRImageProcessor
-    from ..image_processing_pil_detr import DETRImageProcessorPil
-    from ..modeling_detr import DETRModel
+    from ..model.modeling_detr import DETRModel
+    from ..processing.image_processing_detr import DETRImageProcessor
 
-    for cls in (DETRModel, DETRImageProcessor, DETRImageProcessorPil):
+    for cls in (DETRModel, DETRImageProcessor):
         own = sys.modules[cls.__module__].__file__
         for file in (own, *get_relative_import_files(own)):
             shutil.copyfile(file, folder / Path(file).name)

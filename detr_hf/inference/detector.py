@@ -21,16 +21,16 @@ import numpy as np
 
 from ..export.artefact import find_artefact
 from .batching import BATCHES_PREPARED, PICTURE_ERRORS, Failure, Prepared, ordered_outcomes, prepare_ahead
-from .detections import Detections
 from .embedded import embedded_model_path
 from .pictures import is_single_picture, path_of
+from .results import Detections
 from .threads import preparing_threads
 
 if TYPE_CHECKING:
     import torch
 
-    from ..image_processing_detr import DETRImageProcessor
-    from ..modeling_detr import DETRForObjectDetection
+    from ..model.modeling_detr import DETRForObjectDetection
+    from ..processing.image_processing_detr import DETRImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +77,12 @@ class Detector:
         source = embedded_model_path() if name_or_path is None else name_or_path
         artefact = find_artefact(source)
         if artefact is not None:
-            from .exported_detector import ExportedDetector
+            from .backends import ExportedDetector
 
             return ExportedDetector.from_artefact(artefact, device=device, dtype=dtype)
         import torch
 
-        from ..modeling_detr import DETRForObjectDetection
+        from ..model.modeling_detr import DETRForObjectDetection
 
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         model = DETRForObjectDetection.from_pretrained(source, dtype=dtype or torch.float32, **hub)
@@ -169,7 +169,7 @@ class Detector:
 
     def _processed(self, source: Any) -> tuple[tuple[int, int], Any]:
         """The upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
-        from ..image_reading_detr import read_images
+        from ..processing.image_reading_detr import read_images
 
         (pixels,) = read_images(source)  # (H, W, 3)
         features = self.image_processor(pixels, input_data_format="channels_last", return_tensors="pt")
@@ -249,7 +249,7 @@ class Detector:
 
 def load_processor(source: str | Path, hub: dict[str, Any]) -> "DETRImageProcessor":
     """The checkpoint's own preprocessing; the original's (800 to 1333 pixels) where a file or folder holds none."""
-    from ..image_processing_detr import DETRImageProcessor
+    from ..processing.image_processing_detr import DETRImageProcessor
 
     path = Path(source)
     if path.is_file() or (path.is_dir() and not any((path / name).is_file() for name in PROCESSOR_FILES)):

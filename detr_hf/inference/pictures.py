@@ -16,7 +16,7 @@ GLOB_SIGNS = re.compile(r"[*?\[]")
 
 def open_picture(source: Any) -> Image.Image:
     """The upright RGB picture behind a path, bytes, a PIL image, an array or a tensor."""
-    from .numpy_processing import read_pixels
+    from ..export.processing import read_pixels
 
     pixels = read_pixels(source)  # (H, W, 3)
     return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))

@@ -35,7 +35,7 @@ RECIPES: dict[str, dict[str, float | str | None]] = {
 }
 
 # Recipes that say what the model is trained with, as fields of DETRConfig (`detr_hf/training_aids_detr.py`); their
-# rates are those of "auto". "fast" is what `detr-hf benchmark convergence` favours; "fast_ref" is not plain DETR.
+# rates are those of "auto". "fast" is what `python -m benchmarks convergence` favours; "fast_ref" is not plain DETR.
 # `set_cost_class` halves the steps where the encoder loss teaches the class head early; alone it does not help.
 FAST: dict[str, bool | int | float] = {"encoder_aux_head": True, "num_denoising": 20, "set_cost_class": 4.0}
 MODEL_OPTIONS: dict[str, dict[str, bool | int | float]] = {

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..errors import CheckpointError
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_files.json"
@@ -23,10 +25,6 @@ DELETED = "_deleted-"
 CHECKPOINT_NAME = re.compile(r"^checkpoint-(\d+)$")
 STATE_NAME = "trainer_state.json"
 WEIGHT_NAMES = ("model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or none can be resumed from."""
 
 
 def start_writing(final: Path) -> Path:
@@ -162,7 +160,6 @@ def cannot_write(final: Path, error: Exception) -> CheckpointError:
 
 
 __all__ = [
-    "CheckpointError",
     "cannot_write",
     "checkpoints_in",
     "delete_checkpoint",

@@ -7,10 +7,6 @@ import torch
 from torch import Tensor
 
 
-class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient is NaN or infinite; the message names the pictures of the batch."""
-
-
 class LossParts:
     """Means over a window of the losses of the last decoder layer and of training aids, and of the class error.
 
@@ -80,4 +76,4 @@ def describe_parts(parts: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {float(parts[name].detach()):.4g}" for name in shown)
 
 
-__all__ = ["LossParts", "NonFiniteLossError", "describe_batch", "describe_parts", "image_id_of"]
+__all__ = ["LossParts", "describe_batch", "describe_parts", "image_id_of"]

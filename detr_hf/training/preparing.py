@@ -16,7 +16,7 @@ class Splits:
 def prepare_splits(data: Mapping[str, Any], processor: Any, augment: str) -> Splits:
     """The train and validation splits of `load_detection_dataset`'s data, as rows of tensors; only training is
     augmented."""
-    from ..data import prepare
+    from ..data.prepare.transform import prepare
 
     if not isinstance(data, Mapping):
         raise TypeError(
@@ -37,7 +37,7 @@ def split_named(data: Mapping[str, Any], kind: str) -> str | None:
     Raises:
         LayoutError: several could be meant.
     """
-    from ..data.schema import split_kind
+    from ..data.detection_data import split_kind
 
     if kind in data:
         return kind

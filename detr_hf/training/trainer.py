@@ -27,15 +27,15 @@ from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..backbone_detr import Backbone
 from ..checkpoints.processors import image_processor_for
-from ..data import DetectionCollator
+from ..data.prepare.collate import DetectionCollator
+from ..errors import CheckpointError, NonFiniteLossError
 from ..evaluation.coco import CocoMetrics
 from ..evaluation.collecting import DetectionEvaluator
 from ..evaluation.truth import ground_truth_of
+from ..model.backbone_detr import Backbone
 from .arguments import MODEL_OPTIONS, DETRTrainingArguments
 from .checkpointing import (
-    CheckpointError,
     cannot_write,
     checkpoints_in,
     delete_old_checkpoints,
@@ -45,7 +45,7 @@ from .checkpointing import (
     start_writing,
 )
 from .ema import TRAINING_WEIGHTS, EMACallback
-from .monitoring import LossParts, NonFiniteLossError, describe_batch, describe_parts, image_id_of
+from .monitoring import LossParts, describe_batch, describe_parts, image_id_of
 from .optimizing import drop_schedule, parameter_groups
 from .preparing import Splits, check_classes, check_splits, prepare_splits
 from .publishing import HubPublishing

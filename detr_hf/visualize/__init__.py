@@ -1,1 +1,10 @@
 """Pictures of what a model found, drawn with Pillow."""
+
+from typing import TYPE_CHECKING
+
+from ..lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from .boxes import draw_boxes as draw_boxes
+
+__getattr__, __dir__ = lazy_names(__name__)

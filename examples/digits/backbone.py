@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from detr_hf.loss_detr import PackedTargets
-from detr_hf.training_aids_detr import FeatureFrame, assign_tokens, encoder_loss
+from detr_hf.model.loss_detr import PackedTargets
+from detr_hf.model.training_aids_detr import FeatureFrame, assign_tokens, encoder_loss
 
 from .batches import loader, normalise
 from .recipe import PRETRAIN_LOG, Recipe, RunLog, save_atomically, set_lr

@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from detr_hf.backbone_detr import FrozenBatchNorm2d
-from detr_hf.benchmarking.convergence import take_features
-from detr_hf.configuration_detr import DETRConfig
-from detr_hf.image_processing_detr import DETRImageProcessor
-from detr_hf.modeling_detr import DETRForObjectDetection, DETRObjectDetectionOutput
+from benchmarks.convergence import take_features
+from detr_hf.model.backbone_detr import FrozenBatchNorm2d
+from detr_hf.model.configuration_detr import DETRConfig
+from detr_hf.model.modeling_detr import DETRForObjectDetection, DETRObjectDetectionOutput
+from detr_hf.processing.image_processing_detr import DETRImageProcessor
 
 from .batches import drawn_batches, loader, normalise, padding_mask
 from .kept import kept_batches

@@ -15,8 +15,8 @@ from detr_hf.evaluation.coco import CocoMetrics, evaluate_boxes
 from detr_hf.hub.card import render_card
 from detr_hf.hub.facts import facts_of, hardware_name, library_versions
 from detr_hf.hub.staging import write_json
-from detr_hf.image_processing_detr import DETRImageProcessor
-from detr_hf.modeling_detr import DETRForObjectDetection
+from detr_hf.model.modeling_detr import DETRForObjectDetection
+from detr_hf.processing.image_processing_detr import DETRImageProcessor
 
 from .recipe import DETECT_LOG, LOG_EVERY, PRETRAIN_LOG, Recipe
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from detr_hf.data.digits import DigitScenes
-from detr_hf.image_processing_detr import DETRImageProcessor
-from detr_hf.modeling_detr import DETRForObjectDetection
+from detr_hf.model.modeling_detr import DETRForObjectDetection
+from detr_hf.processing.image_processing_detr import DETRImageProcessor
 
 from .batches import SMALL_DIGITS
 

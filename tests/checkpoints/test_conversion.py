@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, DetrImageProcessor
 
 from detr_hf import DETRForObjectDetection, DETRImageProcessor
-from detr_hf.checkpoints import conversion, convert
+from detr_hf.checkpoints import conversion
+from detr_hf.checkpoints.conversion import convert
 from tests.checkpoints.foreign import (
     assert_same_outputs,
     assert_same_tensors,

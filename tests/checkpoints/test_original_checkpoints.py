@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from detr_hf import DETRConfig, DETRForObjectDetection
-from detr_hf.checkpoints import is_foreign, read_checkpoint
 from detr_hf.checkpoints.configs import resnet_from_shapes
+from detr_hf.checkpoints.reading import is_foreign, read_checkpoint
 from tests.checkpoints.foreign import (
     assert_same_outputs,
     assert_same_tensors,

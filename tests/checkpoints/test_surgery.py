@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detr_hf import DETRConfig, DETRForObjectDetection, DETRModel
-from detr_hf.checkpoints import adapt_heads
+from detr_hf.checkpoints.surgery import adapt_heads
 from tests.checkpoints.foreign import assert_same_tensors, narrow_model, original_args, save_original, their_detr
 from tests.conftest import tiny_config
 
@@ -205,7 +205,7 @@ def test_the_base_model_takes_other_queries(tmp_path):
 
 
 def test_own_checkpoints_that_fit_take_the_ordinary_road(tmp_path):
-    from detr_hf.checkpoints import prepare_loading
+    from detr_hf.checkpoints.loading import prepare_loading
 
     narrow_model().save_pretrained(tmp_path)
     arguments = {"num_queries": 7, "dropout": 0.2}

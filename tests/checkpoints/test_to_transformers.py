@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForObjectDetection, DetrForObjectDetection, TableTransformerForObjectDetection
 
 from detr_hf import DETRForObjectDetection, DETRModel
-from detr_hf.checkpoints import read_checkpoint, to_transformers
 from detr_hf.checkpoints import transformers_model as module
+from detr_hf.checkpoints.reading import read_checkpoint
+from detr_hf.checkpoints.transformers_model import to_transformers
 from tests.checkpoints.foreign import assert_same_outputs, assert_same_tensors, narrow_model, outputs
 from tests.conftest import padded_batch, tiny_model
 

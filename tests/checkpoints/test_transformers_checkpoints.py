@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import DetrConfig, DetrForSegmentation, DetrModel
 
 from detr_hf import DETRForObjectDetection, DETRModel
-from detr_hf.checkpoints import is_foreign, read_checkpoint
+from detr_hf.checkpoints.reading import is_foreign, read_checkpoint
 from tests.checkpoints.foreign import (
     NAMES,
     assert_same_outputs,

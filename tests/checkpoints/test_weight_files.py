@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from detr_hf import DETRForObjectDetection
-from detr_hf.checkpoints import is_foreign, prepare_loading, read_checkpoint
+from detr_hf.checkpoints.loading import prepare_loading
+from detr_hf.checkpoints.reading import is_foreign, read_checkpoint
 from tests.checkpoints.foreign import assert_same_tensors, narrow_model, original_state_dict, save_original
 
 

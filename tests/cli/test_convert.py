@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from detr_hf import DETRForObjectDetection
-from detr_hf.cli.app import app
+from detr_hf.cli.main import app
 
 from ..conftest import tiny_model
 

@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from detr_hf import Detector
-from detr_hf.cli.app import app
+from detr_hf.cli.main import app
 from detr_hf.inference.embedded import demo_scene_path
 
 

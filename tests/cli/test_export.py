@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from detr_hf.cli import export as export_module
-from detr_hf.cli.app import app
+from detr_hf.cli.main import app
 
 from ..conftest import tiny_model
 from ..export.artefacts import small_processor

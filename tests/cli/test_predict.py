@@ -5,17 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset
-from datasets import Image as ImageFeature
+from datasets import Dataset, Image as ImageFeature
 from PIL import Image
 from typer import BadParameter
 from typer.testing import CliRunner
 
 from detr_hf import Detector, DETRImageProcessor
-from detr_hf.cli.app import app
+from detr_hf.cli.main import app
 from detr_hf.cli.predict import drawing_paths, split_model
 from detr_hf.cli.predict_run import duration, process_device, process_name, progress_text
-from detr_hf.inference.prediction import Progress, read_predictions
+from detr_hf.inference.runs.prediction import Progress, read_predictions
 
 from ..conftest import tiny_model
 

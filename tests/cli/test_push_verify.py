@@ -5,8 +5,8 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from detr_hf.cli.app import app
-from detr_hf.hub.manifest import IntegrityError
+from detr_hf.cli.main import app
+from detr_hf.errors import IntegrityError
 from detr_hf.inference.embedded import embedded_model_path
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from detr_hf import DETRForObjectDetection, DETRImageProcessor
-from detr_hf.cli.app import app
+from detr_hf.cli.main import app
 from detr_hf.cli.train import parse, resume_choice
 
 from ..conftest import tiny_model

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel
 
-from detr_hf.data import AnnotationError, DetectionData, LayoutError, load_detection_dataset
+from detr_hf.data import DetectionData, load_detection_dataset
+from detr_hf.errors import AnnotationError, LayoutError
 
 from . import layouts
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from detr_hf.export import check_parity, export_model, load_runtime
-from detr_hf.export import exporting as exporting_module
+from detr_hf.export import check_parity, export_model, exporting as exporting_module, load_runtime
 from detr_hf.export.parity import Case, smooth_pictures
 
 from .artefacts import ModelRuntime, info_of, small_model, small_processor

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from detr_hf.checkpoints.hub_errors import HubError, explained
-from detr_hf.hub import IntegrityError, verify
+from detr_hf.checkpoints.hub_errors import explained
+from detr_hf.errors import HubError, IntegrityError
+from detr_hf.hub import verify
 
 from . import actions
 from .conftest import client_environment

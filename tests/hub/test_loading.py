@@ -13,8 +13,8 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import DetrConfig, TableTransformerConfig
 
 from detr_hf import DETRConfig
-from detr_hf.configuration_detr import NOT_PLAIN_DETR
-from detr_hf.hub import IntegrityError
+from detr_hf.errors import IntegrityError
+from detr_hf.model.configuration_detr import NOT_PLAIN_DETR
 
 from ..conftest import tiny_config
 from . import actions

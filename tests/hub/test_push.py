@@ -9,7 +9,7 @@ from detr_hf.hub.manifest import MANIFEST
 
 from . import actions
 
-CODE = {"modeling_detr.py", "configuration_detr.py", "image_processing_detr.py", "image_processing_pil_detr.py"}
+CODE = {"modeling_detr.py", "configuration_detr.py", "image_processing_detr.py"}
 
 
 def test_one_commit_holds_everything_and_loads_to_the_same_model(hub, client):

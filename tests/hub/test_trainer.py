@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from detr_hf.checkpoints.hub_errors import HubError
+from detr_hf.errors import HubError
 
 from . import actions
 

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from detr_hf.inference.batching import Failure, Prepared, ordered_outcomes, prepare_ahead
-from detr_hf.inference.detections import Detections
 from detr_hf.inference.pictures import path_of
-from detr_hf.inference.prediction import predict_to_shards
-from detr_hf.inference.sources import SourceOptions
+from detr_hf.inference.results import Detections
+from detr_hf.inference.runs.prediction import predict_to_shards
+from detr_hf.inference.sources.base import SourceOptions
 
 
 class StandIn:

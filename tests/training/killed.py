@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from detr_hf.training import last_complete_checkpoint
-from detr_hf.training.checkpointing import UNFINISHED, checkpoints_in, fault_of
+from detr_hf.training.checkpointing import UNFINISHED, checkpoints_in, fault_of, last_complete_checkpoint
 
 from .scenes import Scenes, digest, micro_model, trainer
 

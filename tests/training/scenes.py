@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detr_hf.training import DETRTrainer, DETRTrainingArguments
+from detr_hf.training.arguments import DETRTrainingArguments
+from detr_hf.training.trainer import DETRTrainer
 
 from ..conftest import tiny_model
 

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from detr_hf.training import DETRTrainingArguments
-from detr_hf.training.arguments import RECIPES
+from detr_hf.training.arguments import RECIPES, DETRTrainingArguments
 
 
 def arguments(**changes):

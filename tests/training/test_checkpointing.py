@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from detr_hf.training import CheckpointError, checkpointing, last_complete_checkpoint
+from detr_hf.errors import CheckpointError
+from detr_hf.training import checkpointing
 from detr_hf.training.checkpointing import (
     checkpoints_in,
     delete_old_checkpoints,
     fault_of,
     finish_writing,
+    last_complete_checkpoint,
     start_writing,
 )
 

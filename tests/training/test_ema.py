@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detr_hf.training import ExponentialMovingAverage
+from detr_hf.training.ema import ExponentialMovingAverage
 
 from .scenes import digest
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from detr_hf import DETRForObjectDetection
-from detr_hf.training import CheckpointError
+from detr_hf.errors import CheckpointError
 
 from .scenes import Scenes, digest, micro_model, trainer
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from detr_hf.training import DETRTrainer
 from detr_hf.training.searching import metric_of
+from detr_hf.training.trainer import DETRTrainer
 
 from .scenes import Scenes, arguments, micro_model
 

@@ -66,7 +66,7 @@ class DETRModelTest(ModelTesterMixin, PipelineTesterMixin, unittest.TestCase):
     def setUp(self):
         self.model_tester = DETRModelTester(self)
         self.config_tester = ConfigTester(self, config_class=DETRConfig, has_text_modality=False)
-        assert detr_hf.__version__
+        assert detr_hf.version.__version__
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)

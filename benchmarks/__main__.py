@@ -1,0 +1,298 @@
+"""`python -m benchmarks NAME`: this package beside transformers' own DETR, on this machine.
+
+Every verb builds both sides with the same random weights (nothing is downloaded), checks that they agree, times them
+in turn in one process, prints the median of the paired ratios with its quartiles, and writes a JSON file.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="python -m benchmarks",
+    help="Measure this package beside transformers' own DETR: speed, memory, growth, convergence.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# glibc then keeps freed activations instead of returning them to the system and zeroing them anew at every operation.
+TUNED_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16, for both sides.")]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
+Height = Annotated[int, typer.Option(min=32, help="Pixels.")]
+Width = Annotated[int, typer.Option(min=32, help="Pixels.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile this package's model (torch.compile).")]
+CompilePeer = Annotated[bool, typer.Option("--compile-peer", help="Compile transformers' model as well.")]
+Backbone = Annotated[str, typer.Option(help="A ResNet of timm.")]
+Runs = Annotated[int, typer.Option(min=2, help="Pairs of timings.")]
+Out = Annotated[Path, typer.Option(help="Folder of the JSON file.")]
+Tuned = Annotated[bool, typer.Option("--tuned-allocator", help="Run both sides with glibc set to keep freed memory.")]
+RESULTS = Path("benchmarks/results")
+
+
+@app.command()
+def forward(
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    peer_dtype: Annotated[str | None, typer.Option(help="For transformers' model, where not the same.")] = None,
+    batch: Batch = 1,
+    height: Height = 800,
+    width: Width = 1066,
+    padded: Annotated[bool, typer.Option("--padded", help="Every second picture fills 3/4 of its canvas.")] = False,
+    compile: Compile = False,
+    compile_peer: CompilePeer = False,
+    backbone: Backbone = "resnet50",
+    runs: Runs = 9,
+    tuned_allocator: Tuned = False,
+    out: Out = RESULTS,
+) -> None:
+    """Inference: pixels to logits and boxes, in eval mode without gradients."""
+    if _ran_tuned(tuned_allocator):
+        return
+    from .forward import compare_forward
+
+    size_hw = (height, width)
+    record = compare_forward(
+        device, dtype, batch, size_hw, padded, compile, compile_peer, runs, peer_dtype, backbone=backbone
+    )
+    _finish("forward", record, out)
+
+
+@app.command("train-step")
+def train_step(
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 or float16 by autocast.")] = "float32",
+    batch: Batch = 2,
+    height: Height = 320,
+    width: Width = 320,
+    compile: Compile = False,
+    compile_peer: CompilePeer = False,
+    backbone: Backbone = "resnet50",
+    runs: Runs = 7,
+    tuned_allocator: Tuned = False,
+    out: Out = RESULTS,
+) -> None:
+    """Training: forward, loss, backward, AdamW; time, peak memory and host syncs of a step."""
+    if _ran_tuned(tuned_allocator):
+        return
+    from .train_step import compare_train_steps
+
+    record = compare_train_steps(
+        device, dtype, batch, (height, width), compile, compile_peer, backbone=backbone, runs=runs
+    )
+    _finish("train-step", record, out)
+
+
+@app.command()
+def criterion(
+    device: Device = "cpu",
+    batch: Batch = 16,
+    objects: Annotated[int, typer.Option(min=0, help="Boxes in each picture.")] = 20,
+    layers: Annotated[int, typer.Option(min=1, help="Decoder layers.")] = 6,
+    queries: Annotated[int, typer.Option(min=1)] = 100,
+    runs: Runs = 15,
+    out: Out = RESULTS,
+) -> None:
+    """The loss: matching, forward and backward over all decoder layers."""
+    from .criterion import compare_criteria
+
+    _finish("criterion", compare_criteria(device, batch, objects, layers, queries, runs=runs), out)
+
+
+@app.command()
+def preprocess(
+    batch: Batch = 16,
+    height: Height = 480,
+    width: Width = 640,
+    runs: Runs = 9,
+    tuned_allocator: Tuned = False,
+    out: Out = RESULTS,
+) -> None:
+    """Pictures to tensors, and outputs to detections."""
+    if _ran_tuned(tuned_allocator):
+        return
+    from .preprocess import compare_processors
+
+    _finish("preprocess", compare_processors(batch, (height, width), runs=runs), out)
+
+
+@app.command()
+def start(runs: Runs = 5, out: Out = RESULTS) -> None:
+    """Cold starts: importing, and `detr-hf --help`, each in new processes."""
+    from .start import compare_starts
+
+    _finish("start", compare_starts(runs=runs), out)
+
+
+@app.command()
+def growth(
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    sides: Annotated[str, typer.Option(help="Sides of square pictures, at batch 1.")] = "400,800,1200,1600",
+    batches: Annotated[str, typer.Option(help="Batch sizes, at side 400.")] = "1,2,4,8,16",
+    queries: Annotated[str, typer.Option(help="Numbers of queries, at side 400.")] = "100,300,900",
+    backbone: Backbone = "resnet50",
+    runs: Runs = 3,
+    out: Out = RESULTS,
+) -> None:
+    """Latency and peak memory against side, batch and queries, with a drawing."""
+    from .growth import compare_growth
+
+    axes = {
+        name: [int(value) for value in text.split(",") if value.strip()]
+        for name, text in (("side", sides), ("batch", batches), ("queries", queries))
+    }
+    _finish("growth", compare_growth(axes, device, dtype, backbone=backbone, runs=runs, out=out), out)
+
+
+@app.command()
+def padding(
+    scenes: Annotated[int, typer.Option(min=1, help="Validation scenes of digits.")] = 50, out: Out = RESULTS
+) -> None:
+    """How far a larger picture in the batch moves a picture's targets and outputs, on both sides."""
+    from .padding import compare_padding
+
+    _finish("padding", compare_padding(scenes), out)
+
+
+@app.command()
+def gpu(
+    seconds: Annotated[float, typer.Option(help="Start no further section after this time.")] = 220.0,
+    out: Out = RESULTS,
+) -> None:
+    """The table of a GPU in bfloat16: inference at batch 1, 8 and 32, training, host syncs, matching."""
+    from .gpu import gpu_table
+
+    out.mkdir(parents=True, exist_ok=True)
+    for line in gpu_table(out / "gpu.json", seconds):
+        typer.echo(line)
+    typer.echo(f"Written: {out / 'gpu.json'}")
+
+
+@app.command()
+def exported(
+    part: Annotated[
+        str, typer.Option(help="speed, start (new processes), or ap (of the shipped checkpoint).")
+    ] = "speed",
+    variants: Annotated[
+        str, typer.Option(help="FORMAT or FORMAT:DTYPE, several with commas.")
+    ] = "onnx,openvino,openvino:bfloat16,openvino:int8",
+    batch: Batch = 1,
+    height: Height = 800,
+    width: Width = 1066,
+    static: Annotated[bool, typer.Option("--static", help="Export for just this batch and size.")] = False,
+    mask: Annotated[bool, typer.Option("--mask/--no-mask", help="Export with pixel_mask, or without.")] = True,
+    scenes: Annotated[int, typer.Option(min=1, help="Validation scenes, for ap.")] = 500,
+    backbone: Backbone = "resnet50",
+    runs: Runs = 7,
+    tuned_allocator: Tuned = False,
+    out: Out = RESULTS,
+) -> None:
+    """Exported models: speed and cold start beside transformers' DETR in torch, and the AP that each keeps."""
+    if _ran_tuned(tuned_allocator):
+        return
+    from .exported import compare_exported, compare_starts_of_exported, precision_kept
+
+    names = [name.strip() for name in variants.split(",") if name.strip()]
+    if part == "speed":
+        record = compare_exported(names, batch, (height, width), not static, mask, backbone, runs)
+    elif part == "start":
+        record = compare_starts_of_exported([name for name in names if ":" not in name], backbone, runs)
+    elif part == "ap":
+        record = precision_kept(names, scenes)
+    else:
+        raise typer.BadParameter(f"there is no part {part!r}; choose speed, start or ap", param_hint="--part")
+    _finish(f"exported-{part}", record, out)
+
+
+@app.command()
+def aids(
+    device: Device = "cpu",
+    batch: Batch = 2,
+    height: Height = 320,
+    width: Width = 320,
+    backbone: Backbone = "resnet50",
+    runs: Runs = 3,
+    out: Out = RESULTS,
+) -> None:
+    """What training aids cost: time and memory of a training step with each, beside plain DETR."""
+    from .aids import compare_aids
+
+    _finish("aids", compare_aids(device, batch, (height, width), runs, backbone), out)
+
+
+@app.command()
+def convergence(
+    data: Annotated[str, typer.Argument(help="digits, or the folder of a data set.")] = "digits",
+    arms: Annotated[str, typer.Option(help="Several with commas; all lists them.")] = "transformers-best,detr,fast",
+    seeds: Annotated[str, typer.Option(help="Several with commas.")] = "0,1,2",
+    steps: Annotated[int, typer.Option(min=1)] = 1500,
+    eval_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
+    batch: Batch = 16,
+    lr: Annotated[str, typer.Option(help="Of the transformer; several with commas are all run.")] = "1e-3",
+    hidden_dim: Annotated[int, typer.Option(min=8)] = 64,
+    nheads: Annotated[int, typer.Option(min=1)] = 4,
+    layers: Annotated[int, typer.Option(min=1, help="Of encoder and decoder.")] = 3,
+    num_queries: Annotated[int, typer.Option(min=1)] = 16,
+    dropout: Annotated[float, typer.Option(min=0)] = 0.0,
+    side: Annotated[int, typer.Option(min=32, help="Longer side of the pictures, in pixels.")] = 384,
+    backbone: Backbone = "resnet50",
+    backbone_weights: Annotated[str | None, typer.Option(help="File of pretrained weights, for pictures.")] = None,
+    backbone_lr: Annotated[float, typer.Option(help="Of the backbone, at the first --lr.")] = 1e-4,
+    pixel_mean: Annotated[str, typer.Option(help="Mean and deviation of the backbone's pixels.")] = "imagenet",
+    device: Device = "cpu",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    work: Annotated[Path, typer.Option(help="Where the digit scenes are kept.")] = Path("runs/convergence"),
+    name: Annotated[str, typer.Option(help="Of the files that are written.")] = "convergence",
+    out: Out = RESULTS,
+) -> None:
+    """How many steps and seconds DETR takes to learn: transformers' own, the original's recipe, and ours."""
+    import logging
+
+    from .convergence import Settings, known_arms, run_arms
+    from .convergence_report import summarise
+    from .convergence_tasks import IMAGENET
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    rates = [float(rate) for rate in lr.split(",")]
+    mean, std = IMAGENET if pixel_mean == "imagenet" else ((float(pixel_mean),) * 3,) * 2
+    settings = Settings(
+        data, str(work), steps, eval_every, batch, rates[0], backbone_lr, hidden_dim=hidden_dim, nheads=nheads,
+        layers=layers, num_queries=num_queries, dropout=dropout, device=device, side=side, backbone=backbone,
+        backbone_weights=backbone_weights, mean=mean, std=std, processes=max(2, jobs),
+    )  # fmt: skip
+    chosen = list(known_arms()) if arms == "all" else [arm.strip() for arm in arms.split(",")]
+    path = out / f"{name}.json"
+    run_arms(chosen, [int(seed) for seed in seeds.split(",")], settings, path, jobs, rates)
+    typer.echo(summarise(path))
+
+
+def _finish(name: str, record: dict[str, Any], out: Path) -> None:
+    """Prints the record and writes it below `out`."""
+    from .measuring import describe, write_record
+
+    for line in describe(record):
+        typer.echo(line)
+    typer.echo(f"Written: {write_record(name, record, out)}")
+
+
+def _ran_tuned(wanted: bool) -> bool:
+    """Runs this same command again with the tuned allocator, which must be set before a process starts."""
+    if not wanted or all(os.environ.get(name) == value for name, value in TUNED_ALLOCATOR.items()):
+        return False
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *sys.argv[1:]], env={**os.environ, **TUNED_ALLOCATOR}, check=False
+    )
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    return True
+
+
+if __name__ == "__main__":
+    app()

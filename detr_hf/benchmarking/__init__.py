@@ -1,1 +1,0 @@
-"""Measuring this package beside transformers' own DETR; `detr-hf benchmark` is the way in."""

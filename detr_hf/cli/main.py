@@ -1,0 +1,62 @@
+"""The typer application behind `detr-hf`, with every verb, and what an error looks like on the command line."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from ..version import __version__
+from .check import check
+from .convert import convert
+from .demo import demo
+from .eval import evaluate
+from .export import export
+from .predict import predict
+from .push import push
+from .train import TRAIN_SETTINGS, train
+from .verify import verify
+
+app = typer.Typer(
+    name="detr-hf",
+    help="DETR for Hugging Face: detect objects, check data, train, measure, convert, publish.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(predict)
+app.command()(check)
+app.command(context_settings=TRAIN_SETTINGS, add_help_option=False)(train)
+app.command("eval")(evaluate)
+app.command()(convert)
+app.command()(push)
+app.command()(verify)
+app.command()(export)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"detr-hf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """DETR for Hugging Face: detect objects, check data, train, measure, convert, publish."""
+
+
+def main() -> None:
+    """Runs the command. An error is one line and exit code 1; `DETR_HF_TRACEBACK=1` shows where it arose."""
+    try:
+        app()
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        if os.environ.get("DETR_HF_TRACEBACK"):
+            raise
+        typer.echo(f"detr-hf: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,122 @@
+"""What a check found, as an object, as text and as JSON."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..findings import Finding, FindingLog
+
+SEVERITIES = ("error", "warning", "info")
+
+
+@dataclass
+class SplitSummary:
+    """Counts of one split; `classes` is objects by class name, `per_image` the fewest, median and most objects of an
+    image."""
+
+    images: int = 0
+    objects: int = 0
+    crowds: int = 0
+    empty_images: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
+    per_image: tuple[int, float, int] = (0, 0.0, 0)
+
+
+@dataclass
+class CheckReport:
+    """Findings by severity and code, and a summary of each split."""
+
+    source: str
+    format: str | None
+    splits: dict[str, SplitSummary]
+    log: FindingLog
+    id2label: dict[int, str] = field(default_factory=dict)
+    mapping: dict[int | str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The findings that were kept: all, up to a thousand of each code."""
+        return list(self.log)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each code was found."""
+        return dict(self.log.counts)
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Counts of what training would suffer from."""
+        return self.log.of("error")
+
+    @property
+    def warnings(self) -> dict[str, int]:
+        """Counts of what is tolerated, but hardly meant."""
+        return self.log.of("warning")
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error."""
+        return not self.errors
+
+    def exit_code(self, strict: bool = False) -> int:
+        """0 when there is no error (and, when strict, no warning), else 1."""
+        return 1 if self.errors or (strict and self.warnings) else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return {
+            "source": self.source,
+            "format": self.format,
+            "ok": self.ok,
+            "seconds": round(self.seconds, 2),
+            "id2label": {str(index): name for index, name in self.id2label.items()},
+            "category_mapping": [{"source_id": source, "id": index} for source, index in self.mapping.items()],
+            "splits": {name: vars(summary) for name, summary in self.splits.items()},
+            "counts": {severity: self.log.of(severity) for severity in SEVERITIES},
+            "findings": [vars(finding) for finding in self.findings],
+        }
+
+    def to_json(self, path: str | Path) -> None:
+        """Writes `to_dict` to a file."""
+        Path(path).write_text(
+            json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+        )
+
+    def text(self, limit: int = 5) -> str:
+        """Summary, then for each code its count and the first `limit` offenders."""
+        lines = [
+            f"{self.source}: {self.format or 'not recognised'}, {len(self.id2label)} classes, checked in "
+            f"{self.seconds:.1f} s"
+        ]
+        for name, split in self.splits.items():
+            fewest, median, most = split.per_image
+            lines.append(
+                f"  {name}: {split.images} images ({split.empty_images} without objects), {split.objects} objects"
+                f"{f' and {split.crowds} crowds' if split.crowds else ''}; per image {fewest} to {most}, median "
+                f"{median:g}"
+            )
+        lines += self._class_lines()
+        for severity in SEVERITIES:
+            found = self.log.lines(severity, limit)
+            if found:
+                lines += ["", f"{severity}s:" if severity != "info" else "notes:", *(f"  {line}" for line in found)]
+        totals = ", ".join(f"{sum(self.log.of(severity).values())} {severity}s" for severity in ("error", "warning"))
+        return "\n".join([*lines, "", f"{totals}."])
+
+    def _class_lines(self) -> list[str]:
+        totals: dict[str, int] = {}
+        for split in self.splits.values():
+            for name, count in split.classes.items():
+                totals[name] = totals.get(name, 0) + count
+        ordered = sorted(totals.items(), key=lambda item: -item[1])
+        if not ordered:
+            return []
+        shown = [f"{name} {count}" for name, count in ordered]
+        if len(shown) > 16:
+            shown = [*shown[:8], f"... {len(shown) - 16} more ...", *shown[-8:]]
+        return [f"  objects by class: {', '.join(shown)}"]
+
+    def __str__(self) -> str:
+        return self.text()

@@ -1,0 +1,1 @@
+"""Rows to what a model trains on: augmented, processed, batched."""

@@ -1,0 +1,1 @@
+"""One reader a layout; all fill the schema of `detection_data.py`."""

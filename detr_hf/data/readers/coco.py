@@ -1,0 +1,498 @@
+"""COCO JSON: detection (boxes, masks, crowds) and panoptic with its PNGs, in the folder layouts that people have.
+
+Found by name: `instances_train2017.json`, `annotations_train.json`, `train.json`, Roboflow's
+`train/_annotations.coco.json`, CVAT's `annotations/instances_default.json`, or one JSON beside a folder of pictures.
+The file is read element by element: the 448 MB of COCO's training annotations never stand in memory as Python objects.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import LayoutError
+from ..detection_data import Categories
+from ..findings import FindingLog
+from .paths import join_inside, unsafe_reason
+from .records import SplitRecords, id_fault
+
+logger = logging.getLogger(__name__)
+
+# A JSON file's name without these parts is its split.
+DETECTION_WORDS = (
+    "instances",
+    "annotations",
+    "annotation",
+    "labels",
+    "label",
+    "coco",
+    "result",
+    "results",
+    "dataset",
+    "data",
+)
+OTHER_TASKS = ("captions", "person_keypoints", "image_info", "stuff")
+SPACE = re.compile(r"[ \t\r\n]*")
+COCO_KEYS = [re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories")]
+POLYGONS = re.compile(r'"segmentation"\s*:\s*(\[[\[\]0-9\s.,eE+-]*\])\s*[,}]')
+PROBE_BYTES = 1 << 20
+PROBE_NAMES = 32
+
+
+@dataclass
+class CocoSource:
+    """One annotation file: its split, kind (`"detection"` or `"panoptic"`) and, when given, the folder of its
+    pictures."""
+
+    split: str
+    kind: str
+    json_path: Path
+    root: Path
+    image_root: Path | None = None
+
+
+@dataclass
+class CocoFile:
+    """What one file says: categories as listed, and the records."""
+
+    categories: list[dict[str, Any]]
+    records: SplitRecords
+    row_of: dict[int | str, int] = field(default_factory=dict)
+
+
+def describe_json(path: Path, root: Path) -> tuple[str | None, str]:
+    """Kind (None: another task's file) and split that a JSON file's name and folder tell."""
+    stem = path.name.lower().removesuffix(".json")
+    if any(stem.startswith(word) for word in OTHER_TASKS):
+        return None, stem
+    kind = "panoptic" if stem.startswith("panoptic") else "detection"
+    words = [word for word in re.split(r"[-_. ]+", path.name[: -len(".json")]) if word]
+    split = "_".join(word for word in words if word.lower() not in (*DETECTION_WORDS, "panoptic"))
+    if not split:
+        own_folder = path.parent != root and path.parent.name.lower() not in ("annotations", "labels", "panoptic")
+        split = path.parent.name if own_folder else "train"
+    return kind, split
+
+
+def looks_like_coco(path: Path) -> bool:
+    """Whether a JSON file has COCO's lists, judged by its first and last megabyte."""
+    with open(path, "rb") as file:
+        head = file.read(PROBE_BYTES)
+        file.seek(max(path.stat().st_size - PROBE_BYTES, 0))
+        tail = file.read(PROBE_BYTES)
+    return sum(bool(key.search(head) or key.search(tail)) for key in COCO_KEYS) >= 2
+
+
+def find_coco(root: Path, task: str | None = None, image_root: Path | None = None) -> list[CocoSource]:
+    """The annotation files of a folder, one a split; an empty list when there is none.
+
+    `task` is `"detection"` (wins when both are there) or `"panoptic"`.
+
+    Raises:
+        LayoutError: two files claim the same split.
+    """
+    candidates = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/_annotations.coco.json")]
+    candidates += [
+        path for name in ("annotations", "labels", "instances", "coco") for path in root.glob(f"*/{name}.json")
+    ]
+    sources: dict[tuple[str, str], CocoSource] = {}
+    for path in sorted(set(candidates)):
+        kind, split = describe_json(path, root)
+        named = re.search(r"instances|annotations|panoptic", path.name.lower()) is not None
+        if kind is None or not (named or looks_like_coco(path)):
+            continue
+        if (kind, split) in sources:
+            raise LayoutError(
+                f"{root} is ambiguous: {sources[kind, split].json_path.relative_to(root)} and "
+                f"{path.relative_to(root)} both look like "
+                f"the {kind} annotations of split {split!r}. Pass the path of the one JSON file that is meant."
+            )
+        sources[kind, split] = CocoSource(split, kind, path, root, image_root)
+    kinds = {kind for kind, _ in sources}
+    chosen = task or ("detection" if "detection" in kinds else "panoptic")
+    if task is None and len(kinds) > 1:
+        logger.info("%s holds panoptic annotations too; task='panoptic' reads those.", root)
+    return [source for (kind, _), source in sources.items() if kind == chosen]
+
+
+def coco_file_source(path: Path, image_root: Path | None, task: str | None) -> CocoSource:
+    """The source for one JSON file that was named by the user."""
+    kind, split = describe_json(path, path.parent)
+    return CocoSource(split, task or kind or "detection", path, path.parent, image_root)
+
+
+def iterate_lists(path: Path) -> Iterator[tuple[str, Any, str]]:
+    """Key, element and its JSON text for each element of the top-level lists of a JSON object; a value that is no list
+    comes whole.
+
+    Raises:
+        LayoutError: the file is not JSON, or no object at its top level.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        yield from _iterate_text(text)
+    except (ValueError, RecursionError, StopIteration) as error:
+        raise LayoutError(
+            f"{path} is not JSON that can be read: {type(error).__name__}: {str(error)[:200]}."
+        ) from error
+    except OSError as error:
+        raise LayoutError(f"{path} cannot be read: {error}.") from error
+
+
+def _iterate_text(text: str) -> Iterator[tuple[str, Any, str]]:
+    decode = json.JSONDecoder().raw_decode
+
+    def skip(position: int, expected: str) -> tuple[str, int]:
+        position = SPACE.match(text, position).end()
+        character = text[position : position + 1]
+        if character not in expected or not character:
+            raise ValueError(
+                f"expected one of {expected!r} at character {position}, found {character or 'the end of the file'!r}"
+            )
+        return character, position + 1
+
+    _, position = skip(0, "{")
+    position = SPACE.match(text, position).end()
+    if text[position : position + 1] == "}":
+        return
+    while True:
+        position = SPACE.match(text, position).end()
+        key, position = decode(text, position)
+        _, position = skip(position, ":")
+        position = SPACE.match(text, position).end()
+        if text[position : position + 1] == "[":
+            position = SPACE.match(text, position + 1).end()
+            closed = text[position : position + 1] == "]"
+            position += closed
+            while not closed:
+                start = SPACE.match(text, position).end()
+                element, position = decode(text, start)
+                yield key, element, text[start:position]
+                character, position = skip(position, ",]")
+                closed = character == "]"
+        else:
+            value, position = decode(text, position)
+            yield key, value, ""
+        character, position = skip(position, ",}")
+        if character == "}":
+            return
+
+
+def read_coco(source: CocoSource, keep_masks: bool = True) -> CocoFile:
+    """One annotation file as records; faults are in `records.log`.
+
+    Raises:
+        LayoutError: the file is no COCO JSON, or the folder of its pictures cannot be told.
+    """
+    records = SplitRecords(source.split, keep_masks=keep_masks)
+    file = CocoFile([], records)
+    if source.kind == "panoptic":
+        records.panoptic_paths = []
+    images: list[Any] = []
+    waiting: list[tuple[Any, str]] = []
+    seen = set()
+    started = False
+    for key, element, text in iterate_lists(source.json_path):
+        seen.add(key)
+        if key == "images" and not started:
+            images.append(element)
+        elif key == "images":
+            raise LayoutError(f"{source.json_path} has two lists of images with annotations between them.")
+        elif key == "categories":
+            file.categories.append(element)
+        elif key == "annotations":
+            if "images" not in seen:
+                waiting.append((element, text))
+                continue
+            if not started:
+                _begin(source, file, images)
+                started = True
+            _add_annotation(source, file, element, text)
+    missing = {"images", "annotations"} - seen
+    if missing and not (missing == {"annotations"} and images):
+        raise LayoutError(
+            f"{source.json_path} is no COCO file: the lists {', '.join(sorted(missing))} are missing or empty; found "
+            f"{sorted(seen)[:10]}."
+        )
+    if not started:
+        _begin(source, file, images)
+    for element, text in waiting:
+        _add_annotation(source, file, element, text)
+    if records.panoptic_paths is not None:
+        _fill_panoptic_gaps(records)
+    return file
+
+
+def _begin(source: CocoSource, file: CocoFile, images: list[Any]) -> None:
+    """Adds the images, once the folder of the pictures is known."""
+    records = file.records
+    names = [
+        image["file_name"]
+        for image in images
+        if isinstance(image, dict) and unsafe_reason(image.get("file_name")) is None
+    ]
+    folder = source.image_root or find_image_folder(source, names)
+    files_seen: dict[str, int] = {}
+    for position, image in enumerate(images):
+        place = {"split": source.split}
+        if not isinstance(image, dict):
+            records.log.add(
+                "image-malformed",
+                "error",
+                f"images[{position}] is a {type(image).__name__}, expected an object",
+                **place,
+            )
+            continue
+        image_id, name = image.get("id"), image.get("file_name")
+        fault = id_fault(image_id)
+        if fault:
+            records.log.add("image-malformed", "error", f"images[{position}]: id: {fault}", **place)
+            continue
+        place["image_id"] = image_id
+        reason = unsafe_reason(name)
+        if reason:
+            records.log.add("file-name-unsafe", "error", f"refused: {reason}", **place)
+            continue
+        if image_id in file.row_of:
+            records.log.add(
+                "image-id-duplicate", "error", "the image id occurs more than once", file_name=name, **place
+            )
+            continue
+        width, height = _size_of(image, records, place | {"file_name": name})
+        file.row_of[image_id] = records.add_image(image_id, name, join_inside(folder, name), width, height)
+        if name in files_seen:
+            records.fault(
+                "file-listed-twice", f"the same file is image {files_seen[name]!r} too", file.row_of[image_id]
+            )
+        files_seen.setdefault(name, image_id)
+        if records.panoptic_paths is not None:
+            records.panoptic_paths.append("")
+
+
+def _size_of(image: dict[str, Any], records: SplitRecords, place: dict[str, Any]) -> tuple[int, int]:
+    """Width and height that the entry records, 0 x 0 when it has none or they are no sizes."""
+    sides = [image.get("width"), image.get("height")]
+    if sides == [None, None]:
+        return 0, 0
+    whole = [int(side) if type(side) is float and side.is_integer() else side for side in sides]
+    if all(type(side) is int and 0 < side < 1_000_000 for side in whole):
+        return whole[0], whole[1]
+    shown = " x ".join(str(side)[:40] for side in sides)
+    records.log.add(
+        "image-size-malformed", "error", f"width x height is {shown}, expected two integers above 0", **place
+    )
+    return 0, 0
+
+
+def _add_annotation(source: CocoSource, file: CocoFile, annotation: Any, text: str) -> None:
+    records = file.records
+    if not isinstance(annotation, dict):
+        message = f"an annotation is a {type(annotation).__name__}, expected an object"
+        records.log.add("annotation-malformed", "error", message, split=source.split)
+        return
+    shown = annotation.get("id") if id_fault(annotation.get("id")) is None else None
+    image_id = annotation.get("image_id")
+    if id_fault(image_id) is not None:
+        message = f"image_id: {id_fault(image_id)}"
+        records.log.add("annotation-malformed", "error", message, split=source.split, annotation_id=shown)
+        return
+    row = file.row_of.get(image_id)
+    if row is None:
+        message = "the annotation is for an image that is not listed (or was refused)"
+        place = {"split": source.split, "image_id": image_id, "annotation_id": shown}
+        records.log.add("image-unknown", "error", message, **place)
+        return
+    if source.kind == "panoptic":
+        _add_panoptic(source, records, row, annotation)
+    else:
+        _add_detection(records, row, annotation, text)
+
+
+def _add_detection(records: SplitRecords, row: int, annotation: dict[str, Any], text: str = "") -> None:
+    """Adds an object; `text` is the annotation's JSON, from which the polygons are cut instead of being written
+    anew."""
+    object_id = annotation.get("id")
+    if id_fault(object_id) is not None:
+        if object_id is not None:
+            records.fault("annotation-malformed", f"id: {id_fault(object_id)}", row)
+            return
+        object_id = f"unnamed {len(records.object_ids) + 1}"
+        records.fault("annotation-id-missing", "the annotation has no id", row, None, "warning")
+    for key, code in (("bbox", "box-missing"), ("category_id", "category-missing")):
+        if annotation.get(key) is None:
+            records.fault(
+                code,
+                f"the annotation has no {key!r}; it has {', '.join(sorted(map(str, annotation))[:8])}",
+                row,
+                object_id,
+            )
+            return
+    records.add_object(
+        row,
+        object_id,
+        annotation["category_id"],
+        annotation["bbox"],
+        annotation.get("area"),
+        annotation.get("iscrowd", 0),
+        annotation.get("segmentation"),
+        _polygon_text(text) if records.keep_masks else None,
+    )
+
+
+def _polygon_text(text: str) -> str | None:
+    """The value of `segmentation` in an annotation's JSON, when it is a list of numbers and the key occurs once."""
+    if text.count('"segmentation"') != 1:
+        return None
+    found = POLYGONS.search(text)
+    return found.group(1) if found else None
+
+
+def _add_panoptic(source: CocoSource, records: SplitRecords, row: int, annotation: dict[str, Any]) -> None:
+    name, segments = annotation.get("file_name"), annotation.get("segments_info")
+    reason = unsafe_reason(name)
+    if reason:
+        records.fault("file-name-unsafe", f"segment picture refused: {reason}", row)
+        return
+    if not isinstance(segments, list):
+        message = (
+            f"segments_info is {'missing' if segments is None else type(segments).__name__}, expected a list: is it a "
+            "panoptic file?"
+        )
+        records.fault("annotation-malformed", message, row)
+        return
+    if records.panoptic_paths[row]:
+        records.fault("image-annotated-twice", "the image has more than one panoptic annotation", row)
+        return
+    records.panoptic_paths[row] = join_inside(panoptic_folder(source), name)
+    for segment in segments:
+        if not isinstance(segment, dict) or type(segment.get("id")) is not int:
+            records.fault("annotation-malformed", "a segment is no object with an integer id", row)
+        else:
+            _add_detection(records, row, segment | {"segmentation": None})
+
+
+def _fill_panoptic_gaps(records: SplitRecords) -> None:
+    for row, path in enumerate(records.panoptic_paths or []):
+        if not path:
+            records.fault("panoptic-missing", "the image has no panoptic annotation", row)
+
+
+def panoptic_folder(source: CocoSource) -> Path:
+    """The folder of the segment PNGs: it is named like the JSON file, beside it or in the root.
+
+    Raises:
+        LayoutError: there is no such folder.
+    """
+    stem = source.json_path.stem
+    looked = [
+        folder
+        for parent in dict.fromkeys((source.json_path.parent, source.root))
+        for folder in (parent / stem, parent / f"{stem}_masks")
+    ]
+    looked.append(source.root / "panoptic" / source.split)
+    for folder in looked:
+        if folder.is_dir():
+            return folder
+    raise LayoutError(
+        f"The segment pictures of {source.json_path} were not found; looked for {', '.join(map(str, looked))}."
+    )
+
+
+def find_image_folder(source: CocoSource, file_names: list[str]) -> Path:
+    """The folder below which the file names of a JSON file exist; looked for by some of the names.
+
+    Raises:
+        LayoutError: none of the folders holds one, or several hold equally many.
+    """
+    parent, root, split = source.json_path.parent, source.root, source.split
+    short = re.sub(r"[-_]?\d{4}$", "", split)
+    looked = [
+        parent / split,
+        parent,
+        root / split,
+        root / "images" / split,
+        parent / "images",
+        root / "images",
+        root / "data",
+        root,
+    ]
+    looked += [
+        root / "JPEGImages",
+        root / short,
+        root / "images" / short,
+        root.parent / split,
+        root.parent / "images" / split,
+    ]
+    looked = list(dict.fromkeys(folder for folder in looked if folder.is_dir()))
+    step = max(len(file_names) // PROBE_NAMES, 1)
+    probe = file_names[::step]
+    counts = {folder: sum((folder / name).is_file() for name in probe) for folder in looked}
+    most = max(counts.values(), default=0)
+    best = [folder for folder, count in counts.items() if count == most]
+    if not file_names:
+        return parent
+    if most == 0:
+        raise LayoutError(
+            f"The pictures of {source.json_path} were not found: {probe[0]!r} and {len(probe) - 1} others were looked "
+            "for in "
+            f"{', '.join(map(str, looked))}. Pass image_root=, the folder that the file names start from."
+        )
+    if len({folder.resolve() for folder in best}) > 1:
+        raise LayoutError(
+            f"{source.json_path} is ambiguous: its file names exist in {' and in '.join(map(str, best))}. Pass "
+            "image_root=, "
+            "the folder that is meant."
+        )
+    return best[0]
+
+
+def merge_categories(listed: dict[str, list[Any]], log: FindingLog) -> Categories:
+    """One class list from the categories of every split, ordered by id; contradictions go to the log."""
+    entries: dict[int | str, tuple[str, bool]] = {}
+    for split, categories in listed.items():
+        here = set()
+        for category in categories:
+            if (
+                not isinstance(category, dict)
+                or id_fault(category.get("id"))
+                or not str(category.get("name") or "").strip()
+            ):
+                message = f"a category is {str(category)[:80]}, expected an object with an id and a name"
+                log.add("category-malformed", "error", message, split=split)
+                continue
+            category_id, name = category["id"], str(category["name"])
+            if category_id in here:
+                log.add(
+                    "category-id-duplicate",
+                    "error",
+                    f"category id {category_id!r} is defined more than once",
+                    split=split,
+                )
+                continue
+            here.add(category_id)
+            thing = bool(category.get("isthing", 1))
+            known = entries.setdefault(category_id, (name, thing))
+            if known[0] != name:
+                message = f"category {category_id!r} is {name!r} here and {known[0]!r} in another split"
+                log.add("category-conflict", "error", message, split=split)
+    ids = sorted(entries, key=lambda value: (isinstance(value, str), value))
+    names = [entries[category_id][0] for category_id in ids]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        shared = [category_id for category_id in ids if entries[category_id][0] == name]
+        log.add(
+            "category-name-duplicate",
+            "error",
+            f"the name {name!r} belongs to the categories {shared}: names must differ",
+        )
+    if not ids:
+        log.add(
+            "categories-missing", "error", "the data set defines no categories; pass id2label={id in the data: name}"
+        )
+    unique = [
+        name if names.count(name) == 1 else f"{name} ({category_id})"
+        for name, category_id in zip(names, ids, strict=True)
+    ]
+    return Categories(unique, ids, [entries[category_id][1] for category_id in ids])

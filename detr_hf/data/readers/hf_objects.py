@@ -1,0 +1,308 @@
+"""Hugging Face `datasets` with an `objects` column: from the Hub, from a local folder, in memory, or streamed.
+
+`objects` is a dict of lists (`{"bbox": [...], "category": [...]}`) or a list of dicts. Boxes are x, y, width, height
+in pixels unless `box_format` says otherwise; boxes that look like something else are refused, not converted, because
+Hub data sets come in every format.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Image as ImageFeature, IterableDataset, IterableDatasetDict
+
+from ...errors import AnnotationError, LayoutError, PictureError
+from ..detection_data import Categories, detection_features
+from ..pictures import read_header
+from .records import SplitRecords, box_fault, id_fault, suspect_format, to_xywh
+
+BOX_KEYS = ("bbox", "boxes", "bboxes", "box")
+CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels", "class", "classes")
+ID_KEYS = ("id", "bbox_id", "annotation_id")
+PEEK_ROWS = 16
+
+
+def load_hf(path: str, local: bool, streaming: bool, **load_options: Any) -> dict[str, Any]:
+    """The splits of a saved folder, a folder that `datasets` can read, or a Hub id.
+
+    Raises:
+        LayoutError: `datasets` cannot load it; its own words are repeated.
+    """
+    try:
+        if local and ((Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file()):
+            loaded = datasets.load_from_disk(path)
+            if streaming:
+                loaded = _to_streams(loaded)
+        else:
+            loaded = datasets.load_dataset(path, streaming=streaming, **load_options)
+    except Exception as error:  # datasets raises some twenty kinds here, its own and those of the network below it
+        place = "folder" if local else "Hub id (no such file or folder is here)"
+        raise LayoutError(
+            f"{path!r} could not be loaded as a {place} with `datasets`: {type(error).__name__}: {str(error)[:400]}"
+        ) from error
+    return as_splits(loaded)
+
+
+def _to_streams(loaded: Any) -> Any:
+    if isinstance(loaded, Dataset):
+        return loaded.to_iterable_dataset()
+    return {name: split.to_iterable_dataset() for name, split in loaded.items()}
+
+
+def as_splits(loaded: Any) -> dict[str, Any]:
+    """Splits by name of anything that `datasets` returns; a single one keeps its own split name, or is `"train"`."""
+    if isinstance(loaded, Dataset | IterableDataset):
+        return {str(loaded.split) if loaded.split else "train": loaded}
+    if isinstance(loaded, DatasetDict | IterableDatasetDict | dict):
+        return dict(loaded)
+    raise LayoutError(f"Got a {type(loaded).__name__}, expected a Dataset, IterableDataset or a dict of them.")
+
+
+def object_fields(row_or_features: dict[str, Any], where: str) -> tuple[str, str]:
+    """Names of the box and the class field of an `objects` column.
+
+    Raises:
+        LayoutError: a field is missing, or two could be it.
+    """
+    objects = row_or_features.get("objects")
+    if isinstance(objects, list):
+        objects = objects[0] if objects else None
+    elif hasattr(objects, "feature"):  # a List of structs
+        objects = objects.feature
+    if "image" not in row_or_features or not isinstance(objects, dict):
+        raise LayoutError(
+            f"{where} has the columns {', '.join(map(str, row_or_features))}; looked for `image`, and `objects` with "
+            "boxes and classes in it."
+        )
+    found = []
+    for keys in (BOX_KEYS, CATEGORY_KEYS):
+        present = [key for key in keys if key in objects]
+        if len(present) != 1:
+            raise LayoutError(
+                f"{where}: `objects` has the fields {', '.join(map(str, objects))}; looked for exactly one of "
+                f"{', '.join(keys)}, "
+                f"found {', '.join(present) or 'none'}. Rename or remove columns first."
+            )
+        found.append(present[0])
+    return found[0], found[1]
+
+
+def class_names(features: Any, category_key: str) -> list[str] | None:
+    """The names of the ClassLabel below `objects`, or None."""
+    objects = (features or {}).get("objects")
+    objects = getattr(objects, "feature", objects)
+    field = objects.get(category_key) if isinstance(objects, dict) else None
+    while field is not None and not isinstance(field, ClassLabel):
+        field = getattr(field, "feature", None)
+    return list(field.names) if isinstance(field, ClassLabel) else None
+
+
+def hf_categories(splits: dict[str, Any], id2label: dict[Any, str] | None, where: str) -> Categories:
+    """The classes: from `id2label`, from a ClassLabel, or the names that occur when classes are texts.
+
+    Raises:
+        LayoutError: the ids are plain integers, or the data is streamed and has no ClassLabel; `id2label` is needed.
+    """
+    if id2label:
+        ids = sorted(id2label, key=lambda value: (isinstance(value, str), value))
+        return Categories([str(id2label[key]) for key in ids], ids)
+    found: dict[str, list[str]] = {}
+    for name, split in splits.items():
+        if split.features is not None:
+            _, category_key = object_fields(split.features, where)
+            names = class_names(split.features, category_key)
+            if names is not None:
+                found[name] = names
+    if found:
+        if len({tuple(names) for names in found.values()}) > 1:
+            raise LayoutError(
+                f"The splits of {where} have different class names: {found}. Pass id2label={{id: name}}."
+            )
+        names = next(iter(found.values()))
+        return Categories(names, list(range(len(names))))
+    if any(isinstance(split, IterableDataset) for split in splits.values()):
+        raise LayoutError(
+            f"{where} is streamed and its features have no ClassLabel, so its classes are not known before it is read "
+            "to the end. "
+            "Pass id2label={id in the data: name}, or load it without streaming."
+        )
+    texts = sorted(
+        {str(value) for split in splits.values() for value in _category_values(split, where) if isinstance(value, str)}
+    )
+    if texts:
+        return Categories(texts, list(texts))
+    raise LayoutError(
+        f"The classes of {where} are plain integers without names. Pass id2label={{id in the data: name}}."
+    )
+
+
+def _category_values(split: Dataset, where: str) -> Iterator[Any]:
+    _, category_key = object_fields(split.features, where)
+    for row in split.select_columns("objects"):
+        yield from objects_as_columns(row["objects"], category_key)
+
+
+def objects_as_columns(objects: Any, key: str) -> list[Any]:
+    """One field of an `objects` value as a list, whichever way round it is stored; an absent field is empty."""
+    if isinstance(objects, dict):
+        values = objects.get(key)
+        return [] if values is None else list(values)
+    return [entry.get(key) for entry in objects or []]
+
+
+def read_hf(name: str, split: Dataset, keep_masks: bool = True) -> SplitRecords:
+    """The objects of a split as records; boxes as they are stored, sizes from the columns or the pictures' headers."""
+    box_key, category_key = object_fields(split.features, f"split {name!r}")
+    records = SplitRecords(name, keep_masks=keep_masks)
+    undecoded = split.cast_column("image", ImageFeature(decode=False))
+    for number, row in enumerate(undecoded):
+        image_id, file_name = _row_names(row, number)
+        width, height = row.get("width"), row.get("height")
+        if type(width) is not int or type(height) is not int:
+            try:
+                width, height = read_header(row["image"], file_name).upright_wh
+            except PictureError:
+                width = height = 0
+        index = records.add_image(image_id, file_name, None, width, height)
+        columns = {
+            "bbox": objects_as_columns(row["objects"], box_key),
+            "category": objects_as_columns(row["objects"], category_key),
+        }
+        if len(columns["bbox"]) != len(columns["category"]):
+            records.fault(
+                "objects-uneven", f"{len(columns['bbox'])} boxes and {len(columns['category'])} classes", index
+            )
+            continue
+        _add_row(records, index, row["objects"], columns)
+    return records
+
+
+def _row_names(row: dict[str, Any], number: int) -> tuple[int | str, str]:
+    image_id = row.get("image_id")
+    if id_fault(image_id) is not None:
+        image_id = number
+    image = row["image"]
+    path = image.get("path") if isinstance(image, dict) else None
+    file_name = row.get("file_name")
+    return image_id, str(file_name or path or f"row {number}")
+
+
+def _add_row(records: SplitRecords, index: int, objects: Any, columns: dict[str, list[Any]]) -> None:
+    count = len(columns["bbox"])
+    id_key = next((key for key in ID_KEYS if len(objects_as_columns(objects, key)) == count), None)
+    optional = {key: objects_as_columns(objects, key) for key in ("area", "iscrowd", "segmentation")}
+    ids = objects_as_columns(objects, id_key) if id_key else []
+    for position in range(count):
+        number = len(records.object_ids) + 1
+        object_id = ids[position] if ids and id_fault(ids[position]) is None else number
+        area, crowd, mask = (values[position] if len(values) == count else None for values in optional.values())
+        crowd = int(crowd) if isinstance(crowd, bool) else crowd
+        mask = mask if isinstance(mask, list | dict) else None
+        records.add_object(
+            index, object_id, columns["category"][position], columns["bbox"][position], area, crowd, mask
+        )
+
+
+def peek_box_format(split: IterableDataset, box_format: str, where: str) -> None:
+    """Refuses a stream whose first rows hold boxes that look like another format.
+
+    Raises:
+        AnnotationError: they do.
+    """
+    import numpy as np
+
+    boxes, sizes = [], []
+    box_key, _ = object_fields(split.features or next(iter(split)), where)
+    undecoded = split.cast_column("image", ImageFeature(decode=False)) if split.features is not None else split
+    for number, row in enumerate(undecoded.take(PEEK_ROWS)):
+        header = read_header(row["image"], f"row {number}")
+        found = [box for box in objects_as_columns(row["objects"], box_key) if box_fault(list(box)) is None]
+        boxes += [list(box) for box in found]
+        sizes += [header.upright_wh] * len(found)
+    suspect = suspect_format(
+        np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(sizes, dtype=np.float64).reshape(-1, 2)
+    )
+    if suspect:
+        raise AnnotationError(
+            f"{where}: the boxes of the first {PEEK_ROWS} rows look {suspect}, read as {box_format!r}. Pass "
+            "box_format= to say which of "
+            "xywh, xyxy, cxcywh, xywh_norm, xyxy_norm, cxcywh_norm they are."
+        )
+
+
+class RowConverter:
+    """Turns streamed rows into the schema, one at a time; a faulty row stops the stream with its number.
+
+    Raises:
+        AnnotationError: a box or a class of the row is malformed.
+    """
+
+    def __init__(self, split_name: str, categories: Categories, box_format: str, keep_masks: bool):
+        self.split_name = split_name
+        self.categories = categories
+        self.box_format = box_format
+        self.keep_masks = keep_masks
+
+    def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        """The row in the schema of `detection_features`."""
+        box_key, category_key = object_fields(row, f"row {number}")
+        image_id, file_name = _row_names(row, number)
+        width, height = row.get("width"), row.get("height")
+        if type(width) is not int or type(height) is not int:
+            width, height = read_header(row["image"], file_name).upright_wh
+        records = SplitRecords(self.split_name, keep_masks=self.keep_masks)
+        records.add_image(image_id, file_name, None, width, height)
+        boxes = objects_as_columns(row["objects"], box_key)
+        columns = {"bbox": [list(box) for box in boxes], "category": objects_as_columns(row["objects"], category_key)}
+        if len(columns["bbox"]) != len(columns["category"]):
+            records.fault("objects-uneven", f"{len(boxes)} boxes and {len(columns['category'])} classes", 0)
+        else:
+            _add_row(records, 0, row["objects"], columns)
+        objects = self._objects(records)
+        if records.log.counts:
+            raise AnnotationError(f"Row {number}: {next(iter(records.log))}.")
+        image_id = image_id if isinstance(image_id, int) else number
+        return {
+            "image": row["image"],
+            "image_id": image_id,
+            "file_name": file_name,
+            "width": width,
+            "height": height,
+            "objects": objects,
+        }
+
+    def _objects(self, records: SplitRecords) -> dict[str, list[Any]]:
+        import numpy as np
+
+        sizes = np.repeat(records.sizes_wh(), len(records.rows), axis=0)
+        boxes = to_xywh(records.boxes_array(), self.box_format, sizes)
+        if not np.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
+            records.fault("box-malformed", "a box has a negative side or a number that is not finite", 0)
+        indices = [self.categories.index_of.get(value, -1) for value in records.category_ids]
+        for position in [position for position, index in enumerate(indices) if index < 0]:
+            records.fault("category-unknown", f"category {records.category_ids[position]!r} is not in id2label", 0)
+        areas = np.array(records.areas)
+        kept = np.flatnonzero((boxes[:, 2:] > 0).all(axis=1)).tolist()
+        areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
+        return {
+            "id": [position + 1 for position in range(len(kept))],
+            "bbox": [boxes[index].tolist() for index in kept],
+            "category": [indices[index] for index in kept],
+            "area": [float(areas[index]) for index in kept],
+            "iscrowd": [records.iscrowd[index] for index in kept],
+            "segmentation": [records.segmentations[index] for index in kept],
+        }
+
+
+def stream_split(
+    name: str, split: IterableDataset, categories: Categories, box_format: str, keep_masks: bool
+) -> IterableDataset:
+    """A stream in the schema; nothing is read until it is iterated."""
+    if split.features is not None:
+        split = split.cast_column("image", ImageFeature(decode=False))
+    converter = RowConverter(name, categories, box_format, keep_masks)
+    columns = list(split.features) if split.features is not None else None
+    return split.map(
+        converter, with_indices=True, remove_columns=columns, features=detection_features(categories.names)
+    )

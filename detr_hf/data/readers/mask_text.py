@@ -1,0 +1,90 @@
+"""Masks of annotations: polygons and COCO run lengths, checked when they are read and decoded when they are used.
+
+`segmentation_fault` is the quick check for a whole data set (6 microseconds an annotation of COCO); the drawing, and
+its own checks, are the image processor's. Run lengths are COCO's: column-major, starting with zeros.
+"""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ...errors import AnnotationError
+from ...processing.mask_annotations_detr import object_masks
+
+LARGEST_COORDINATE = 1e6
+LARGEST_PICTURE = 2**28
+
+
+def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None:
+    """What is wrong with a COCO segmentation of a `height x width` picture (0 x 0: unknown size), or None."""
+    if isinstance(segmentation, dict):
+        return _rle_fault(segmentation, height, width)
+    if not isinstance(segmentation, list):
+        return f"the segmentation is a {type(segmentation).__name__}, expected a list of polygons or a run length dict"
+    for polygon in segmentation:
+        if not isinstance(polygon, list):
+            return f"a polygon is a {type(polygon).__name__}, expected a list of x, y, x, y, ..."
+        if len(polygon) < 6 or len(polygon) % 2:
+            return f"a polygon has {len(polygon)} numbers, expected an even count of at least 6"
+        if not set(map(type, polygon)) <= {float, int}:
+            return "a polygon holds something that is not a number"
+        if not (
+            min(polygon) >= -LARGEST_COORDINATE and max(polygon) <= LARGEST_COORDINATE and math.isfinite(sum(polygon))
+        ):
+            return "a polygon holds a NaN, infinite or enormous coordinate"
+    return None
+
+
+def _rle_fault(rle: dict, height: int, width: int) -> str | None:
+    size = rle.get("size")
+    whole = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    if not whole or size[0] * size[1] > LARGEST_PICTURE:
+        return f"the run length's size is {str(size)[:60]}, expected [height, width]"
+    if height and size != [height, width]:
+        return f"the run length is for {size[0]}x{size[1]} and the picture is {height}x{width} (height x width)"
+    try:
+        object_masks([("the segmentation", {"segmentation": rle})], (size[0], size[1]))
+    except (ValueError, TypeError, OverflowError) as error:
+        return str(error)
+    return None
+
+
+def encode_runs(mask: np.ndarray) -> list[int]:
+    """Column-major run lengths of a mask `(H, W)`, starting with zeros."""
+    flat = np.asarray(mask, dtype=bool).T.reshape(-1)
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    edges = np.concatenate(([0], changes, [flat.size]))
+    runs = np.diff(edges).tolist()
+    return [0, *runs] if flat.size and flat[0] else runs
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """An uncompressed COCO run length dict of a mask `(H, W)`."""
+    height, width = mask.shape
+    return {"size": [int(height), int(width)], "counts": encode_runs(mask)}
+
+
+def decode_masks(segmentations: list[str | None], height: int, width: int, names: list[str]) -> Tensor:
+    """Masks `(N, height, width)` bool of segmentations as JSON text; an empty mask where there is none.
+
+    Raises:
+        AnnotationError: a segmentation is malformed; `names (N,)` says whose it is.
+        ImportError: a polygon is to be drawn and pycocotools is not installed.
+    """
+    parsed = []
+    for text, name in zip(segmentations, names, strict=True):
+        try:
+            segmentation = json.loads(text) if text else []
+        except ValueError as error:
+            raise AnnotationError(f"{name}: the segmentation is no JSON ({error}).") from error
+        fault = segmentation_fault(segmentation, height, width)
+        if fault:
+            raise AnnotationError(f"{name}: {fault}.")
+        parsed.append((name, {"segmentation": segmentation}))
+    try:
+        return object_masks(parsed, (height, width))
+    except (ValueError, TypeError) as error:
+        raise AnnotationError(str(error)) from error

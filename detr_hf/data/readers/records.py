@@ -1,0 +1,373 @@
+"""What readers collect: the images and objects of one split in columns, checked at once and turned into an Arrow
+table.
+
+Columns of numbers, not a dict per annotation: COCO's 860,000 annotations are a hundred megabytes here and several
+gigabytes as Python objects. Faults do not stop a reader; they go to a `FindingLog`, so that `check` can show all of
+them and loading can refuse.
+"""
+
+import json
+import math
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..detection_data import Categories, detection_features
+from ..findings import FindingLog
+from .mask_text import segmentation_fault
+from .paths import FileIndex
+
+BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywh_norm", "xyxy_norm", "cxcywh_norm")
+# A box may leave its picture by this much before it is worth a word: annotation tools round.
+TOLERANCE_PX = 1.5
+LARGEST_COORDINATE = 1e7
+
+
+def number_fault(value: Any) -> str | None:
+    """Why a value is no plain number, or None (NaN and infinities are numbers here)."""
+    if type(value) is float or type(value) is int:
+        return None
+    return f"{str(value)[:60]!r} ({type(value).__name__})"
+
+
+def id_fault(value: Any) -> str | None:
+    """Why a value cannot be an id, or None: ids are integers below 2**63 or texts."""
+    if type(value) is int:
+        return None if -(2**63) <= value < 2**63 else f"{str(value)[:40]} is too large"
+    if type(value) is str:
+        return None if value else "it is an empty text"
+    return f"{str(value)[:60]!r} is a {type(value).__name__}, expected an integer or a text"
+
+
+def box_fault(bbox: Any) -> str | None:
+    """Why a value is not four numbers, or None."""
+    if not isinstance(bbox, list | tuple):
+        return f"bbox is {str(bbox)[:60]!r} ({type(bbox).__name__}), expected four numbers"
+    if len(bbox) != 4:
+        return f"bbox has {len(bbox)} numbers, expected four"
+    for value in bbox:
+        fault = number_fault(value)
+        if fault:
+            return f"bbox holds {fault}, expected numbers"
+        if type(value) is int and abs(value) > 2**53:
+            return "bbox holds a number beyond 2**53"
+    return None
+
+
+@dataclass
+class SplitRecords:
+    """Images and objects of one split; boxes as the source has them until `finish` turns them into xywh pixels."""
+
+    name: str
+    log: FindingLog = field(default_factory=FindingLog)
+    keep_masks: bool = True
+    image_ids: list[int | str] = field(default_factory=list)
+    file_names: list[str] = field(default_factory=list)
+    paths: list[str | None] = field(default_factory=list)
+    panoptic_paths: list[str] | None = None
+    widths: array = field(default_factory=lambda: array("q"))
+    heights: array = field(default_factory=lambda: array("q"))
+    rows: array = field(default_factory=lambda: array("q"))
+    object_ids: list[int | str] = field(default_factory=list)
+    category_ids: list[int | str] = field(default_factory=list)
+    boxes: array = field(default_factory=lambda: array("d"))
+    areas: array = field(default_factory=lambda: array("d"))
+    iscrowd: array = field(default_factory=lambda: array("b"))
+    segmentations: list[str | None] = field(default_factory=list)
+
+    def add_image(self, image_id: int | str, file_name: str, path: str | None, width: int = 0, height: int = 0) -> int:
+        """Adds an image and returns its row; a size of 0 x 0 means that it is not known."""
+        self.image_ids.append(image_id)
+        self.file_names.append(file_name)
+        self.paths.append(path)
+        self.widths.append(width)
+        self.heights.append(height)
+        return len(self.image_ids) - 1
+
+    def add_object(
+        self,
+        row: int,
+        object_id: int | str,
+        category_id: Any,
+        bbox: Any,
+        area: Any = None,
+        iscrowd: Any = 0,
+        segmentation: Any = None,
+        segmentation_text: str | None = None,
+    ) -> bool:
+        """Adds an object of image `row`, or logs why it cannot be one and returns False.
+
+        `segmentation_text` is the segmentation as JSON, where the caller has it.
+        """
+        fault = box_fault(bbox)
+        if fault:
+            self.fault("box-malformed", fault, row, object_id)
+            return False
+        fault = id_fault(category_id)
+        if fault:
+            self.fault("category-malformed", f"category_id: {fault}", row, object_id)
+            return False
+        if iscrowd not in (0, 1, None):
+            self.fault("iscrowd-malformed", f"iscrowd is {str(iscrowd)[:60]!r}, expected 0 or 1", row, object_id)
+            return False
+        text = None
+        if segmentation is not None and segmentation != []:
+            fault = segmentation_fault(segmentation, self.heights[row], self.widths[row])
+            if fault:
+                self.fault("mask-malformed", fault, row, object_id)
+                return False
+            if self.keep_masks:
+                text = segmentation_text or json.dumps(segmentation, separators=(",", ":"))
+        self.rows.append(row)
+        self.object_ids.append(object_id)
+        self.category_ids.append(category_id)
+        self.boxes.extend(bbox)
+        usable = area is not None and not number_fault(area) and abs(area) < 1e15 and area >= 0
+        self.areas.append(float(area) if usable else math.nan)
+        self.iscrowd.append(int(iscrowd or 0))
+        self.segmentations.append(text)
+        return True
+
+    def place(self, row: int, object_id: int | str | None = None) -> dict[str, Any]:
+        """The place fields of a `Finding`."""
+        return {
+            "split": self.name,
+            "file_name": self.file_names[row],
+            "image_id": self.image_ids[row],
+            "annotation_id": object_id,
+        }
+
+    def fault(
+        self, code: str, message: str, row: int, object_id: int | str | None = None, severity: str = "error"
+    ) -> None:
+        """Logs a fault of an image or object."""
+        self.log.add(code, severity, message, **self.place(row, object_id))
+
+    def boxes_array(self) -> np.ndarray:
+        """Boxes `(N, 4)` float64."""
+        return (
+            np.frombuffer(self.boxes, dtype=np.float64).reshape(-1, 4).copy() if len(self.boxes) else np.zeros((0, 4))
+        )
+
+    def sizes_wh(self) -> np.ndarray:
+        """Width and height of each image `(images, 2)` float64; 0 where it is not known."""
+        return np.stack([np.array(self.widths, dtype=np.float64), np.array(self.heights, dtype=np.float64)], axis=1)
+
+
+def to_xywh(boxes: np.ndarray, box_format: str, sizes_wh: np.ndarray) -> np.ndarray:
+    """Boxes `(N, 4)` of any of `BOX_FORMATS` as x, y, width, height in pixels; `sizes_wh (N, 2)` is each box's
+    picture."""
+    layout, _, norm = box_format.partition("_")
+    boxes = boxes.astype(np.float64, copy=True)
+    if norm:
+        boxes *= np.tile(sizes_wh, 2)
+    if layout == "xyxy":
+        boxes[:, 2:] -= boxes[:, :2]
+    elif layout == "cxcywh":
+        boxes[:, :2] -= boxes[:, 2:] / 2
+    return boxes
+
+
+def suspect_format(boxes: np.ndarray, sizes_wh: np.ndarray) -> str | None:
+    """`"xyxy"` or `"normalised"` when boxes `(N, 4)`, read as x, y, width, height in pixels, look like that; else
+    None.
+
+    xyxy: a quarter of the boxes leave their picture, and nearly all would be proper boxes inside it as corners.
+    normalised: no number is above 1 (a box of at most a pixel, in pictures of 16 pixels and more).
+    """
+    known = np.isfinite(boxes).all(axis=1) & (sizes_wh > 0).all(axis=1)
+    boxes, sizes_wh = boxes[known], sizes_wh[known]
+    if not len(boxes):
+        return None
+    if (boxes <= 1.0001).all() and (boxes[:, 2:] > 0).all() and (sizes_wh >= 16).all():
+        return "normalised"
+    slack = np.maximum(TOLERANCE_PX, 0.01 * sizes_wh)
+    leaves = (boxes[:, :2] + boxes[:, 2:] > sizes_wh + slack).any(axis=1)
+    proper = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes_wh + slack)).all(axis=1)
+    return "xyxy" if leaves.mean() >= 0.25 and proper.mean() >= 0.98 else None
+
+
+def check_boxes(records: SplitRecords, box_format: str, explicit_format: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes as xywh pixels `(N, 4)` and which of them can be kept `(N,)`; every fault goes to the log."""
+    rows = np.array(records.rows, dtype=np.int64)
+    sizes_wh = records.sizes_wh()[rows] if len(rows) else np.zeros((0, 2))
+    boxes = to_xywh(records.boxes_array(), box_format, sizes_wh)
+    known = (sizes_wh > 0).all(axis=1)
+
+    def log(code: str, severity: str, which: np.ndarray, message: str) -> None:
+        for index in np.flatnonzero(which):
+            size = "x".join(str(int(side)) for side in sizes_wh[index])
+            text = (
+                f"{message}: x, y, width, height = {', '.join(f'{value:g}' for value in boxes[index])}; picture {size}"
+            )
+            records.fault(code, text, int(rows[index]), records.object_ids[index], severity)
+
+    finite = (np.abs(boxes) <= LARGEST_COORDINATE).all(axis=1)  # False for NaN too
+    nan = np.isnan(boxes).any(axis=1)
+    log("box-nan", "error", nan, "the box holds a NaN")
+    log("box-infinite", "error", ~finite & ~nan, "the box holds an infinite or enormous number")
+    safe = np.where(finite[:, None], boxes, 1.0)
+    negative = finite & (safe[:, 2:] < 0).any(axis=1)
+    log("box-negative", "error", negative, "the box has a negative width or height")
+    empty = finite & ~negative & (safe[:, 2:] == 0).any(axis=1)
+    log("box-empty", "warning", empty, "the box has no area and is left out")
+    suspect = None if explicit_format else suspect_format(boxes[finite & ~negative], sizes_wh[finite & ~negative])
+    if suspect:
+        records.log.add(f"boxes-look-{suspect}", "error", _suspect_message(suspect, box_format), split=records.name)
+        return boxes, finite & ~negative & ~empty
+    far = safe[:, :2] + safe[:, 2:]
+    outside = finite & known & ~negative & ~empty & ((safe[:, :2] >= sizes_wh) | (far <= 0)).any(axis=1)
+    log("box-outside", "warning", outside, "the box lies outside of the picture and is left out")
+    slack = np.maximum(TOLERANCE_PX, 0.01 * sizes_wh)
+    partly = (
+        finite
+        & known
+        & ~negative
+        & ~empty
+        & ~outside
+        & ((safe[:, :2] < -slack) | (far > sizes_wh + slack)).any(axis=1)
+    )
+    log("box-cut", "warning", partly, "the box reaches out of the picture and is cut at its edge in training")
+    return boxes, finite & ~negative & ~empty & ~outside
+
+
+def _suspect_message(suspect: str, box_format: str) -> str:
+    if suspect == "normalised":
+        return (
+            f"all box numbers are at most 1: they look like fractions of the picture, read as {box_format!r} in "
+            "pixels. If so, pass "
+            "box_format='xywh_norm', 'xyxy_norm' or 'cxcywh_norm'; if not, pass box_format='xywh' to say that it is "
+            "meant so"
+        )
+    return (
+        "many boxes leave their picture and nearly all would fit as corners: they look like x0, y0, x1, y1, read as "
+        f"{box_format!r}. "
+        "If so, pass box_format='xyxy'; if not, pass box_format='xywh' to say that it is meant so"
+    )
+
+
+def check_ids(records: SplitRecords) -> None:
+    """Logs object ids that occur twice (within an image, for panoptic segments), and objects that are the same
+    twice."""
+    if not len(records.rows):
+        return
+    rows = np.array(records.rows, dtype=np.float64)
+    scope = rows if records.panoptic_paths is not None else np.zeros_like(rows)
+    for index in repeated_rows(np.stack([scope, codes(records.object_ids)], axis=1)):
+        message = "the annotation id occurs more than once; evaluation counts such objects wrongly"
+        records.fault("annotation-id-duplicate", message, records.rows[index], records.object_ids[index])
+    for index in repeated_rows(np.column_stack([rows, codes(records.category_ids), records.boxes_array()])):
+        message = "an object with the same box and class occurs before in this image"
+        records.fault("object-duplicate", message, records.rows[index], records.object_ids[index], "warning")
+
+
+def codes(values: list[int | str]) -> np.ndarray:
+    """A number for each value `(N,)` float64, equal where the values are equal."""
+    known: dict[int | str, int] = {}
+    return np.array([known.setdefault(value, len(known)) for value in values], dtype=np.float64)
+
+
+def repeated_rows(matrix: np.ndarray) -> list[int]:
+    """Positions of the rows of a matrix `(N, columns)` that occurred before."""
+    order = np.lexsort(matrix.T)
+    same = (matrix[order[1:]] == matrix[order[:-1]]).all(axis=1)
+    return np.sort(order[1:][same]).tolist()
+
+
+def check_categories(records: SplitRecords, categories: Categories, kept: np.ndarray) -> np.ndarray:
+    """The class index of each object `(N,)`, -1 and a finding where the data set does not define the id."""
+    indices = np.array([categories.index_of.get(value, -1) for value in records.category_ids], dtype=np.int64)
+    kept &= indices >= 0
+    if not categories.source_ids:
+        return indices  # one finding says so, not one for each object
+    shown = ", ".join(map(repr, categories.source_ids[:12])) + (", ..." if len(categories.source_ids) > 12 else "")
+    for index in np.flatnonzero(indices < 0):
+        message = f"category_id {records.category_ids[index]!r} is not defined; the data set defines {shown}"
+        records.fault("category-unknown", message, records.rows[index], records.object_ids[index])
+    return indices
+
+
+def check_files(records: SplitRecords) -> np.ndarray:
+    """Which images have a file `(images,)` bool; the missing ones are logged."""
+    index = FileIndex()
+    present = np.array([path is None or path in index for path in records.paths], dtype=bool)
+    for row in np.flatnonzero(~present):
+        records.fault("image-missing", f"there is no file {records.paths[row]}", int(row))
+    if records.panoptic_paths is not None:
+        for row, path in enumerate(records.panoptic_paths):
+            if path not in index:
+                records.fault("panoptic-missing", f"there is no file {path}", row)
+                present[row] = False
+    return present
+
+
+def build_table(
+    records: SplitRecords,
+    categories: Categories,
+    boxes: np.ndarray,
+    indices: np.ndarray,
+    kept: np.ndarray,
+    images: np.ndarray,
+) -> pa.Table:
+    """The Arrow table of a split: `boxes (N, 4)` xywh, class `indices (N,)`, `kept (N,)` objects of the kept
+    `images`."""
+    rows = np.array(records.rows, dtype=np.int64)
+    new_row = np.cumsum(images) - 1
+    kept = kept & images[rows] if len(rows) else kept
+    order = np.flatnonzero(kept)
+    order = order[np.argsort(rows[order], kind="stable")]
+    chosen = np.flatnonzero(images).tolist()
+    counts = (
+        np.bincount(new_row[rows[order]], minlength=len(chosen))
+        if len(order)
+        else np.zeros(len(chosen), dtype=np.int64)
+    )
+    offsets = pa.array(np.concatenate(([0], np.cumsum(counts))).astype(np.int32), type=pa.int32())
+
+    areas = np.frombuffer(records.areas, dtype=np.float64)[order] if len(rows) else np.zeros(0)
+    areas = np.where(np.isnan(areas), boxes[order, 2] * boxes[order, 3], areas)
+    crowds = np.frombuffer(records.iscrowd, dtype=np.int8)[order] if len(rows) else np.zeros(0, dtype=np.int8)
+    columns = {
+        "id": pa.array(numbered([records.object_ids[index] for index in order.tolist()]), type=pa.int64()),
+        "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes[order].reshape(-1)), 4),
+        "category": pa.array(indices[order], type=pa.int64()),
+        "area": pa.array(areas),
+        "iscrowd": pa.array(crowds),
+        "segmentation": pa.array([records.segmentations[index] for index in order.tolist()], type=pa.large_string()),
+    }
+    objects = {name: pa.ListArray.from_arrays(offsets, values) for name, values in columns.items()}
+    image_ids = [records.image_ids[row] for row in chosen]
+    texts = any(isinstance(image_id, str) for image_id in image_ids)
+    data = {
+        "image": _image_column([records.paths[row] for row in chosen]),
+        "image_id": pa.array(numbered(image_ids), type=pa.int64()),
+        "file_name": pa.array([records.file_names[row] for row in chosen], type=pa.string()),
+        "width": pa.array([records.widths[row] for row in chosen], type=pa.int32()),
+        "height": pa.array([records.heights[row] for row in chosen], type=pa.int32()),
+        "objects": pa.StructArray.from_arrays(list(objects.values()), names=list(objects)),
+    }
+    if texts:
+        data["source_image_id"] = pa.array([str(image_id) for image_id in image_ids], type=pa.string())
+    if records.panoptic_paths is not None:
+        data["panoptic"] = _image_column([records.panoptic_paths[row] for row in chosen])
+    features = detection_features(categories.names, texts, records.panoptic_paths is not None)
+    return pa.table(data).cast(features.arrow_schema)
+
+
+def numbered(ids: list[int | str]) -> list[int]:
+    """The ids themselves when all are integers, else 1, 2, 3, ..."""
+    return ids if all(type(value) is int for value in ids) else list(range(1, len(ids) + 1))
+
+
+def _image_column(paths: list[str | None]) -> pa.StructArray:
+    empty = pa.nulls(len(paths), type=pa.binary())
+    return pa.StructArray.from_arrays([empty, pa.array(paths, type=pa.string())], names=["bytes", "path"])
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """`path` relative to `root` with `/`, or its own name when it lies elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -1,0 +1,38 @@
+"""Every exception of the package that is not one of Python's own.
+
+`model/` and `processing/` travel with checkpoints to places where this file is absent: they raise `ValueError`,
+`TypeError` and `OSError` alone, and so does everything that has no better name below. Each class here is one of
+Python's own too, so that `except ValueError` goes on to catch what it caught.
+"""
+
+
+class DataError(ValueError):
+    """Something is wrong with a data set; the message names the file, the image or the annotation."""
+
+
+class LayoutError(DataError):
+    """The folder, file or id is not a data set that is known, or could be read in two ways."""
+
+
+class AnnotationError(DataError):
+    """An annotation cannot be used."""
+
+
+class PictureError(DataError):
+    """A picture is missing, cannot be decoded, or has another size than its annotations say."""
+
+
+class HubError(OSError):
+    """The Hub, or the way to it, did not do what was asked; the message says what to do."""
+
+
+class IntegrityError(ValueError):
+    """A file is not what its manifest says, or there is no manifest to say it."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or none can be resumed from."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss or its gradient is NaN or infinite; the message names the pictures of the batch."""

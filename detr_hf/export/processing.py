@@ -1,0 +1,169 @@
+"""The image processor on Pillow and NumPy alone, for exported models: pictures to arrays and back to detections.
+
+Files, bytes, PIL images and plain uint8 arrays go through the rules of `image_opening_detr` without torch. The rest
+(tensors, floats, 16 bits, arrays whose layout has to be told) is handed to the reader of the image processors, which
+imports torch. The resize is Pillow's, as in the original; torch's, the default of a `Detector` on a checkpoint, is
+within one grey level of it but for isolated pixels.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from ..processing.image_opening_detr import opened_image, upright_image
+from ..processing.image_sizes_detr import resized_hw
+from .artefact import ArtefactInfo
+from .parity import softmax
+
+CHANNEL_COUNTS = (1, 3, 4)  # as in image_reading_detr
+ENCODED = (str, os.PathLike, bytes, bytearray, memoryview)
+
+
+class NumpyProcessor:
+    """Prepares pictures as an artefact's metadata says, and turns its outputs into detections.
+
+    Raises:
+        ValueError: the artefact takes other than three channels.
+    """
+
+    def __init__(self, info: ArtefactInfo):
+        if info.num_channels != 3:
+            raise ValueError(
+                f"This artefact takes {info.num_channels} channels, and pictures are prepared in RGB. Run it with "
+                "detr_hf.export.load_runtime and pixels of your own."
+            )
+        self.info = info
+        constants = info.preprocessing
+        rescale = float(constants["rescale_factor"]) if constants.get("do_rescale", True) else 1.0
+        mean, std = np.zeros(3), np.ones(3)
+        if constants.get("do_normalize", True):
+            mean, std = np.array(constants["image_mean"], float), np.array(constants["image_std"], float)
+        # in one step: (x * rescale - mean) / std
+        self._scale = (rescale / std).astype(np.float32).reshape(-1, 1, 1)
+        self._shift = (-mean / std).astype(np.float32).reshape(-1, 1, 1)
+
+    def __call__(self, source: Any) -> tuple[tuple[int, int], np.ndarray]:
+        """The upright picture's (height, width), and its `pixel_values (1, 3, H, W)` float32.
+
+        An artefact of fixed size gets the picture at the top left of its canvas, the rest zero; one of fixed size that
+        takes no mask gets it stretched over the canvas.
+        """
+        pixels = read_pixels(source)  # (H, W, 3)
+        image_hw = pixels.shape[0], pixels.shape[1]
+        height, width = hw = self.content_hw(image_hw)
+        planes = resized_pixels(pixels, hw, self.info.preprocessing.get("resample", 2)).transpose(2, 0, 1)
+        canvas = np.zeros((1, 3, *(self.info.size_hw or hw)), dtype=np.float32)
+        content = canvas[0, :, :height, :width]
+        np.multiply(planes, self._scale, out=content, dtype=np.float32)
+        content += self._shift
+        return image_hw, canvas
+
+    def content_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) that a picture of `image_hw` is resized to."""
+        constants, canvas_hw = self.info.preprocessing, self.info.size_hw
+        if canvas_hw is not None and not self.info.masked:
+            return canvas_hw
+        hw = image_hw
+        if constants.get("do_resize", True):
+            size = {key: side for key, side in constants["size"].items() if side is not None}
+            hw = resized_hw(image_hw, size, constants.get("resize_rule", "original"))
+        if canvas_hw is None or (hw[0] <= canvas_hw[0] and hw[1] <= canvas_hw[1]):
+            return hw
+        return resized_hw(image_hw, {"max_height": canvas_hw[0], "max_width": canvas_hw[1]})
+
+    def pixel_mask(self, sizes_hw: list[tuple[int, int]]) -> np.ndarray | None:
+        """(B, H, W) bool for pictures of these upright sizes, True on the picture; None where nothing is padded."""
+        if self.info.size_hw is None or not self.info.masked:
+            return None
+        mask = np.zeros((len(sizes_hw), *self.info.size_hw), dtype=bool)
+        for canvas, image_hw in zip(mask, sizes_hw, strict=True):
+            height, width = self.content_hw(image_hw)
+            canvas[:height, :width] = True
+        return mask
+
+
+def detections_of(
+    logits: np.ndarray, boxes_cxcywh_norm: np.ndarray, threshold: float, sizes_hw: list[tuple[int, int]]
+) -> list[dict[str, np.ndarray]]:
+    """For each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
+
+    Args:
+        logits: (B, Q, K + 1); the last class is no-object.
+        boxes_cxcywh_norm: (B, Q, 4), fractions of the picture.
+        threshold: keep the queries with a higher score.
+        sizes_hw: (height, width) of each upright picture.
+
+    Raises:
+        ValueError: outputs with NaN or infinity.
+    """
+    if not (np.isfinite(logits).all() and np.isfinite(boxes_cxcywh_norm).all()):
+        raise ValueError("The exported model's outputs hold NaN or infinity. Check its inputs, or export it again.")
+    probabilities = softmax(logits)[..., :-1]
+    labels, scores = probabilities.argmax(-1), probabilities.max(-1)  # (B, Q)
+    centers, half_sizes = boxes_cxcywh_norm[..., :2], boxes_cxcywh_norm[..., 2:] / 2
+    boxes_xyxy_norm = np.concatenate([centers - half_sizes, centers + half_sizes], axis=-1)
+    results = []
+    for index, (height, width) in enumerate(sizes_hw):
+        keep = scores[index] > threshold
+        sides = np.array([width, height, width, height], dtype=np.float32)
+        boxes = np.clip(boxes_xyxy_norm[index][keep] * sides, 0, sides)
+        results.append({"scores": scores[index][keep], "labels": labels[index][keep], "boxes": boxes})
+    return results
+
+
+def read_pixels(source: Any) -> np.ndarray:
+    """The upright picture as (H, W, 3), uint8 or float32, both in 0..255.
+
+    Raises:
+        ValueError, TypeError, OSError: as `read_images` does.
+    """
+    name, image = "image 0", source
+    if isinstance(source, ENCODED):
+        image, name = opened_image(source, name)
+    if isinstance(image, PIL.Image.Image):
+        image, name = upright_image(image, name)
+        if image.mode in ("RGB", "RGBA"):
+            image = np.asarray(image)
+    if isinstance(image, np.ndarray) and _is_plain(image):
+        return _rgb(image if image.ndim == 3 else image[..., None])
+    from ..processing.image_reading_detr import read_images  # imports torch
+
+    (pixels,) = read_images(source)
+    return pixels.numpy(force=True)
+
+
+def _is_plain(pixels: np.ndarray) -> bool:
+    """Whether these are uint8 pixels, channels last beyond doubt."""
+    if pixels.dtype != np.uint8 or 0 in pixels.shape or pixels.ndim not in (2, 3):
+        return False
+    return pixels.ndim == 2 or (pixels.shape[2] in CHANNEL_COUNTS and pixels.shape[0] not in CHANNEL_COUNTS)
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 of one, three or four channels; alpha is laid on white."""
+    channels = pixels.shape[2]
+    if channels == 3:
+        return pixels
+    if channels == 1:
+        return np.repeat(pixels, 3, axis=2)
+    colour, alpha = pixels[..., :3], pixels[..., 3:]
+    if (alpha == 255).all():
+        return colour
+    blended = 255 + (colour.astype(np.float32) - 255) * (alpha.astype(np.float32) / 255)
+    return blended.round().astype(np.uint8)
+
+
+def resized_pixels(pixels: np.ndarray, hw: tuple[int, int], resample: int) -> np.ndarray:
+    """(h, w, 3) pixels of the same type, from (H, W, 3)."""
+    if pixels.shape[:2] == tuple(hw):
+        return pixels
+    method, width_height = PIL.Image.Resampling(resample), (hw[1], hw[0])
+    if pixels.dtype == np.uint8:
+        return np.asarray(PIL.Image.fromarray(np.ascontiguousarray(pixels)).resize(width_height, method))
+    planes = [PIL.Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels.transpose(2, 0, 1)]
+    return np.stack([np.asarray(plane.resize(width_height, method)) for plane in planes], axis=-1)
+
+
+__all__ = ["NumpyProcessor", "detections_of", "read_pixels", "resized_pixels"]

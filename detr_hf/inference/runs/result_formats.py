@@ -1,0 +1,187 @@
+"""What the results of batch prediction look like: a record a picture, Parquet, and COCO's results.
+
+A record is `{"picture": name, "width", "height", "objects": [{"name", "label", "score", "box"}]}` with xyxy boxes in
+pixels of the upright picture, or `{"picture": name, "error": why}`; what the source adds (`image_id`, `frame`,
+`seconds`) stands beside the name. COCO's format has no place for a picture without objects nor for an error, so
+`coco_images.json` says which pictures were looked at, by which `image_id`. Scores are rounded to six digits and boxes
+to a thousandth of a pixel.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..results import Detections
+from ..sources.base import Picture
+from .run_folder import RunFolder, read_records
+
+FORMATS = ("jsonl", "parquet", "coco")
+COCO_RESULTS = "coco_results.json"
+COCO_IMAGES = "coco_images.json"
+
+ROWS_AT_ONCE = 1000
+# The reader names a picture by its place in a list, which says nothing here.
+PLACE = re.compile(r"^(In the batch of )?image \d+ ?")
+
+
+def record_of(picture: Picture, outcome: Detections | Exception) -> dict[str, Any]:
+    """The record of one picture."""
+    named = {"picture": picture.name, **picture.about}
+    if isinstance(outcome, Exception):
+        return {**named, "error": _why(outcome, picture.name)}
+    height, width = outcome.size_hw
+    objects = [
+        {
+            "name": one.name,
+            "label": one.label,
+            "score": round(one.score, 6),
+            "box": [round(edge, 3) for edge in one.box],
+        }
+        for one in outcome
+    ]
+    return {**named, "width": width, "height": height, "objects": objects}
+
+
+def _why(error: Exception, name: str) -> str:
+    """The error's text without the picture's name, which stands beside it."""
+    text = PLACE.sub("", str(error)).removeprefix(f"({name})").lstrip(": ")
+    return text or type(error).__name__
+
+
+def suffix_of(format: str) -> str:
+    """How a part's file name ends."""
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
+    if format == "parquet":
+        _require_pyarrow()
+    return ".parquet" if format == "parquet" else ".jsonl"
+
+
+def write_parquet(records: Iterable[dict[str, Any]], path: Path) -> None:
+    """Writes records as a table, a thousand at a time."""
+    pyarrow = _require_pyarrow()
+    from pyarrow.parquet import ParquetWriter
+
+    an_object = pyarrow.struct(
+        {
+            "name": pyarrow.string(),
+            "label": pyarrow.int64(),
+            "score": pyarrow.float32(),
+            "box": pyarrow.list_(pyarrow.float32(), 4),
+        }
+    )
+    columns = {
+        "picture": pyarrow.string(),
+        "image_id": pyarrow.string(),  # a data set's own, a number or a text
+        "frame": pyarrow.int64(),
+        "seconds": pyarrow.float64(),
+        "width": pyarrow.int32(),
+        "height": pyarrow.int32(),
+        "objects": pyarrow.list_(an_object),
+        "error": pyarrow.string(),
+    }
+    schema = pyarrow.schema(columns)
+    records = iter(records)
+    with ParquetWriter(path, schema, compression="zstd") as writer:
+        while rows := [_plain_text(record) for record in islice(records, ROWS_AT_ONCE)]:
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _plain_text(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its texts as Unicode (a file name may be none), and `image_id` as text."""
+    if "image_id" in record:
+        record = {**record, "image_id": str(record["image_id"])}
+    return {
+        key: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+        for key, value in record.items()
+    }
+
+
+def read_part(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a finished part, JSONL or Parquet."""
+    if path.suffix != ".parquet":
+        yield from read_records(path)
+        return
+    _require_pyarrow()
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        for batch in file.iter_batches(ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                yield {key: value for key, value in row.items() if value is not None}
+
+
+def write_coco(run: RunFolder) -> None:
+    """Writes the results of a complete run in COCO's format, each of the two files whole or not at all.
+
+    A picture's `image_id` is the source's own number, or the number that is its file's name (`000000000139.jpg`);
+    where one picture has neither, or two share one, all are numbered from 1.
+    """
+    ids = _coco_ids(run)
+
+    def images() -> Iterator[dict[str, Any]]:
+        for place, record in enumerate(all_records(run)):
+            known = {key: record[key] for key in ("width", "height", "error") if key in record}
+            yield {"id": ids(place, record), "file_name": record["picture"], **known}
+
+    def results() -> Iterator[dict[str, Any]]:
+        for place, record in enumerate(all_records(run)):
+            for found in record.get("objects", ()):
+                x0, y0, x1, y1 = found["box"]
+                yield {
+                    "image_id": ids(place, record),
+                    "category_id": found["label"],
+                    "bbox": [x0, y0, round(x1 - x0, 3), round(y1 - y0, 3)],
+                    "score": found["score"],
+                }
+
+    _write_json_list(run.folder / COCO_IMAGES, images())
+    _write_json_list(run.folder / COCO_RESULTS, results())
+
+
+def all_records(run: RunFolder) -> Iterator[dict[str, Any]]:
+    """The records of all parts, in order."""
+    for part in range(run.parts):
+        yield from read_part(run.part_path(part))
+
+
+def _coco_ids(run: RunFolder) -> Callable[[int, dict[str, Any]], int]:
+    seen: set[int] = set()
+    for record in all_records(run):
+        number = _own_number(record)
+        if number is None or number in seen:
+            return lambda place, record: place + 1
+        seen.add(number)
+    return lambda place, record: _own_number(record)
+
+
+def _own_number(record: dict[str, Any]) -> int | None:
+    text = str(record["image_id"]) if "image_id" in record else Path(record["picture"]).stem
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _write_json_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        before = "[\n"
+        for entry in entries:
+            file.write(f"{before}{json.dumps(entry)}")
+            before = ",\n"
+        file.write("[]\n" if before == "[\n" else "\n]\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def _require_pyarrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ImportError("Parquet files need pyarrow: pip install 'detr-hf[predict]'.") from error
+    return pyarrow

@@ -1,0 +1,1 @@
+"""Where pictures come from when there are many: files, archives, tables, videos, and data sets of `datasets`."""

@@ -1,0 +1,90 @@
+"""Opens what a user names as a source: files, folders and patterns, tar and Parquet files, videos, and `datasets`."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ..pictures import PICTURE_SUFFIXES, find_pictures
+from .base import PARQUET_SUFFIXES, TAR_SUFFIXES, VIDEO_SUFFIXES, Picture, Piece, Source, SourceOptions
+
+
+def open_source(source: Any, options: SourceOptions, results: Path | None = None) -> Source:
+    """The pictures behind paths (one or several files, folders, patterns) or a `datasets` object.
+
+    A folder inside which `results` lies is searched without it.
+
+    Raises:
+        ValueError: there is no picture.
+        TypeError: it is nothing that holds pictures.
+    """
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, str | Path):
+        return from_paths([source], options, results)
+    if type(source).__module__.partition(".")[0] == "datasets":
+        from .tables import from_dataset
+
+        return from_dataset(source, options)
+    if isinstance(source, Iterable) and not isinstance(source, bytes | dict):
+        paths = list(source)
+        if all(isinstance(path, str | Path) for path in paths):
+            return from_paths(paths, options, results)
+    raise TypeError(
+        f"Expected paths or a data set of `datasets`, got {type(source).__name__}. "
+        "Pictures in memory go to Detector directly."
+    )
+
+
+def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | None = None) -> Source:
+    """Files, folders and patterns; tar files, Parquet files and videos among them each make a piece of their own."""
+    suffixes = (*PICTURE_SUFFIXES, *TAR_SUFFIXES, *PARQUET_SUFFIXES, *VIDEO_SUFFIXES)
+    pictures: list[str] = []
+    whole: list[Piece] = []
+    seen = hashlib.blake2b(digest_size=16)
+    for path, _ in find_pictures(paths, results, suffixes):
+        opener = _opener(path)
+        if opener is None:
+            pictures.append(str(path))
+            seen.update(os.fsencode(path) + b"\n")
+        else:
+            whole.append(opener(path, options))
+            bytes_of = path.stat().st_size if path.exists() else -1
+            seen.update(os.fsencode(path) + f" {bytes_of} {whole[-1].size}\n".encode())
+    if not pictures and not whole:
+        raise ValueError(f"There is no picture in {', '.join(map(str, paths))}.")
+    size = options.piece_of(len(pictures))
+    pieces = [_file_piece(pictures, at, size) for at in range(0, len(pictures), size)]
+    return Source(
+        pieces + whole,
+        {"paths": [str(path) for path in paths], "files": len(pictures) + len(whole), "list": seen.hexdigest()},
+    )
+
+
+def holds_many(path: Path) -> bool:
+    """Whether a file is one of those that hold many pictures, by its ending."""
+    return path.name.lower().endswith((*TAR_SUFFIXES, *PARQUET_SUFFIXES, *VIDEO_SUFFIXES))
+
+
+def _opener(path: Path) -> Callable[[Path, SourceOptions], Piece] | None:
+    """What makes a piece of a file that holds many pictures; None for a picture."""
+    name = path.name.lower()
+    if name.endswith(TAR_SUFFIXES):
+        from .archives import tar_piece
+
+        return tar_piece
+    if name.endswith(PARQUET_SUFFIXES):
+        from .archives import parquet_piece
+
+        return parquet_piece
+    if name.endswith(VIDEO_SUFFIXES):
+        from .video import video_piece
+
+        return video_piece
+    return None
+
+
+def _file_piece(paths: list[str], first: int, shard_size: int) -> Piece:
+    chosen = paths[first : first + shard_size]
+    return Piece(chosen[0], len(chosen), lambda start: (Picture(path, path) for path in chosen[start:]))

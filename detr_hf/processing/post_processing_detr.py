@@ -1,0 +1,99 @@
+"""Outputs of the detection head -> detections in pixels.
+
+What differs from transformers on purpose: boxes are clipped to the image, because the sigmoid's centre and size may
+reach outside; outputs that are not finite are an error instead of an image without objects; the whole batch costs one
+copy to the host, not three a picture; `threshold=None` keeps every query, which is what the original evaluates COCO
+with.
+"""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+
+def detections(
+    logits: Tensor,
+    boxes_cxcywh_norm: Tensor,
+    threshold: float | None = 0.5,
+    target_sizes: Tensor | Sequence[Any] | None = None,
+) -> list[dict[str, Tensor]]:
+    """Returns, per image, `scores` (N,), `labels` (N,) and `boxes` (N, 4), in the order of the queries.
+
+    Args:
+        logits: (B, Q, K + 1); the last class is "no object".
+        boxes_cxcywh_norm: (B, Q, 4), fractions of the image without padding.
+        threshold: keep the queries with a score above it; None keeps all Q.
+        target_sizes: (B, 2) tensor or list of B pairs, each (height, width) in pixels of the upright image; boxes are
+            then xyxy in those pixels, clipped to the image. Without it they are xyxy in [0, 1].
+
+    Raises:
+        ValueError: a threshold outside [0, 1], sizes of another number than images, or outputs that are not finite.
+    """
+    check_threshold(threshold)
+    scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)  # (B, Q)
+    sizes_hw = target_sizes_hw(target_sizes, len(logits), logits.device)
+    boxes = box_convert(boxes_cxcywh_norm.float(), "cxcywh", "xyxy")
+    finite = torch.isfinite(scores) & torch.isfinite(boxes).all(-1)
+    if sizes_hw is None:
+        boxes = boxes.clamp(0, 1)
+    else:
+        scale = sizes_hw.flip(-1).repeat(1, 2)[:, None]  # (B, 1, 4): width, height, width, height
+        boxes = torch.minimum((boxes * scale).clamp(min=0), scale)
+    keep = torch.ones_like(scores, dtype=torch.bool) if threshold is None else scores > threshold
+
+    counts, finite_counts = torch.stack([keep.sum(1), finite.sum(1)]).tolist()  # the one copy to the host
+    num_queries = scores.shape[1]
+    broken = [index for index, count in enumerate(finite_counts) if count < num_queries]
+    if broken:
+        raise ValueError(
+            f"The model's outputs for image {broken[0]} of the batch hold NaN or infinity "
+            f"({len(broken)} of {len(logits)} images). Check its weights and inputs; float16 overflows "
+            "where bfloat16 does not."
+        )
+    order = torch.nonzero_static(keep.flatten(), size=sum(counts))[:, 0]
+    parts = (values[order].split(counts) for values in (scores.flatten(), labels.flatten(), boxes.flatten(0, 1)))
+    return [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(*parts, strict=True)]
+
+
+def check_threshold(threshold: float | None, name: str = "threshold") -> None:
+    """Raises a ValueError unless the threshold is None or a number in [0, 1]."""
+    if threshold is None:
+        return
+    is_number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
+    if not is_number or not 0 <= threshold <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, or None to keep everything; got {threshold!r}.")
+
+
+def target_sizes_hw(
+    target_sizes: Tensor | Sequence[Any] | None, num_images: int, device: torch.device
+) -> Tensor | None:
+    """Returns (B, 2) float32 sizes (height, width) on the device, or None.
+
+    Raises:
+        ValueError: another number of sizes than images, or sizes that are not pairs of positive numbers.
+    """
+    if target_sizes is None:
+        return None
+    if not isinstance(target_sizes, Tensor):
+        target_sizes = [size.tolist() if hasattr(size, "tolist") else size for size in target_sizes]
+        for index, size in enumerate(target_sizes):
+            if len(size) != 2 or not all(math.isfinite(side) and side > 0 for side in size):
+                raise ValueError(f"target_sizes[{index}] is {size}: expected (height, width) in pixels, both above 0.")
+        target_sizes = torch.tensor(target_sizes, dtype=torch.float32).reshape(-1, 2)
+    if target_sizes.ndim != 2 or target_sizes.shape[1] != 2:
+        raise ValueError(
+            f"target_sizes has shape {tuple(target_sizes.shape)}: expected (B, 2), each row (height, width)."
+        )
+    if len(target_sizes) != num_images:
+        raise ValueError(
+            f"There are {len(target_sizes)} target_sizes for {num_images} images: expected one for each image."
+        )
+    return target_sizes.to(device, torch.float32)
+
+
+__all__ = ["check_threshold", "detections", "target_sizes_hw"]

@@ -1,0 +1,139 @@
+"""`Detections`: what it holds stays together, and every form of it says the same."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_hf.inference.results import Detection, Detections
+
+
+@pytest.fixture
+def found() -> Detections:
+    boxes = [[10, 20, 50, 60], [0, 0, 30, 30], [5, 5, 25, 45]]
+    source = Image.new("RGB", (100, 80), "grey")
+    return Detections(boxes, [0.9, 0.8, 0.5], [1, 0, 1], ["dog", "cat", "dog"], size_hw=(80, 100), source=source)
+
+
+def test_iterates_over_objects(found):
+    assert len(found) == 3
+    first, *_, last = found
+    assert first == Detection("dog", 1, pytest.approx(0.9), (10.0, 20.0, 50.0, 60.0))
+    assert last.box == (5.0, 5.0, 25.0, 45.0)
+    assert list(found) == [found[0], found[1], found[2]] and found[-1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        (slice(1, None), ["cat", "dog"]),
+        ([2, 0], ["dog", "dog"]),
+        (np.array([False, True, False]), ["cat"]),
+        ([True, False, False], ["dog"]),
+        ([], []),
+        (slice(0, 0), []),
+    ],
+)
+def test_selects_like_an_array(found, key, names):
+    chosen = found[key]
+    assert isinstance(chosen, Detections) and chosen.names == names
+    assert len(chosen.boxes) == len(chosen.scores) == len(chosen.labels) == len(names)
+    assert chosen.size_hw == (80, 100) and chosen.image.size == (100, 80)
+
+
+def test_filters_by_score_and_name(found):
+    assert found.filter(threshold=0.6).names == ["dog", "cat"]
+    assert found.filter(names="cat").names == ["cat"]
+    assert found.filter(threshold=0.6, names=["dog", "owl"]).names == ["dog"]
+    assert len(found.filter(threshold=0.95)) == 0 and len(found.filter(threshold=0.95).filter(names="cat")) == 0
+
+
+def test_to_dict_is_json(found):
+    read = json.loads(json.dumps(found.to_dict()))
+    assert (read["width"], read["height"], read["path"]) == (100, 80, None)
+    assert read["objects"][1] == {"name": "cat", "label": 0, "score": pytest.approx(0.8), "box": [0, 0, 30, 30]}
+
+
+def test_to_coco_has_corner_and_size(found):
+    first = found.to_coco(image_id=7)[0]
+    assert first == {"image_id": 7, "category_id": 1, "bbox": [10, 20, 40, 40], "score": pytest.approx(0.9)}
+
+
+def test_coco_records_are_read_by_pycocotools(found, capsys):
+    from pycocotools.coco import COCO
+
+    ground = COCO()
+    ground.dataset = {"images": [{"id": 7}], "categories": [{"id": 0}, {"id": 1}], "annotations": []}
+    ground.createIndex()
+    read = ground.loadRes(found.to_coco(7)).dataset["annotations"]
+    assert [record["area"] for record in read] == [1600, 900, 800]
+
+
+def test_to_pandas(found):
+    table = found.to_pandas()
+    assert list(table.columns) == ["name", "label", "score", "x0", "y0", "x1", "y1"]
+    assert list(table["name"]) == found.names and table["x1"].tolist() == [50, 30, 25]
+
+
+@pytest.mark.parametrize(("method", "package"), [("to_pandas", "pandas"), ("to_supervision", "supervision")])
+def test_a_missing_package_is_named_with_its_command(found, method, package, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(ImportError, match=f"pip install {package}"):
+        getattr(found, method)()
+
+
+def test_to_supervision(found):
+    supervision = pytest.importorskip("supervision")
+    other = found.to_supervision()
+    assert isinstance(other, supervision.Detections) and len(other) == 3
+    assert np.array_equal(other.xyxy, found.boxes) and list(other["class_name"]) == found.names
+
+
+def test_repr_shows_the_objects(found):
+    text = repr(found)
+    assert "3 objects" in text and "100x80" in text and "dog" in text and "0.90" in text
+    many = found[[0] * 30]
+    assert "20 more" in repr(many) and len(repr(many).splitlines()) == 12
+
+
+def test_counts_the_frequent_first(found):
+    assert found.count() == {"dog": 2, "cat": 1} and next(iter(found.count())) == "dog"
+
+
+def test_lengths_that_differ_are_refused():
+    with pytest.raises(ValueError, match="one length"):
+        Detections(np.zeros((2, 4)), [0.5], [0], ["cat"], size_hw=(10, 10))
+
+
+def test_saves_in_new_folders_and_formats(found, tmp_path):
+    for name in ("deep/er/a.png", "b.JPG", "c.webp"):
+        path = found.save(tmp_path / name)
+        with Image.open(path) as drawn:
+            assert drawn.size == (100, 80)
+
+
+def test_save_refuses_unknown_formats_and_the_source(found, tmp_path):
+    with pytest.raises(ValueError, match=r"\.png"):
+        found.save(tmp_path / "boxes.txt")
+    source = tmp_path / "street.png"
+    Image.new("RGB", (100, 80)).save(source)
+    before = source.read_bytes()
+    detections = Detections(found.boxes, found.scores, found.labels, found.names, size_hw=(80, 100), path=source)
+    with pytest.raises(ValueError, match="looked at"):
+        detections.save(tmp_path / "." / "street.png")
+    assert source.read_bytes() == before
+    detections.save(tmp_path / "street_boxes.png")
+
+
+def test_without_a_picture_drawing_says_what_is_missing():
+    with pytest.raises(ValueError, match="source= or path="):
+        Detections([], [], [], [], size_hw=(10, 10)).draw()
+
+
+def test_draws_on_the_upright_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the picture has to be turned by 90 degrees
+    Image.new("RGB", (100, 40)).save(tmp_path / "turned.jpg", exif=exif)
+    detections = Detections([[0, 0, 40, 100]], [0.9], [0], ["cat"], size_hw=(100, 40), path=tmp_path / "turned.jpg")
+    assert detections.draw().size == (40, 100)

@@ -1,0 +1,127 @@
+"""Outputs to detections: numbers against the formula, clipping, thresholds, and outputs that make no sense."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import DetrImageProcessor
+from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
+
+from detr_hf.processing.post_processing_detr import detections
+
+SIZES = [(60, 80), (100, 50)]
+
+
+def outputs(seed: int = 0, queries: int = 9, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, queries, classes + 1, generator=generator) * 3
+    centers = torch.rand(2, queries, 2, generator=generator) * 0.6 + 0.2
+    sides = torch.rand(2, queries, 2, generator=generator) * 0.4
+    return logits, torch.cat([centers, sides], dim=-1)  # all inside the image
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("sizes", [None, SIZES, torch.tensor(SIZES), torch.tensor(SIZES).float()])
+def test_equals_transformers_inside_the_image(threshold, sizes):
+    logits, boxes = outputs()
+    expected = DetrImageProcessor().post_process_object_detection(
+        DetrObjectDetectionOutput(logits=logits, pred_boxes=boxes), threshold, sizes
+    )
+    for found, wanted in zip(detections(logits, boxes, threshold, sizes), expected, strict=True):
+        assert set(found) == {"scores", "labels", "boxes"}
+        torch.testing.assert_close(found, dict(wanted))
+
+
+def test_no_threshold_keeps_every_query_in_order():
+    logits, boxes = outputs()
+    for index, found in enumerate(detections(logits, boxes, None, SIZES)):
+        scores, labels = logits[index].softmax(-1)[:, :-1].max(-1)
+        torch.testing.assert_close(found["scores"], scores)
+        torch.testing.assert_close(found["labels"], labels)
+
+
+def test_the_last_class_is_never_found():
+    logits, boxes = outputs()
+    logits[..., -1] = 50
+    assert all(len(found["scores"]) == 0 for found in detections(logits, boxes))
+    assert all(found["labels"].max() < 4 for found in detections(logits, boxes, None))
+
+
+def test_an_image_without_detections_has_empty_tensors():
+    logits, boxes = outputs()
+    logits[1, :, -1] = 50
+    first, second = detections(logits, boxes, 0.3, SIZES)
+    assert len(first["scores"]) > 0
+    assert [tuple(value.shape) for value in second.values()] == [(0,), (0,), (0, 4)]
+
+
+def test_boxes_are_clipped_to_the_image():
+    """T28"""
+    logits = torch.zeros(1, 2, 3)
+    boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5], [0.9, 1.0, 0.6, 0.4]]])
+    (found,) = detections(logits, boxes, None, [(60, 80)])
+    torch.testing.assert_close(found["boxes"], torch.tensor([[0.0, 0, 20, 15], [48, 48, 80, 60]]))
+    (found,) = detections(logits, boxes, None)
+    torch.testing.assert_close(found["boxes"], torch.tensor([[0.0, 0, 0.25, 0.25], [0.6, 0.8, 1, 1]]))
+
+
+def test_an_image_gives_the_same_alone_and_in_a_batch():
+    logits, boxes = outputs()
+    together = detections(logits, boxes, 0.3, SIZES)
+    for index in range(2):
+        (alone,) = detections(logits[[index]], boxes[[index]], 0.3, [SIZES[index]])
+        torch.testing.assert_close(alone, together[index], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_float32(dtype):
+    logits, boxes = outputs()
+    half = detections(logits.to(dtype), boxes.to(dtype), None, SIZES)
+    full = detections(logits, boxes, None, SIZES)
+    assert half[0]["scores"].dtype == half[0]["boxes"].dtype == torch.float32
+    torch.testing.assert_close(half[0]["boxes"], full[0]["boxes"], rtol=0, atol=0.5)
+
+
+@pytest.mark.parametrize("which", ["logits", "boxes"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_are_refused(which, value):
+    """M04: NaN is no image without objects."""
+    logits, boxes = outputs()
+    (logits if which == "logits" else boxes)[1, 3, 0] = value
+    with pytest.raises(ValueError, match=r"image 1 of the batch hold NaN or infinity \(1 of 2"):
+        detections(logits, boxes, 0.5, SIZES)
+
+
+def test_a_class_that_is_switched_off_is_no_fault():
+    logits, boxes = outputs()
+    logits[..., 2] = -float("inf")
+    assert all(2 not in found["labels"] for found in detections(logits, boxes, None))
+
+
+REFUSED = [
+    ("T27 threshold 2", 2, SIZES, "threshold must be a number from 0 to 1"),
+    ("T27 threshold -0.1", -0.1, SIZES, "threshold must be"),
+    ("T27 threshold NaN", float("nan"), SIZES, "threshold must be"),
+    ("T27 threshold a string", "0.5", SIZES, "threshold must be"),
+    ("T25 one size", 0.5, SIZES[:1], "1 target_sizes for 2 images"),
+    ("T25 one size, tensor", 0.5, torch.tensor(SIZES[:1]), "1 target_sizes for 2 images"),
+    ("size of three", 0.5, [(60, 80, 3)] * 2, r"target_sizes\[0\]"),
+    ("tensor of three", 0.5, torch.ones(2, 3), r"shape \(2, 3\)"),
+    ("no height", 0.5, [(60, 80), (0, 50)], r"target_sizes\[1\]"),
+]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "sizes", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
+def test_refused(threshold, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        detections(*outputs(), threshold, sizes)
+
+
+@pytest.mark.parametrize("sizes", [np.array(SIZES), [torch.tensor(size) for size in SIZES], tuple(SIZES)])
+def test_kinds_of_target_sizes(sizes):
+    logits, boxes = outputs()
+    for found, wanted in zip(
+        detections(logits, boxes, 0.3, sizes), detections(logits, boxes, 0.3, SIZES), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
