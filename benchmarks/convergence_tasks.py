@@ -23,7 +23,7 @@ from detr_hf.data.loading import load_detection_dataset
 from detr_hf.data.pictures import load_pixels
 from detr_hf.model.backbone_detr import Backbone
 from detr_hf.model.configuration_detr import DETRConfig
-from detr_hf.model.loss_detr import PackedTargets
+from detr_hf.model.matcher_detr import PackedTargets
 from detr_hf.model.training_aids_detr import FeatureFrame, assign_tokens
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
 from detr_hf.model.configuration_detr import DETRConfig
-from detr_hf.model.loss_detr import HungarianMatcher, SetCriterion
+from detr_hf.model.loss_detr import SetCriterion
+from detr_hf.model.matcher_detr import HungarianMatcher
 
 from .measuring import check_device, compare, environment, require_agreement
 from .models import random_targets

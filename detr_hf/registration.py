@@ -61,22 +61,24 @@ class Workshop:
 
 def register_auto_classes() -> None:
     """Registers config, models and processors under `model_type="detr_hf"`; doing it again changes nothing."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+    import transformers
     from transformers.models.auto import modeling_auto
 
+    from .model import modeling_detr
     from .model.configuration_detr import DETRConfig
-    from .model.modeling_detr import DETRForObjectDetection, DETRModel, DETRPreTrainedModel
+    from .model.heads_detr import MODEL_CLASSES
+    from .model.pretrained_detr import DETRPreTrainedModel
     from .processing.image_processing_detr import DETRImageProcessor, DETRImageProcessorPil
 
     DETRPreTrainedModel.workshop = Workshop
-    AutoConfig.register(DETRConfig.model_type, DETRConfig, exist_ok=True)
-    AutoModel.register(DETRConfig, DETRModel, exist_ok=True)
-    AutoModelForObjectDetection.register(DETRConfig, DETRForObjectDetection, exist_ok=True)
+    transformers.AutoConfig.register(DETRConfig.model_type, DETRConfig, exist_ok=True)
+    for model in MODEL_CLASSES:
+        auto_class = getattr(transformers, model.auto_class)
+        auto_class.register(DETRConfig, getattr(modeling_detr, model.name), exist_ok=True)
+        # the pipelines ask this table whether a class is supported, and log an error for one registered from outside
+        getattr(modeling_auto, model.names).setdefault(DETRConfig.model_type, model.name)
     processors = {"torchvision": DETRImageProcessor, "pil": DETRImageProcessorPil}
-    AutoImageProcessor.register(DETRConfig, image_processor_classes=processors, exist_ok=True)
-    # the pipelines ask these tables whether a class is supported, and log an error for one registered from outside
-    modeling_auto.MODEL_MAPPING_NAMES.setdefault(DETRConfig.model_type, "DETRModel")
-    modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(DETRConfig.model_type, "DETRForObjectDetection")
+    transformers.AutoImageProcessor.register(DETRConfig, image_processor_classes=processors, exist_ok=True)
 
 
 def register_pipelines() -> None:

@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..model.modeling_detr import AUTO_MAP
+from ..model.heads_detr import AUTO_MAP
 
 LIBRARIES = ("torch", "timm", "transformers")
 _FIELDS = (

@@ -14,115 +14,39 @@ feature cells, S = h * w, L decoder layers, K classes, N objects of one image, M
 """
 
 import itertools
-import math
-import os
-import re
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, logging
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_detr import (
-    Backbone,
-    FrozenBatchNorm2d,
-    Joiner,
-    PositionEmbeddingLearned,
-    build_position_encoding,
-)
+from .backbone_detr import Backbone, Joiner
 from .compiling_detr import optimize_for_inference
 from .configuration_detr import DETRConfig
-from .loss_detr import HungarianMatcher, PackedTargets, SetCriterion
-from .training_aids_detr import COPIED_FROM, PREFIX, FeatureFrame, TrainingAids, assign_tokens, encoder_loss
-from .transformer_detr import (
-    DecoderQueries,
-    MultiheadAttention,
-    Transformer,
-    TransformerDecoderLayer,
-    TransformerEncoderLayer,
-)
-
-logger = logging.get_logger(__name__)
-
-# What a repository that carries this code tells transformers' auto classes.
-AUTO_MAP = {
-    "AutoConfig": "configuration_detr.DETRConfig",
-    "AutoModel": "modeling_detr.DETRModel",
-    "AutoModelForObjectDetection": "modeling_detr.DETRForObjectDetection",
-}
-
-LEAST_LOADED = 0.9  # a checkpoint that fills less of the model than this is not its checkpoint
-
-
-@dataclass
-class DETRModelOutput(ModelOutput):
-    """Output of `DETRModel`.
-
-    Attributes:
-        last_hidden_state: (B, Q, D), normed output of the last decoder layer.
-        intermediate_hidden_states: (L, B, Q, D), normed output of every decoder layer; while training with `aux_loss`,
-            or with labels.
-        decoder_hidden_states: L + 1 tensors (B, Q, D): the zero targets, then every layer's un-normed output, the last
-            one normed.
-        decoder_attentions: L tensors (B, M, Q, Q).
-        cross_attentions: L tensors (B, M, Q, S), over the cells of the feature map, row by row.
-        encoder_last_hidden_state: (B, S, D), the memory.
-        encoder_hidden_states: input and output of every encoder layer, (B, S, D).
-        encoder_attentions: tensors (B, M, S, S).
-    """
-
-    last_hidden_state: Tensor | None = None
-    intermediate_hidden_states: Tensor | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class DETRObjectDetectionOutput(ModelOutput):
-    """Output of `DETRForObjectDetection`.
-
-    Attributes:
-        loss: scalar, with labels: cross-entropy + bbox_loss_coef * L1 + giou_loss_coef * (1 - GIoU), summed over
-            decoder layers.
-        loss_dict: the unweighted parts by name (see `SetCriterion`).
-        logits: (B, Q, K + 1), unnormalised; the last class is no-object.
-        pred_boxes: (B, Q, 4), cxcywh in [0, 1], relative to the unpadded image.
-        auxiliary_outputs: `{"logits", "pred_boxes"}` of every earlier decoder layer; while training with `aux_loss`,
-            or with labels.
-
-    The other attributes are those of `DETRModelOutput`.
-    """
-
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    pred_boxes: Tensor | None = None
-    auxiliary_outputs: list[dict[str, Tensor]] | None = None
-    last_hidden_state: Tensor | None = None
-    intermediate_hidden_states: Tensor | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
+from .loss_detr import SetCriterion
+from .matcher_detr import HungarianMatcher
+from .outputs_detr import Decoded, DETRModelOutput, DETRObjectDetectionOutput
+from .position_encoding_detr import build_position_encoding
+from .predictions_detr import Predictions
+from .pretrained_detr import DETRPreTrainedModel
+from .queries_detr import DecoderQueries
+from .training_aids_detr import PREFIX, TrainingAids, forward_with_aids
+from .transformer_detr import Transformer
 
 
 class MLP(nn.Module):
-    """A stack of linear layers with ReLU between them (the box head has three)."""
+    """A stack of linear layers with ReLU between them (the box head has three).
+
+    >>> import torch
+    >>> from detr_hf.model import MLP
+    >>> bbox_embed = MLP(input_dim=256, hidden_dim=256, output_dim=4, num_layers=3)
+    >>> bbox_embed(torch.randn(6, 2, 100, 256)).sigmoid().shape  # cxcywh of 100 queries, 2 images, 6 layers
+    torch.Size([6, 2, 100, 4])
+    """
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
@@ -135,216 +59,35 @@ class MLP(nn.Module):
         return self.layers[-1](states)
 
 
-class DETRPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading and freezing for every DETR model."""
-
-    config: DETRConfig
-    # What only the package can do: foreign checkpoints, verified files, cards, conversion. It hands itself in when it
-    # is imported; code that travelled with a checkpoint has None, whatever is installed beside it.
-    workshop: ClassVar[Any] = None
-    base_model_prefix = ""  # the heads sit beside the base model's parts, as in the original
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Backbone", "TransformerEncoderLayer", "TransformerDecoderLayer"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _keys_to_ignore_on_load_unexpected = {r"\.num_batches_tracked$", rf"^{re.escape(PREFIX)}"}  # noqa: RUF012
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Draws the original's initial values; a parent is visited after its children and overrules them."""
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # torch's default
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight)
-        elif isinstance(module, MultiheadAttention):
-            _init_attention(module)
-        elif isinstance(module, (TransformerEncoderLayer, TransformerDecoderLayer)):
-            init.xavier_uniform_(module.linear1.weight)
-            init.xavier_uniform_(module.linear2.weight)
-        elif isinstance(module, PositionEmbeddingLearned):
-            init.uniform_(module.row_embed.weight)
-            init.uniform_(module.col_embed.weight)
-        elif isinstance(module, FrozenBatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-        elif isinstance(module, Backbone):
-            _init_backbone(module)
-        elif hasattr(module, "init_non_persistent_buffers"):  # timm's tables that no checkpoint holds
-            module.init_non_persistent_buffers()
-        else:
-            super()._init_weights(module)
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # For classes outside transformers the base class passes over every module without parameters of its own, such
-        # as attention: a guard against initialisers that overwrite what is loaded, which ours do not.
-        super()._initialize_weights(module, is_custom_code=False)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Returns the model with the weights of any DETR checkpoint.
-
-        Args:
-            pretrained_model_name_or_path: a folder or Hub id of this package, of transformers' `detr` or of
-                `table-transformer`, or an original `.pth` file.
-            config: overrides the checkpoint's configuration.
-            **kwargs: as in transformers. `verify=True` first compares all files with the SHA-256 manifest.
-                Configuration fields may be given too. With another `id2label` the class head is made anew, keeping the
-                no-object row and the rows of classes of the same name; with another `num_queries` the first queries
-                are kept or all are tiled; either is said in the log.
-
-        Raises:
-            ValueError: when the checkpoint is not a DETR, or fills less than 90 % of the model's tensors.
-        """
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        state_dict = kwargs.pop("state_dict", None)
-        name = pretrained_model_name_or_path
-        if kwargs.pop("verify", False):
-            kwargs = cls._verify(name, kwargs)
-        if state_dict is None and name is not None:
-            name, config, state_dict = cls._translate(name, config, kwargs)
-        model, info = super().from_pretrained(
-            name, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs
-        )
-        if pretrained_model_name_or_path is not None:
-            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-            new = model._fill_new_parts(set(info["missing_keys"]))
-            model._refuse_foreign_weights(set(info["missing_keys"]) - new, pretrained_model_name_or_path)
-        model.freeze()  # loading has rebuilt every parameter with requires_grad
-        return (model, info) if output_loading_info else model
-
-    @classmethod
-    def _verify(cls, name, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Returns the arguments that load what was verified."""
-        if cls.workshop is None:
-            raise ImportError(
-                "verify=True needs the package detr_hf (pip install detr_hf, then import detr_hf); without it, "
-                "`sha256sum --check SHA256SUMS` in the checkpoint's folder does the same."
-            )
-        return cls.workshop.verified_arguments(name, kwargs)
-
-    @classmethod
-    def _translate(cls, name, config: PreTrainedConfig | None, kwargs: dict[str, Any]):
-        """Returns name, config and state dict to load: as given for an own checkpoint that fits, else translated."""
-        if cls.workshop is None:  # this file travelled alone with a checkpoint: it reads its own layout only
-            return name, config, None
-        return cls.workshop.prepare_loading(name, config, kwargs)
-
-    def _fill_new_parts(self, missing: set[str]) -> set[str]:
-        """Gives options that the checkpoint was not trained with their first values; returns those tensors' names."""
-        if "refpoint_embed.weight" in missing:
-            nn.init.zeros_(self.refpoint_embed.weight)  # plain DETR
-        new_groups = [new for new in COPIED_FROM if f"{PREFIX}{new}.weight" in missing]
-        trained = [new for new in new_groups if f"{COPIED_FROM[new]}.weight" not in missing]
-        if trained:
-            self.training_aids.copy_queries(self, trained)
-        return {name for name in missing if name.startswith(PREFIX) or name == "refpoint_embed.weight"}
-
-    def _refuse_foreign_weights(self, missing: set[str], source) -> None:
-        """Raises ValueError when `source` did not fill this model, or filled it with NaN or infinity."""
-        expected = self.state_dict().keys()
-        loaded = len(expected) - len(set(missing) & expected)
-        if loaded < LEAST_LOADED * len(expected):
-            raise ValueError(
-                f"{source} fills only {loaded} of the {len(expected)} tensors of {type(self).__name__}; missing are, "
-                f"for example, {sorted(missing)[:3]}. It is not a checkpoint of this model: check the path and the "
-                "configuration."
-            )
-        broken = [name for name, tensor in self.state_dict().items() if _is_broken(tensor)]
-        if broken:
-            raise ValueError(
-                f"{source} holds values that are not finite in {len(broken)} tensors, for example {broken[:3]}. The "
-                "file is damaged, or the training that wrote it had diverged; take an earlier checkpoint."
-            )
-
-    def save_pretrained(self, save_directory, **kwargs) -> None:
-        """Writes weights and configuration, and the code as well after `register_for_auto_class`.
-
-        Raises:
-            NotADirectoryError: when `save_directory` is a file.
-        """
-        if os.path.isfile(save_directory):
-            raise NotADirectoryError(f"{save_directory} is a file; save_pretrained needs a folder to write into.")
-        # transformers enters the saved class alone, and keeps a loaded repository's entries where no code is written
-        self.config.__dict__.pop("auto_map", None)
-        if self._auto_class is not None:
-            self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
-
-    def push_to_hub(self, repo_id: str, **kwargs):
-        """Publishes the model with processor, card, code and digests in one commit, and returns its `CommitInfo`.
-
-        Args:
-            repo_id: "name" or "owner/name".
-            **kwargs: those of `detr_hf.hub.push`, such as `processor`, `evaluation`, `data`, `format` and `private`.
-        """
-        if self.workshop is None:  # this file travelled alone with a checkpoint
-            logger.warning("Without the package detr_hf, weights, configuration and code are pushed, and no card.")
-            return super().push_to_hub(repo_id, **kwargs)
-        return self.workshop.push(self, repo_id, **kwargs)
-
-    def get_input_embeddings(self) -> None:
-        """Returns None: pictures are not looked up in a table. FSDP asks, to shard such a table by itself."""
-
-    def freeze(self) -> None:
-        """Sets `requires_grad` in the backbone as the configuration says."""
-        for module in self.modules():
-            if isinstance(module, Backbone):
-                module.freeze()
-
-
-def _is_broken(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all())
-
-
-def _init_attention(attention: MultiheadAttention) -> None:
-    width = attention.q_proj.in_features
-    bound = math.sqrt(6 / (width + 3 * width))  # Xavier of the packed (3 D, D) matrix that the original draws
-    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-        init.uniform_(projection.weight, -bound, bound)
-        init.zeros_(projection.bias)
-    init.xavier_uniform_(attention.out_proj.weight)
-    init.zeros_(attention.out_proj.bias)
-
-
-def _init_backbone(backbone: Backbone) -> None:
-    """Draws what a ResNet is drawn from, for weights that neither timm nor a checkpoint provided."""
-    for module in backbone.body.modules():
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                init.zeros_(module.bias)
-
-
 class DETRModel(DETRPreTrainedModel):
-    """Backbone, transformer and object queries, without heads."""
+    """Backbone, transformer and object queries, without heads.
+
+    >>> import torch
+    >>> from detr_hf.model import DETRConfig, DETRModel
+    >>> model = DETRModel(DETRConfig(backbone="resnet18", num_queries=100)).eval()
+    >>> model(torch.randn(2, 3, 256, 320)).last_hidden_state.shape
+    torch.Size([2, 100, 256])
+    """
 
     # a detection or panoptic checkpoint has these besides; they belong to other classes
     _keys_to_ignore_on_load_unexpected = {  # noqa: RUF012
         *DETRPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^(class_embed|bbox_embed|refpoint_embed|bbox_attention|mask_head)\.",
     }
+    reads_all_stages = False  # whether `Decoded.features` holds all four stages of the backbone, as a mask head needs
 
     def __init__(self, config: DETRConfig):
         super().__init__(config)
-        backbone = Backbone(config)
+        backbone = Backbone(config, return_interm_layers=self.reads_all_stages)
         self.transformer = Transformer(config)
-        self._make_heads(config)
+        self.make_heads(config, backbone)
         self.query_embed = nn.Embedding(config.num_queries, config.hidden_dim)
         self.input_proj = nn.Conv2d(backbone.num_channels[-1], config.hidden_dim, kernel_size=1)
         self.backbone = Joiner(backbone, build_position_encoding(config))
         self.post_init()
 
-    def _make_heads(self, config: DETRConfig) -> None:
-        """Adds what stands on the transformer's output; the base model has nothing there."""
+    def make_heads(self, config: DETRConfig, backbone: Backbone) -> None:
+        """Adds what stands on the transformer's output and on the backbone; the base model has nothing there."""
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """Returns the transformer's encoder, for transformers' own helpers."""
@@ -368,33 +111,42 @@ class DETRModel(DETRPreTrainedModel):
             **kwargs: for transformers' sake; unused.
         """
         every_layer = self.training and self.config.aux_loss
-        return self._encode(pixel_values, pixel_mask, output_attentions, output_hidden_states, every_layer)[0]
+        queries = self.object_queries(pixel_values.device)
+        return self.decode(
+            pixel_values, pixel_mask, queries, every_layer, output_attentions, output_hidden_states
+        ).output
 
-    def _encode(
+    def decode(
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-        output_intermediate: bool,
-        queries: DecoderQueries | None = None,
-    ) -> tuple[DETRModelOutput, FeatureFrame]:
-        """Returns the output, and where the encoder's tokens lie."""
+        queries: DecoderQueries,
+        every_layer: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> Decoded:
+        """Returns what backbone and transformer make of the images, for the heads to read.
+
+        `queries` go into the decoder; with `every_layer` the states of all its layers come back. The other arguments
+        are those of `forward`.
+        """
         self._check_inputs(pixel_values, pixel_mask)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
         features, pos = self.backbone(pixel_values, pixel_mask)
         feature_map, mask = features[-1]
-        src = self.input_proj(feature_map).flatten(2).transpose(1, 2)  # (B, S, D)
+        projected = self.input_proj(feature_map)  # (B, D, h, w)
+        src = projected.flatten(2).transpose(1, 2)  # (B, S, D)
         pos = pos.flatten(2).transpose(1, 2)  # (B or 1, S, D)
-        queries = queries or self._object_queries(src.device)
         src_mask, memory_mask = self._attention_masks(mask, src, queries.query_pos, attentions)
         encoded, decoded = self.transformer(src, pos, queries, src_mask, memory_mask, attentions)
-        output = self._collect(encoded, decoded, attentions, hidden_states, output_intermediate)
-        return output, FeatureFrame(*feature_map.shape[-2:], mask)
+        output = self._collect(encoded, decoded, attentions, hidden_states, every_layer)
+        states = output.intermediate_hidden_states if every_layer else output.last_hidden_state[None]
+        return Decoded(output, states, features, projected, queries)
 
-    def _object_queries(self, device: torch.device) -> DecoderQueries:
+    def object_queries(self, device: torch.device) -> DecoderQueries:
+        """Returns the learned queries (1, Q, D) on `device`."""
         # called as a module, not read as a parameter, so that device_map can keep it anywhere
         return DecoderQueries(self.query_embed(torch.arange(self.config.num_queries, device=device))[None])
 
@@ -451,14 +203,23 @@ class DETRModel(DETRPreTrainedModel):
 
 
 class DETRForObjectDetection(DETRModel):
-    """DETR with its class head and box head."""
+    """DETR with its class head and box head.
+
+    >>> import torch
+    >>> from detr_hf.model import DETRConfig, DETRForObjectDetection
+    >>> model = DETRForObjectDetection(DETRConfig(backbone="resnet18", id2label={0: "cat", 1: "dog"})).eval()
+    >>> outputs = model(torch.randn(2, 3, 256, 320))
+    >>> outputs.logits.shape, outputs.pred_boxes.shape  # two classes and no-object; cxcywh in [0, 1]
+    (torch.Size([2, 100, 3]), torch.Size([2, 100, 4]))
+    """
 
     _keys_to_ignore_on_load_unexpected = {  # noqa: RUF012
         *DETRPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^(bbox_attention|mask_head)\.",
     }
 
-    def _make_heads(self, config: DETRConfig) -> None:
+    def make_heads(self, config: DETRConfig, backbone: Backbone) -> None:
+        """Adds the class head and the box head, and what options of the configuration ask for besides."""
         self.class_embed = nn.Linear(config.hidden_dim, config.num_labels + 1)  # the last class is no-object
         self.bbox_embed = MLP(config.hidden_dim, config.hidden_dim, 4, 3)
         if config.reference_points:
@@ -475,9 +236,10 @@ class DETRForObjectDetection(DETRModel):
         """
         if getattr(self, "_loss_function", None) is not None:
             return self._loss_function
-        return self._criterion()
+        return self.criterion()
 
-    def _criterion(self) -> SetCriterion:
+    def criterion(self) -> SetCriterion:
+        """Returns the criterion that the configuration describes."""
         config = self.config
         matcher = HungarianMatcher(config.set_cost_class, config.set_cost_bbox, config.set_cost_giou)
         weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coef, "loss_giou": config.giou_loss_coef}
@@ -508,71 +270,40 @@ class DETRForObjectDetection(DETRModel):
             **kwargs: for transformers' sake; unused.
         """
         every_layer = self.config.aux_loss and (self.training or labels is not None)
-        queries, targets, known = self._object_queries(pixel_values.device), None, None
+        options = (every_layer, output_attentions, output_hidden_states)
         if self.training and labels is not None and self.config.has_training_aids:
-            targets = PackedTargets.from_list(labels, len(pixel_values), pixel_values.device)
-            queries, known = self.training_aids.extend(queries, targets)
-        encoded, frame = self._encode(
-            pixel_values, pixel_mask, output_attentions, output_hidden_states, every_layer, queries
-        )
-        states = encoded.intermediate_hidden_states if every_layer else encoded.last_hidden_state[None]
-        logits, pred_boxes = self._predict(states, queries.reference)  # (L or 1, B, Q, K + 1) and (L or 1, B, Q, 4)
+            decoded, predictions, loss, parts = forward_with_aids(self, pixel_values, pixel_mask, labels, *options)
+        else:
+            queries = self.object_queries(pixel_values.device)
+            decoded = self.decode(pixel_values, pixel_mask, queries, *options)
+            predictions = self.predict(decoded.states, queries.reference)
+            loss, parts = self.loss_of(predictions, labels)
+        return DETRObjectDetectionOutput.of(predictions, decoded.output, loss, parts)
 
-        loss = loss_dict = None
-        if targets is not None:
-            loss, loss_dict = self._loss_with_aids(logits, pred_boxes, labels, targets, known)
-            if self.config.encoder_aux_head:
-                loss = loss + self._encoder_loss(encoded.encoder_last_hidden_state, frame, targets, loss_dict)
-            # what further queries say is of no use to a caller
-            logits, pred_boxes = (values[:, :, : self.config.num_queries] for values in (logits, pred_boxes))
-        elif labels is not None:
-            loss, loss_dict = self.loss_function(logits, pred_boxes, labels)
-        return DETRObjectDetectionOutput(
-            loss=loss,
-            loss_dict=loss_dict,
-            logits=logits[-1],
-            pred_boxes=pred_boxes[-1],
-            auxiliary_outputs=_by_layer(logits, pred_boxes) if every_layer else None,
-            **encoded,
-        )
-
-    def _object_queries(self, device: torch.device) -> DecoderQueries:
-        queries = super()._object_queries(device)
+    def object_queries(self, device: torch.device) -> DecoderQueries:
+        """Returns the learned queries (1, Q, D) on `device`, with their reference points if there are any."""
+        queries = super().object_queries(device)
         if self.config.reference_points:
             queries.reference = self.refpoint_embed(torch.arange(self.config.num_queries, device=device))[None]
         return queries
 
-    def _predict(self, states: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns class logits (..., K + 1) and boxes (..., 4) of `states` (..., D)."""
+    def predict(self, states: Tensor, reference: Tensor | None = None) -> Predictions:
+        """Returns class logits (..., K + 1) and boxes (..., 4) of `states` (..., D).
+
+        `reference` (..., 2) is added to the logits of the boxes' centres.
+        """
         raw = self.bbox_embed(states)
         if reference is not None:
             raw = torch.cat([raw[..., :2] + reference, raw[..., 2:]], dim=-1)
-        return self.class_embed(states), raw.sigmoid()
+        return Predictions(self.class_embed(states), raw.sigmoid())
 
-    def _loss_with_aids(self, logits, pred_boxes, labels, targets, known) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns loss and parts of object queries in groups, each matched as a picture of its own, and of denoising.
-
-        `logits` (L, B, G * Q + M, K + 1) and `pred_boxes` are those of the G groups and then of the M denoising
-        queries.
-        """
-        groups, length = self.config.num_query_groups, self.config.num_query_groups * self.config.num_queries
-        by_group = [values[:, :, :length].unflatten(2, (groups, -1)).flatten(1, 2) for values in (logits, pred_boxes)]
-        loss, parts = self.loss_function(*by_group, [target for target in labels for _ in range(groups)])
-        if known is not None:
-            denoising, its_parts = self._criterion().known_assignment(
-                logits[:, :, length:], pred_boxes[:, :, length:], known.classes, known.boxes_cxcywh_norm, known.valid
-            )
-            loss = loss + denoising
-            parts |= {f"{name}_dn": value for name, value in its_parts.items()}
-        return loss, parts
-
-    def _encoder_loss(self, memory: Tensor, frame: FeatureFrame, targets: PackedTargets, parts: dict) -> Tensor:
-        """Returns the weighted loss of the heads on the encoder's tokens, and adds it by part to `parts`."""
-        # whole boxes, also where queries have reference points: that the tokens carry their place is what is wanted
-        logits, pred_boxes = self._predict(memory, None)
-        loss, its_parts = encoder_loss(logits, pred_boxes, assign_tokens(frame, targets), self._criterion().weights)
-        parts |= {f"{name}_enc": value for name, value in its_parts.items()}
-        return self.config.encoder_aux_coef * loss
+    def loss_of(
+        self, predictions: Predictions, labels: list[dict[str, Tensor]] | None
+    ) -> tuple[Tensor | None, dict[str, Tensor] | None]:
+        """Returns the loss and its parts, or None and None without labels."""
+        if labels is None:
+            return None, None
+        return self.loss_function(predictions.logits, predictions.boxes_cxcywh_norm, labels)
 
     def add_training_aids(self, **options) -> "DETRForObjectDetection":
         """Returns this model with options of its configuration on that help training, such as `num_denoising=20`.
@@ -649,16 +380,8 @@ class DETRForObjectDetection(DETRModel):
         return self.workshop.to_transformers(self)
 
 
-def _by_layer(logits: Tensor, pred_boxes: Tensor) -> list[dict[str, Tensor]]:
-    pairs = zip(logits[:-1].unbind(0), pred_boxes[:-1].unbind(0), strict=True)
-    return [{"logits": layer_logits, "pred_boxes": layer_boxes} for layer_logits, layer_boxes in pairs]
-
-
 __all__ = [
     "MLP",
     "DETRForObjectDetection",
     "DETRModel",
-    "DETRModelOutput",
-    "DETRObjectDetectionOutput",
-    "DETRPreTrainedModel",
 ]

@@ -15,16 +15,20 @@ lies under `training_aids.`, and `strip_training_aids()` removes it.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .box_ops_detr import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
+from .box_ops_detr import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from .configuration_detr import DETRConfig
-from .loss_detr import PackedTargets, share_of_sums
-from .transformer_detr import DecoderQueries, QuerySet
+from .loss_detr import KnownObjects, SetCriterion
+from .matcher_detr import PackedTargets
+from .outputs_detr import Decoded
+from .predictions_detr import Predictions
+from .queries_detr import DecoderQueries, QuerySet
 
 PREFIX = "training_aids."
 MIDDLE_PART = 0.6  # a token belongs to an object when it lies in this middle part of its box, each way
@@ -55,21 +59,6 @@ class FeatureFrame:
             xs = xs / self.mask.any(dim=1).sum(dim=1, keepdim=True)
         shape = (-1, self.height, self.width)
         return torch.stack([xs[:, None, :].expand(shape), ys[:, :, None].expand(shape)], dim=-1).flatten(1, 2)
-
-
-@dataclass
-class KnownObjects:
-    """What each of M denoising queries should give back; arguments of `SetCriterion.known_assignment`.
-
-    Attributes:
-        classes: (B, M) int64, K for a query that should find nothing.
-        boxes_cxcywh_norm: (B, M, 4).
-        valid: (B, M) bool; the rest is padding.
-    """
-
-    classes: Tensor
-    boxes_cxcywh_norm: Tensor
-    valid: Tensor
 
 
 class DenoisingQueries(nn.Module):
@@ -185,22 +174,12 @@ def sine_of_boxes(boxes_cxcywh_norm: Tensor, hidden_dim: int) -> Tensor:
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-3)
 
 
-@dataclass
-class TokenObjects:
-    """The object of each encoder token: `positive` and `counted` (B, S) bool, `labels` (B, S), `boxes` (B, S, 4)."""
-
-    positive: Tensor
-    counted: Tensor
-    labels: Tensor
-    boxes_cxcywh_norm: Tensor
-
-
 @torch.no_grad()
-def assign_tokens(frame: FeatureFrame, targets: PackedTargets) -> TokenObjects:
-    """Gives an object the tokens in the middle of its box, and in any case the nearest one.
+def assign_tokens(frame: FeatureFrame, targets: PackedTargets, num_classes: int) -> KnownObjects:
+    """Returns the object of each of the S encoder tokens: the one whose middle it lies in; no-object for the rest.
 
-    Of several objects a token belongs to the one in whose box it lies deepest. The class of tokens near a border is
-    not counted, nor is padding.
+    An object has the nearest token in any case. Of several objects a token belongs to the one in whose box it lies
+    deepest. The class of tokens near a border is not counted, nor is padding.
     """
     labels, boxes = targets.labels, targets.boxes_cxcywh_norm
     device = labels.device
@@ -219,49 +198,69 @@ def assign_tokens(frame: FeatureFrame, targets: PackedTargets) -> TokenObjects:
     claimed = torch.full_like(owner, -1).scatter_reduce(1, depth.argmin(1), numbers.where(real, -1), "amax")
     owner = torch.where(claimed >= 0, claimed, owner)
     positive = (nearest < MIDDLE_PART) | (claimed >= 0)
-    return TokenObjects(
-        positive=positive,
-        counted=(positive | (nearest >= BORDER_PART)) & valid,
-        labels=labels.gather(1, owner),
+    classes = labels.clamp(0, num_classes - 1).gather(1, owner)  # one out of range is reported by the matcher
+    return KnownObjects(
+        classes=torch.where(positive, classes, num_classes),
         boxes_cxcywh_norm=boxes.gather(1, owner[..., None].expand(-1, -1, 4)),
+        valid=(positive | (nearest >= BORDER_PART)) & valid,
     )
 
 
-def encoder_loss(
-    logits: Tensor, pred_boxes: Tensor, objects: TokenObjects, box_weights: dict[str, float]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the weighted total and its parts, for the heads' answers to every encoder token.
+def forward_with_aids(
+    model: nn.Module,
+    pixel_values: Tensor,
+    pixel_mask: Tensor | None,
+    labels: list[dict[str, Tensor]],
+    *options: Any,
+) -> tuple[Decoded, Predictions, Tensor, dict[str, Tensor]]:
+    """Returns what `model` decoded, the predictions of its own queries, the loss and its parts, for a training step.
 
-    Args:
-        logits: (B, S, K + 1).
-        pred_boxes: (B, S, 4), cxcywh, normalised.
-        objects: which object each token belongs to.
-        box_weights: weights of `loss_bbox` and `loss_giou`; that of the cross-entropy is 1.
+    The same images and `options` as in `DETRModel.decode`; more queries go through the decoder, and more is asked of
+    the heads. Groups of object queries are matched each as a picture of its own; denoising queries and encoder tokens
+    know their objects.
     """
-    logits, pred_boxes = logits.float(), pred_boxes.float()
-    background = logits.shape[-1] - 1
-    classes = torch.where(objects.positive, objects.labels.clamp(0, background - 1), background)
-    weight = torch.where(objects.positive, 1.0, BACKGROUND_WEIGHT) * objects.counted
-    num_tokens, class_weight = share_of_sums(torch.stack([objects.positive.sum(), weight.sum()]).float())
-    entropy = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view_as(weight)
-    wanted = objects.boxes_cxcywh_norm
-    distance = (pred_boxes - wanted).abs().sum(dim=-1)
-    overlap = generalized_box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(wanted))
-    parts = {
-        "loss_ce": (entropy * weight).sum() / class_weight,
-        "loss_bbox": (distance * objects.positive).sum() / num_tokens,
-        "loss_giou": ((1 - overlap) * objects.positive).sum() / num_tokens,
-    }
-    return sum(box_weights.get(name, 1.0) * value for name, value in parts.items()), parts
+    config = model.config
+    targets = PackedTargets.from_list(labels, len(pixel_values), pixel_values.device)
+    queries, known = model.training_aids.extend(model.object_queries(pixel_values.device), targets)
+    decoded = model.decode(pixel_values, pixel_mask, queries, *options)
+    answers = model.predict(decoded.states, queries.reference)  # of all groups, then of the denoising queries
+    groups, length = config.num_query_groups, config.num_query_groups * config.num_queries
+    by_group = Predictions(*(values[:, :, :length].unflatten(2, (groups, -1)).flatten(1, 2) for values in answers[:2]))
+    loss, parts = model.loss_of(by_group, [target for target in labels for _ in range(groups)])
+    if known is not None:
+        noisy = Predictions(*(values[:, :, length:] for values in answers[:2]))
+        its_loss, its_parts = model.criterion().known_assignment(noisy, known)
+        loss = loss + its_loss
+        parts |= {f"{name}_dn": value for name, value in its_parts.items()}
+    if config.encoder_aux_head:
+        tokens = model.predict(decoded.output.encoder_last_hidden_state[None])
+        feature_map, mask = decoded.features[-1]
+        frame = FeatureFrame(*feature_map.shape[-2:], mask)
+        its_loss, its_parts = encoder_loss(model.criterion(), tokens, assign_tokens(frame, targets, config.num_labels))
+        loss = loss + config.encoder_aux_coef * its_loss
+        parts |= {f"{name}_enc": value for name, value in its_parts.items()}
+    own = Predictions(*(values[:, :, : config.num_queries] for values in answers[:2]))
+    return decoded, own, loss, parts
+
+
+def encoder_loss(
+    criterion: SetCriterion, predictions: Predictions, objects: KnownObjects
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the weighted total and its parts, for the heads' answers (1, B, S, ...) to every encoder token.
+
+    Whole boxes are asked for, also where queries have reference points: that the tokens carry their place is what is
+    wanted.
+    """
+    plain = replace(criterion, eos_coef=BACKGROUND_WEIGHT, iou_label_power=0.0)
+    return plain.known_assignment(predictions, objects)
 
 
 __all__ = [
     "DenoisingQueries",
     "FeatureFrame",
-    "KnownObjects",
-    "TokenObjects",
     "TrainingAids",
     "assign_tokens",
     "encoder_loss",
+    "forward_with_aids",
     "sine_of_boxes",
 ]

@@ -17,8 +17,7 @@ post-processing say of themselves:
 import difflib
 import math
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,15 +36,12 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .annotations_detr import check_annotations, detection_target, panoptic_target
-from .fast_batch_detr import BatchMemory
 from .image_reading_detr import read_images
 from .image_sizes_detr import DEFAULT_LONGEST_EDGE, DEFAULT_SHORTEST_EDGE, check_resize_rule, resized_hw
+from .pixel_batch_detr import BatchWriter, padded_hw, pixel_mask, scale_and_shift
 from .post_processing_detr import detections
 
 logger = logging.get_logger(__name__)
-
-BATCH_MEMORY = BatchMemory()
-PIECE = 2**17  # values of a piece that is normalised at once: half a megabyte of float32
 
 _FORMATS = (AnnotationFormat.COCO_DETECTION.value, AnnotationFormat.COCO_PANOPTIC.value)
 _OWN_TYPES = ("DETRImageProcessor", "DETRImageProcessorPil")
@@ -219,32 +215,13 @@ class DETRImageProcessingMixin:
                 masks_path,
                 do_convert_annotations,
             )
-        scale, shift = _scale_and_shift(
-            _num_channels(images),
-            rescale_factor if do_rescale else 1.0,
-            (image_mean, image_std) if do_normalize else None,
-        )
+        mean_and_std = (image_mean, image_std) if do_normalize else None
+        scale, shift = scale_and_shift(_num_channels(images), rescale_factor if do_rescale else 1.0, mean_and_std)
         target = torch.device(device) if device is not None else images[0].device
-
-        def resize(image: Tensor, hw: tuple[int, int]) -> Tensor:
-            return self._resize_pixels(image.to(target), hw, resample)
-
-        def batch(some: list[Tensor], some_hw: list[tuple[int, int]], canvas_hw: tuple[int, int]) -> Tensor:
-            return _batched(resize, some, some_hw, canvas_hw, scale, shift, target)
-
-        if do_pad:
-            padded_hw = _padded_hw(sizes_hw, pad_size)
-            pixel_values = batch(images, sizes_hw, padded_hw)
-            data = {"pixel_values": pixel_values, "pixel_mask": _pixel_mask(sizes_hw, padded_hw, pixel_values.device)}
-        elif len(set(sizes_hw)) == 1:
-            data = {"pixel_values": batch(images, sizes_hw, sizes_hw[0])}
-        elif return_tensors is None:
-            singles = zip(images, sizes_hw, strict=True)
-            data = {"pixel_values": [batch([image], [hw], hw)[0] for image, hw in singles]}
-        else:
-            raise ValueError(
-                f"Images of sizes {sorted(set(sizes_hw))} make no tensor without padding. Use do_pad=True."
-            )
+        writer = BatchWriter(
+            lambda image, hw: self._resize_pixels(image.to(target), hw, resample), scale, shift, target
+        )
+        data = _pixels(writer, images, sizes_hw, do_pad, pad_size, as_list=return_tensors is None)
         if labels is not None:
             device = data["pixel_values"][0].device
             data["labels"] = [
@@ -307,11 +284,11 @@ class DETRImageProcessingMixin:
                 f"pad expects a list of (C, h, w) images, got shapes {[tuple(image.shape) for image in images]}."
             )
         sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
-        padded_hw = _padded_hw(sizes_hw, pad_size if pad_size is None else SizeDict(**dict(pad_size)))
-        batch = images[0].new_zeros(len(images), images[0].shape[0], *padded_hw)
+        canvas_hw = padded_hw(sizes_hw, pad_size if pad_size is None else SizeDict(**dict(pad_size)))
+        batch = images[0].new_zeros(len(images), images[0].shape[0], *canvas_hw)
         for canvas, image, (h, w) in zip(batch, images, sizes_hw, strict=True):
             canvas[:, :h, :w] = image
-        data = {"pixel_values": batch, "pixel_mask": _pixel_mask(sizes_hw, padded_hw, batch.device)}
+        data = {"pixel_values": batch, "pixel_mask": pixel_mask(sizes_hw, canvas_hw, batch.device)}
         return BatchFeature(self._converted(data, return_tensors))
 
     def post_process_object_detection(
@@ -354,6 +331,28 @@ def _size_dict(size: Any, max_size: int | None) -> Any:
     return size
 
 
+def _pixels(
+    writer: BatchWriter,
+    images: list[Tensor],
+    sizes_hw: list[tuple[int, int]],
+    do_pad: bool | None,
+    pad_size: SizeDict | None,
+    as_list: bool,
+) -> dict[str, Any]:
+    """Returns `pixel_values` and, of a padded batch, `pixel_mask`; unpadded images of several sizes only `as_list`."""
+    if do_pad:
+        canvas_hw = padded_hw(sizes_hw, pad_size)
+        pixel_values = writer.batch(images, sizes_hw, canvas_hw)
+        return {"pixel_values": pixel_values, "pixel_mask": pixel_mask(sizes_hw, canvas_hw, pixel_values.device)}
+    if len(set(sizes_hw)) == 1:
+        return {"pixel_values": writer.batch(images, sizes_hw, sizes_hw[0])}
+    if as_list:
+        return {
+            "pixel_values": [writer.batch([image], [hw], hw)[0] for image, hw in zip(images, sizes_hw, strict=True)]
+        }
+    raise ValueError(f"Images of sizes {sorted(set(sizes_hw))} make no tensor without padding. Use do_pad=True.")
+
+
 def _num_channels(images: list[Tensor]) -> int:
     channels = images[0].shape[-1]
     for index, image in enumerate(images):
@@ -363,94 +362,6 @@ def _num_channels(images: list[Tensor]) -> int:
                 "Use do_convert_rgb=True to mix them."
             )
     return channels
-
-
-def _scale_and_shift(
-    channels: int, rescale_factor: float, mean_and_std: tuple[Any, Any] | None
-) -> tuple[Tensor, Tensor]:
-    """Returns (C,) factors and offsets that rescale and normalise in one step; no normalising if None."""
-    scale = torch.full((channels,), float(rescale_factor), dtype=torch.float64)
-    shift = torch.zeros(channels, dtype=torch.float64)
-    if mean_and_std is not None:
-        mean = _per_channel(mean_and_std[0], channels, "image_mean")
-        std = _per_channel(mean_and_std[1], channels, "image_std")
-        if not (std > 0).all():
-            raise ValueError(f"image_std must be above 0, got {mean_and_std[1]}.")
-        scale, shift = scale / std, -mean / std
-    return scale.to(torch.float32), shift.to(torch.float32)
-
-
-def _per_channel(values: float | Sequence[float] | None, channels: int, name: str) -> Tensor:
-    per_channel = torch.tensor(values, dtype=torch.float64).flatten()
-    if len(per_channel) not in (1, channels):
-        raise ValueError(f"{name} has {len(per_channel)} numbers and the images have {channels} channels: {values}.")
-    return per_channel.expand(channels)
-
-
-def _padded_hw(sizes_hw: list[tuple[int, int]], pad_size: SizeDict | None) -> tuple[int, int]:
-    """Returns the (height, width) of the batch: `pad_size`, or the largest height and width in it."""
-    largest_hw = max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)
-    if pad_size is None:
-        return largest_hw
-    if not (pad_size.height and pad_size.width):
-        raise ValueError(f"pad_size must have 'height' and 'width', got {dict(pad_size)}.")
-    if pad_size.height < largest_hw[0] or pad_size.width < largest_hw[1]:
-        raise ValueError(
-            f"pad_size (height {pad_size.height}, width {pad_size.width}) is smaller than an image of "
-            f"(height, width) {largest_hw}. Enlarge it, or make size smaller."
-        )
-    return pad_size.height, pad_size.width
-
-
-@torch.inference_mode(False)  # where the caller is in it, the threads are not, and the memory outlives it
-def _batched(
-    resize: Callable[[Tensor, tuple[int, int]], Tensor],
-    images: list[Tensor],
-    sizes_hw: list[tuple[int, int]],
-    padded_hw: tuple[int, int],
-    scale: Tensor,
-    shift: Tensor,
-    device: torch.device,
-) -> Tensor:
-    """Returns (B, C, H, W) float32 pixels of (H', W', C) images, normalised where there is image and zero elsewhere.
-
-    The batch is channels-last in memory, as the resized pixels are and as convolutions want it.
-    """
-    shape = (len(images), *padded_hw, len(scale))
-    batch = BATCH_MEMORY.empty(*shape) if device.type == "cpu" else torch.empty(shape, device=device)
-    scale, shift = scale.to(device), shift.to(device)
-
-    def fill(index: int) -> None:
-        (h, w), columns = sizes_hw[index], sizes_hw[index][1] * len(scale)
-        pixels = resize(images[index], (h, w)).reshape(h, columns)
-        canvas = batch[index].view(padded_hw[0], -1)  # (H, W * C): one long inner loop, not one over the channels
-        _normalise(pixels, canvas[:h, :columns], scale.repeat(w), shift.repeat(w))
-        canvas[h:].zero_()
-        canvas[:h, columns:].zero_()
-
-    workers = min(len(images), torch.get_num_threads()) if device.type == "cpu" else 1
-    if workers > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(fill, range(len(images))))
-    else:
-        for index in range(len(images)):
-            fill(index)
-    return batch.permute(0, 3, 1, 2)
-
-
-def _normalise(pixels: Tensor, canvas: Tensor, scale: Tensor, shift: Tensor) -> None:
-    """Writes scale * pixels + shift into `canvas` (h, w * C); piece by piece, so that a piece stays in the cache."""
-    rows = len(pixels) if canvas.is_cuda else max(1, PIECE // pixels.shape[1])
-    for top in range(0, len(pixels), rows):
-        piece = pixels[top : top + rows].to(torch.float32)
-        torch.addcmul(shift, piece, scale, out=canvas[top : top + rows])
-
-
-def _pixel_mask(sizes_hw: list[tuple[int, int]], padded_hw: tuple[int, int], device: torch.device) -> Tensor:
-    """Returns (B, H, W) bool, True on the image and False on the padding."""
-    heights, widths = torch.tensor(sizes_hw, device=device).unbind(1)
-    rows, columns = torch.arange(padded_hw[0], device=device), torch.arange(padded_hw[1], device=device)
-    return (rows < heights[:, None])[:, :, None] & (columns < widths[:, None])[:, None, :]
 
 
 def _as_numpy(value: Any) -> Any:

@@ -20,7 +20,7 @@ from ..hub.card import METRICS, render_card
 from ..hub.facts import data_facts_of, facts_of, hardware_name
 from ..hub.pushing import commit_folder, lay_out, make_repository
 from ..hub.staging import CARD
-from ..model.modeling_detr import DETRPreTrainedModel
+from ..model.pretrained_detr import DETRPreTrainedModel
 
 logger = logging.getLogger(__name__)
 

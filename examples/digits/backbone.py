@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from detr_hf.model.loss_detr import PackedTargets
+from detr_hf.model.matcher_detr import PackedTargets
 from detr_hf.model.training_aids_detr import FeatureFrame, assign_tokens, encoder_loss
 
 from .batches import loader, normalise

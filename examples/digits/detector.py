@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from benchmarks.convergence import take_features
 from detr_hf.model.backbone_detr import FrozenBatchNorm2d
 from detr_hf.model.configuration_detr import DETRConfig
-from detr_hf.model.modeling_detr import DETRForObjectDetection, DETRObjectDetectionOutput
+from detr_hf.model.modeling_detr import DETRForObjectDetection
+from detr_hf.model.outputs_detr import DETRObjectDetectionOutput
 from detr_hf.processing.image_processing_detr import DETRImageProcessor
 
 from .batches import drawn_batches, loader, normalise, padding_mask

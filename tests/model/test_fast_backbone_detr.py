@@ -10,7 +10,8 @@ from torch import nn
 
 from detr_hf import DETRForObjectDetection
 from detr_hf.model.backbone_detr import Backbone, FrozenBatchNorm2d, freeze_batch_norms
-from detr_hf.model.fast_backbone_detr import FusedResidualBlock, FusedStem, InferenceBody, find_pairs, logger
+from detr_hf.model.fast_backbone_detr import InferenceBody, find_pairs, logger
+from detr_hf.model.fast_blocks_detr import FusedResidualBlock, FusedStem
 
 from ..conftest import padded_batch, randomise_frozen_statistics, tiny_config, tiny_model
 
@@ -351,7 +352,7 @@ def test_a_stem_in_bands_gives_what_it_gives_at_once(size, dtype, monkeypatch):
         expected = stem.pool(stem.conv(x).relu())
         whole = stem(x)
         for band in (2**30, 20_000, 4_000, 1):
-            monkeypatch.setattr("detr_hf.model.fast_backbone_detr.BAND", band)
+            monkeypatch.setattr("detr_hf.model.fast_blocks_detr.BAND", band)
             found = stem(x)
             assert found.is_contiguous(memory_format=torch.channels_last)
             assert torch.equal(found, whole)
@@ -373,7 +374,7 @@ def test_a_stem_whose_own_result_is_wanted_does_not_pool(monkeypatch):
 
 def test_large_feature_maps_lie_in_kept_memory_and_stay_while_somebody_holds_them(monkeypatch):
     """Also those that are returned: two calls with other pictures must not share a map."""
-    monkeypatch.setattr("detr_hf.model.fast_kernels_detr.LARGE", 1)
+    monkeypatch.setattr("detr_hf.model.kept_memory_detr.LARGE", 1)
     torch.manual_seed(0)
     backbone = Backbone(tiny_config(backbone="resnet50"), return_interm_layers=True).eval()
     randomise_frozen_statistics(backbone)

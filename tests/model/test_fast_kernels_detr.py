@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from detr_hf.model.fast_kernels_detr import KeptMemory, fused_kernels, linear
+from detr_hf.model.fast_kernels_detr import fused_kernels
+from detr_hf.model.fast_layers_detr import linear
+from detr_hf.model.kept_memory_detr import KeptMemory
 
 from ..conftest import tiny_model
 
@@ -94,7 +96,7 @@ def test_a_layer_that_does_something_else_is_called(layer, x, change):
 
 @pytest.fixture(params=[False, True], ids=["MKL fast", "MKL slow"])
 def mkl_is_slow(request, monkeypatch) -> bool:
-    monkeypatch.setattr("detr_hf.model.fast_kernels_detr._mkl_is_slow", lambda: request.param)
+    monkeypatch.setattr("detr_hf.model.fast_layers_detr._mkl_is_slow", lambda: request.param)
     return request.param
 
 
@@ -199,13 +201,13 @@ def test_memory_is_used_again_once_nobody_holds_it():
 def test_small_and_enormous_maps_take_new_memory(monkeypatch):
     memory = KeptMemory()
     assert memory.zeros((1, 8, 16, 16), torch.float32) is None
-    monkeypatch.setattr("detr_hf.model.fast_kernels_detr.KEPT_AT_MOST", 13 * MIB)
+    monkeypatch.setattr("detr_hf.model.kept_memory_detr.KEPT_AT_MOST", 13 * MIB)
     assert memory.zeros((1, 64, 256, 256), torch.float32) is None
     assert not memory._blocks
 
 
 def test_what_is_kept_stays_below_the_limit(monkeypatch):
-    monkeypatch.setattr("detr_hf.model.fast_kernels_detr.KEPT_AT_MOST", 40 * MIB)
+    monkeypatch.setattr("detr_hf.model.kept_memory_detr.KEPT_AT_MOST", 40 * MIB)
     memory, held = KeptMemory(), []
     for height in (208, 256, 304, 352, 256, 208):
         held.append(memory.zeros((1, 64, 256, height), torch.float32))
@@ -230,7 +232,7 @@ def test_released_memory_is_freed_and_does_not_touch_what_lies_in_it():
 
 
 def test_training_gives_the_memory_of_inference_back(monkeypatch):
-    monkeypatch.setattr("detr_hf.model.fast_kernels_detr.LARGE", 1)
+    monkeypatch.setattr("detr_hf.model.kept_memory_detr.LARGE", 1)
     model = tiny_model(backbone="resnet50", backbone_kwargs=None)
     memory = model.backbone[0].inference_body.memory
     with torch.no_grad():
@@ -269,5 +271,5 @@ def test_inference_mode_and_no_grad_share_memory():
 
 
 def test_without_counts_of_uses_nothing_is_kept(monkeypatch):
-    monkeypatch.setattr("detr_hf.model.fast_kernels_detr._counts_uses", lambda: False)
+    monkeypatch.setattr("detr_hf.model.kept_memory_detr._counts_uses", lambda: False)
     assert KeptMemory().zeros((1, 64, 256, 256), torch.float32) is None

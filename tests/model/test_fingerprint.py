@@ -1,4 +1,4 @@
-"""The model is what it was: names of tensors, `print(model)`, what travels, outputs and losses, against a stored record.
+"""The model is what it was: names of tensors, `print(model)`, what travels, outputs, losses, against a stored record.
 
 The record was made by the code before it was moved into rooms. A change that means to change one of these makes the
 record anew and says so: `python -m tests.model.test_fingerprint` writes it.
@@ -64,12 +64,15 @@ def test_the_model_is_what_it_was(variant):
     assert now["numbers"].keys() == was["numbers"].keys()
     for name, value in now["numbers"].items():
         torch.testing.assert_close(
-            torch.tensor(value), torch.tensor(was["numbers"][name]), msg=lambda text, name=name: f"{name}: {text}", **TOLERANCE
+            torch.tensor(value),
+            torch.tensor(was["numbers"][name]),
+            msg=lambda text, name=name: f"{name}: {text}",
+            **TOLERANCE,
         )
 
 
 def auto_maps() -> dict[str, Any]:
-    from detr_hf.model.modeling_detr import AUTO_MAP
+    from detr_hf.model.heads_detr import AUTO_MAP
     from detr_hf.processing.image_processing_base_detr import CLASS_OF_BACKEND
 
     return {**AUTO_MAP, "AutoImageProcessor": CLASS_OF_BACKEND}

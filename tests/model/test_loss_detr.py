@@ -11,7 +11,8 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 from transformers.models.detr import DetrConfig
 
 from detr_hf.model.box_ops_detr import box_cxcywh_to_xyxy, generalized_box_iou
-from detr_hf.model.loss_detr import HungarianMatcher, PackedTargets, SetCriterion
+from detr_hf.model.loss_detr import SetCriterion
+from detr_hf.model.matcher_detr import HungarianMatcher, PackedTargets
 
 from ..conftest import some_labels, tiny_config, tiny_model
 

@@ -9,8 +9,11 @@ from torch import nn
 
 from detr_hf import DETRForObjectDetection, DETRModel
 from detr_hf.model import transformer_detr
-from detr_hf.model.backbone_detr import FrozenBatchNorm2d, Joiner, PositionEmbeddingLearned, PositionEmbeddingSine
-from detr_hf.model.transformer_detr import DecoderQueries, MultiheadAttention, attention_by_rows, eager_attention
+from detr_hf.model.attention_detr import MultiheadAttention, eager_attention
+from detr_hf.model.backbone_detr import FrozenBatchNorm2d, Joiner
+from detr_hf.model.fast_layers_detr import attention_by_rows
+from detr_hf.model.position_encoding_detr import PositionEmbeddingLearned, PositionEmbeddingSine
+from detr_hf.model.queries_detr import DecoderQueries
 
 from ..conftest import padded_batch, some_labels, tiny_config, tiny_model
 
@@ -288,7 +291,7 @@ def test_every_attention_implementation_gives_the_same_outputs(implementation):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_by_rows_is_attention(masked, monkeypatch):
-    monkeypatch.setattr("detr_hf.model.transformer_detr.SCORES", 1)  # as few rows at a time as there may be
+    monkeypatch.setattr("detr_hf.model.fast_layers_detr.SCORES", 1)  # as few rows at a time as there may be
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 4, length, 8) for length in (75, 50, 50))
     mask = torch.rand(2, 1, 1, 50) > 0.3 if masked else None
@@ -331,7 +334,7 @@ def test_bfloat16_on_a_cpu_takes_the_attention_that_is_faster_there(dtype, gradi
 
 
 def test_a_backward_pass_keeps_no_more_attention_weights_than_it_may(monkeypatch):
-    monkeypatch.setattr("detr_hf.model.transformer_detr.KEPT_SCORES", 1)
+    monkeypatch.setattr("detr_hf.model.fast_layers_detr.KEPT_SCORES", 1)
     monkeypatch.setattr(transformer_detr, "eager_attention", None)  # calling it fails
     model = tiny_model().bfloat16()
     model(padded_batch()[0].bfloat16()).pred_boxes.float().sum().backward()

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import DetrForObjectDetection
 
 from detr_hf import DETRConfig, DETRForObjectDetection
-from detr_hf.model.loss_detr import PackedTargets
+from detr_hf.model.matcher_detr import PackedTargets
+from detr_hf.model.queries_detr import QuerySet, attend_within_groups
 from detr_hf.model.training_aids_detr import FeatureFrame, assign_tokens, sine_of_boxes
-from detr_hf.model.transformer_detr import QuerySet, attend_within_groups
 
 from ..conftest import padded_batch, some_labels, tiny_config, tiny_model
 

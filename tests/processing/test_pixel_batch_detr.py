@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detr_hf import DETRImageProcessor
-from detr_hf.processing.fast_batch_detr import BatchMemory
+from detr_hf.processing.pixel_batch_detr import BatchMemory
 
 SHAPE = (2, 300, 400, 3)
 

@@ -1,0 +1,109 @@
+"""What the models return, and what they hand to their heads: every field with shape, order and frame."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.modeling_outputs import ModelOutput
+
+from .predictions_detr import Predictions
+from .queries_detr import DecoderQueries
+
+
+@dataclass
+class DETRModelOutput(ModelOutput):
+    """Output of `DETRModel`.
+
+    Attributes:
+        last_hidden_state: (B, Q, D), normed output of the last decoder layer.
+        intermediate_hidden_states: (L, B, Q, D), normed output of every decoder layer; while training with `aux_loss`,
+            or with labels.
+        decoder_hidden_states: L + 1 tensors (B, Q, D): the zero targets, then every layer's un-normed output, the last
+            one normed.
+        decoder_attentions: L tensors (B, M, Q, Q).
+        cross_attentions: L tensors (B, M, Q, S), over the cells of the feature map, row by row.
+        encoder_last_hidden_state: (B, S, D), the memory.
+        encoder_hidden_states: input and output of every encoder layer, (B, S, D).
+        encoder_attentions: tensors (B, M, S, S).
+    """
+
+    last_hidden_state: Tensor | None = None
+    intermediate_hidden_states: Tensor | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class DETRObjectDetectionOutput(ModelOutput):
+    """Output of `DETRForObjectDetection`.
+
+    Attributes:
+        loss: scalar, with labels: cross-entropy + bbox_loss_coef * L1 + giou_loss_coef * (1 - GIoU), summed over
+            decoder layers.
+        loss_dict: the unweighted parts by name (see `SetCriterion`).
+        logits: (B, Q, K + 1), unnormalised; the last class is no-object.
+        pred_boxes: (B, Q, 4), cxcywh in [0, 1], relative to the unpadded image.
+        auxiliary_outputs: `{"logits", "pred_boxes"}` of every earlier decoder layer; while training with `aux_loss`,
+            or with labels.
+
+    The other attributes are those of `DETRModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    last_hidden_state: Tensor | None = None
+    intermediate_hidden_states: Tensor | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+    @classmethod
+    def of(
+        cls, predictions: Predictions, output: DETRModelOutput, loss: Tensor | None, parts: dict[str, Tensor] | None
+    ) -> "DETRObjectDetectionOutput":
+        """Returns the last layer's predictions, with the earlier layers' beside them where there are any."""
+        layers = [
+            {"logits": logits, "pred_boxes": pred_boxes}
+            for logits, pred_boxes in zip(predictions.logits, predictions.boxes_cxcywh_norm, strict=True)
+        ]
+        every_layer = output.intermediate_hidden_states is not None
+        return cls(
+            loss=loss, loss_dict=parts, **layers[-1], auxiliary_outputs=layers[:-1] if every_layer else None, **output
+        )
+
+
+@dataclass
+class Decoded:
+    """What the network makes of a batch, for the heads.
+
+    Attributes:
+        output: of the transformer, as `DETRModel` returns it.
+        states: (L or 1, B, Q, D), normed, of every decoder layer or of the last one.
+        features: (feature map (B, C', h, w), mask (B, h, w) or None) of every stage that the backbone gives, finest
+            first; a mask is True on the image.
+        projected: (B, D, h, w), the last map as it goes into the transformer.
+        queries: what went into the decoder.
+    """
+
+    output: DETRModelOutput
+    states: Tensor
+    features: list[tuple[Tensor, Tensor | None]]
+    projected: Tensor
+    queries: DecoderQueries
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The mask of the last feature map, True on the image; None without padding."""
+        return self.features[-1][1]
+
+
+__all__ = ["DETRModelOutput", "DETRObjectDetectionOutput", "Decoded"]

@@ -1,0 +1,221 @@
+"""The life of a DETR model: first values, loading, refusing what does not fit, freezing, saving, publishing.
+
+What differs on purpose from transformers: initialisation is the original's, frozen layers stay frozen after
+`from_pretrained`, and a checkpoint that does not fit is refused.
+"""
+
+import math
+import os
+import re
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from .attention_detr import MultiheadAttention
+from .backbone_detr import Backbone, FrozenBatchNorm2d
+from .configuration_detr import DETRConfig
+from .heads_detr import AUTO_MAP
+from .position_encoding_detr import PositionEmbeddingLearned
+from .training_aids_detr import COPIED_FROM, PREFIX
+from .transformer_detr import TransformerDecoderLayer, TransformerEncoderLayer
+
+logger = logging.get_logger(__name__)
+
+LEAST_LOADED = 0.9  # a checkpoint that fills less of the model than this is not its checkpoint
+
+
+class DETRPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and freezing for every DETR model."""
+
+    config: DETRConfig
+    # What only the package can do: foreign checkpoints, verified files, cards, conversion. It hands itself in when it
+    # is imported; code that travelled with a checkpoint has None, whatever is installed beside it.
+    workshop: ClassVar[Any] = None
+    base_model_prefix = ""  # the heads sit beside the base model's parts, as in the original
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Backbone", "TransformerEncoderLayer", "TransformerDecoderLayer"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keys_to_ignore_on_load_unexpected = {r"\.num_batches_tracked$", rf"^{re.escape(PREFIX)}"}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draws the original's initial values; a parent is visited after its children and overrules them."""
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # torch's default
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, MultiheadAttention):
+            _init_attention(module)
+        elif isinstance(module, (TransformerEncoderLayer, TransformerDecoderLayer)):
+            init.xavier_uniform_(module.linear1.weight)
+            init.xavier_uniform_(module.linear2.weight)
+        elif isinstance(module, PositionEmbeddingLearned):
+            init.uniform_(module.row_embed.weight)
+            init.uniform_(module.col_embed.weight)
+        elif isinstance(module, FrozenBatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+        elif isinstance(module, Backbone):
+            _init_backbone(module)
+        elif hasattr(module, "init_non_persistent_buffers"):  # timm's tables that no checkpoint holds
+            module.init_non_persistent_buffers()
+        else:
+            super()._init_weights(module)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For classes outside transformers the base class passes over every module without parameters of its own, such
+        # as attention: a guard against initialisers that overwrite what is loaded, which ours do not.
+        super()._initialize_weights(module, is_custom_code=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Returns the model with the weights of any DETR checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: a folder or Hub id of this package, of transformers' `detr` or of
+                `table-transformer`, or an original `.pth` file.
+            config: overrides the checkpoint's configuration.
+            **kwargs: as in transformers. `verify=True` first compares all files with the SHA-256 manifest.
+                Configuration fields may be given too. With another `id2label` the class head is made anew, keeping the
+                no-object row and the rows of classes of the same name; with another `num_queries` the first queries
+                are kept or all are tiled; either is said in the log.
+
+        Raises:
+            ValueError: when the checkpoint is not a DETR, or fills less than 90 % of the model's tensors.
+        """
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        state_dict = kwargs.pop("state_dict", None)
+        name = pretrained_model_name_or_path
+        if kwargs.pop("verify", False):
+            kwargs = cls._verify(name, kwargs)
+        if state_dict is None and name is not None:
+            name, config, state_dict = cls._translate(name, config, kwargs)
+        model, info = super().from_pretrained(
+            name, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs
+        )
+        if pretrained_model_name_or_path is not None:
+            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+            new = model._fill_new_parts(set(info["missing_keys"]))
+            model._refuse_foreign_weights(set(info["missing_keys"]) - new, pretrained_model_name_or_path)
+        model.freeze()  # loading has rebuilt every parameter with requires_grad
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _verify(cls, name, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Returns the arguments that load what was verified."""
+        if cls.workshop is None:
+            raise ImportError(
+                "verify=True needs the package detr_hf (pip install detr_hf, then import detr_hf); without it, "
+                "`sha256sum --check SHA256SUMS` in the checkpoint's folder does the same."
+            )
+        return cls.workshop.verified_arguments(name, kwargs)
+
+    @classmethod
+    def _translate(cls, name, config: PreTrainedConfig | None, kwargs: dict[str, Any]):
+        """Returns name, config and state dict to load: as given for an own checkpoint that fits, else translated."""
+        if cls.workshop is None:  # this file travelled alone with a checkpoint: it reads its own layout only
+            return name, config, None
+        return cls.workshop.prepare_loading(name, config, kwargs)
+
+    def _fill_new_parts(self, missing: set[str]) -> set[str]:
+        """Gives options that the checkpoint was not trained with their first values; returns those tensors' names."""
+        if "refpoint_embed.weight" in missing:
+            nn.init.zeros_(self.refpoint_embed.weight)  # plain DETR
+        new_groups = [new for new in COPIED_FROM if f"{PREFIX}{new}.weight" in missing]
+        trained = [new for new in new_groups if f"{COPIED_FROM[new]}.weight" not in missing]
+        if trained:
+            self.training_aids.copy_queries(self, trained)
+        return {name for name in missing if name.startswith(PREFIX) or name == "refpoint_embed.weight"}
+
+    def _refuse_foreign_weights(self, missing: set[str], source) -> None:
+        """Raises ValueError when `source` did not fill this model, or filled it with NaN or infinity."""
+        expected = self.state_dict().keys()
+        loaded = len(expected) - len(set(missing) & expected)
+        if loaded < LEAST_LOADED * len(expected):
+            raise ValueError(
+                f"{source} fills only {loaded} of the {len(expected)} tensors of {type(self).__name__}; missing are, "
+                f"for example, {sorted(missing)[:3]}. It is not a checkpoint of this model: check the path and the "
+                "configuration."
+            )
+        broken = [name for name, tensor in self.state_dict().items() if _is_broken(tensor)]
+        if broken:
+            raise ValueError(
+                f"{source} holds values that are not finite in {len(broken)} tensors, for example {broken[:3]}. The "
+                "file is damaged, or the training that wrote it had diverged; take an earlier checkpoint."
+            )
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """Writes weights and configuration, and the code as well after `register_for_auto_class`.
+
+        Raises:
+            NotADirectoryError: when `save_directory` is a file.
+        """
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"{save_directory} is a file; save_pretrained needs a folder to write into.")
+        # transformers enters the saved class alone, and keeps a loaded repository's entries where no code is written
+        self.config.__dict__.pop("auto_map", None)
+        if self._auto_class is not None:
+            self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """Publishes the model with processor, card, code and digests in one commit, and returns its `CommitInfo`.
+
+        Args:
+            repo_id: "name" or "owner/name".
+            **kwargs: those of `detr_hf.hub.push`, such as `processor`, `evaluation`, `data`, `format` and `private`.
+        """
+        if self.workshop is None:  # this file travelled alone with a checkpoint
+            logger.warning("Without the package detr_hf, weights, configuration and code are pushed, and no card.")
+            return super().push_to_hub(repo_id, **kwargs)
+        return self.workshop.push(self, repo_id, **kwargs)
+
+    def get_input_embeddings(self) -> None:
+        """Returns None: pictures are not looked up in a table. FSDP asks, to shard such a table by itself."""
+
+    def freeze(self) -> None:
+        """Sets `requires_grad` in the backbone as the configuration says."""
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.freeze()
+
+
+def _is_broken(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all())
+
+
+def _init_attention(attention: MultiheadAttention) -> None:
+    width = attention.q_proj.in_features
+    bound = math.sqrt(6 / (width + 3 * width))  # Xavier of the packed (3 D, D) matrix that the original draws
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        init.uniform_(projection.weight, -bound, bound)
+        init.zeros_(projection.bias)
+    init.xavier_uniform_(attention.out_proj.weight)
+    init.zeros_(attention.out_proj.bias)
+
+
+def _init_backbone(backbone: Backbone) -> None:
+    """Draws what a ResNet is drawn from, for weights that neither timm nor a checkpoint provided."""
+    for module in backbone.body.modules():
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+
+__all__ = ["DETRPreTrainedModel"]
