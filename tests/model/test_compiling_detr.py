@@ -18,8 +18,6 @@ from detr_hf.model.compiling_detr import SLOW_BFLOAT16, bfloat16_hardware, optim
 from ..conftest import padded_batch, tiny_model
 from ..export.artefacts import info_of
 
-pytestmark = pytest.mark.processor
-
 
 @pytest.fixture
 def counting_backend(monkeypatch):
@@ -37,6 +35,7 @@ def counting_backend(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.processor
 def test_it_returns_the_model_in_eval_mode_and_in_the_dtype(model):
     assert model.train().optimize_for_inference("bfloat16") is model
     assert not model.training and {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -46,6 +45,7 @@ def test_it_returns_the_model_in_eval_mode_and_in_the_dtype(model):
     assert logits.dtype == torch.bfloat16 and logits.shape == expected.shape
 
 
+@pytest.mark.processor
 def test_bfloat16_stays_near_float32(model):
     pixels, mask = padded_batch()
     with torch.no_grad():
@@ -200,6 +200,7 @@ def test_who_multiplies_bfloat16(machine, onednn, avx512_bf16, amx_tile, limit, 
     assert bfloat16_hardware() is expected
 
 
+@pytest.mark.processor
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor has")
 def test_it_agrees_with_the_system():
     flags = set(re.findall(r"[\w-]+", Path("/proc/cpuinfo").read_text(encoding="utf-8").lower()))

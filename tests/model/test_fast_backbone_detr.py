@@ -14,6 +14,8 @@ from detr_hf.model.fast_backbone_detr import FusedResidualBlock, FusedStem, Infe
 
 from ..conftest import padded_batch, randomise_frozen_statistics, tiny_config, tiny_model
 
+pytestmark = pytest.mark.processor
+
 PIXELS = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
