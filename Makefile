@@ -11,7 +11,11 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -qq --constr
 RUN = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test test-slow test-common bench lint format wheel clean
+# How oneDNN and torch are told to be a lesser processor; nothing in it: as this one is.
+AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
+
+.PHONY: demo test test-processors test-slow test-common bench lint format wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -19,6 +23,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
+
+# The tests that depend on the processor, as three of them. The processor's own run is last: its lines say what it lacks.
+test-processors: $(VENV)/.installed-dev
+	$(AS_AVX2) $(PYTEST) -m "processor and not slow"
+	$(AS_SSE41) $(PYTEST) -m "processor and not slow"
+	$(PYTEST) -m "processor and not slow"
 
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow

@@ -1,6 +1,7 @@
 """Settings shared by all tests: no network, one thread, and tiny models made on the spot."""
 
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from detr_hf import DETRConfig, DETRForObjectDetection
+
+from .capabilities import TOOK_PLAIN_FORM, closing_lines, has
 
 torch.set_num_threads(1)
 
@@ -71,3 +74,22 @@ def some_labels(*counts: int, num_classes: int = 3, seed: int = 5) -> list[dict[
 def model() -> DETRForObjectDetection:
     """A random tiny DETR in eval mode."""
     return tiny_model()
+
+
+@pytest.fixture
+def machine_has(request) -> Callable[[str], bool]:
+    """Whether this machine has one of `CAPABILITIES`; that a check went without is said at the end of the run."""
+
+    def ask(capability: str) -> bool:
+        if not has(capability):
+            request.node.user_properties.append((TOOK_PLAIN_FORM, capability))
+        return has(capability)
+
+    return ask
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Says what this machine lacks; under xdist the properties of tests travel with their reports."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    for line in closing_lines(reports):
+        terminalreporter.write_line(line)

@@ -138,8 +138,11 @@ class TorchProgram:
             import torch
         except ImportError as error:
             raise ImportError(f"{path} is a program of torch.export and runs in torch, which is missing.") from error
+        from ..model.compiling_detr import warn_of_slow_bfloat16
+
         self.info = ArtefactInfo.from_json(_extra_file(path), path)
         self.device = device
+        warn_of_slow_bfloat16(self.info.dtype, device)
         if threads is not None:
             torch.set_num_threads(threads)
         program = torch.export.load(str(path))

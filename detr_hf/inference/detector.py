@@ -82,12 +82,14 @@ class Detector:
             return ExportedDetector.from_artefact(artefact, device=device, dtype=dtype)
         import torch
 
+        from ..model.compiling_detr import warn_of_slow_bfloat16
         from ..model.modeling_detr import DETRForObjectDetection
 
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         model = DETRForObjectDetection.from_pretrained(source, dtype=dtype or torch.float32, **hub)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        warn_of_slow_bfloat16(model.dtype, device)
         return cls(model.to(device), load_processor(source, hub))
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:

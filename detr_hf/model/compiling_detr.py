@@ -3,13 +3,26 @@
 Folded norms and channels-last features need none and are on by default (see `InferenceBody`).
 """
 
+import functools
+import logging
+import os
+import platform
 from typing import Any
 
 import torch
 from torch import nn
 
+logger = logging.getLogger(__name__)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+# Limits that ONEDNN_MAX_CPU_ISA sets on a processor with AVX-512, below which bfloat16 is converted instead.
+LIMITS_WITHOUT_BFLOAT16 = ("AVX512_CORE", "AVX512_CORE_VNNI")
+SLOW_BFLOAT16 = (
+    "This processor has no instructions for bfloat16 (such as AVX-512 BF16 or AMX) that torch can use, and takes many "
+    "times as long in it as in float32: use float32 here, or a GPU."
+)
 
 
 def optimize_for_inference(
@@ -20,7 +33,8 @@ def optimize_for_inference(
     Args:
         model: a DETR.
         dtype: of weights and computation, as torch.bfloat16 or "bfloat16"; give it pixels of this dtype. bfloat16
-            moves logits by some hundredths; float16 can overflow. None keeps the dtype.
+            moves logits by some hundredths, and a processor without instructions for it is slow, which is said;
+            float16 can overflow. None keeps the dtype.
         compile: run the forward pass through `torch.compile`, once for all sizes of pictures (a batch of one, and
             padded batches, are compiled apart), without a graph break. A string is torch's mode: "reduce-overhead"
             uses CUDA graphs, which are recorded for each size. The compiled model runs without gradients; on the CPU
@@ -35,11 +49,13 @@ def optimize_for_inference(
     model.eval()
     if dtype is not None:
         model.to(dtype)
+    parameter = next(model.parameters())
+    warn_of_slow_bfloat16(parameter.dtype, parameter.device)
     model._compiled_call_impl = None
     if compile:
         mode = compile if isinstance(compile, str) else None
         compiled = torch.compile(model._call_impl, dynamic=True, fullgraph=True, mode=mode)
-        model._compiled_call_impl = _CompiledCall(compiled, frozen=not next(model.parameters()).is_cuda)
+        model._compiled_call_impl = _CompiledCall(compiled, frozen=not parameter.is_cuda)
     return model
 
 
@@ -58,6 +74,37 @@ class _CompiledCall:
             return self.compiled(*args, **kwargs)
 
 
+def bfloat16_hardware() -> bool:
+    """Whether this processor has instructions that multiply bfloat16, and oneDNN is there and allowed to use them.
+
+    oneDNN's own answer follows ONEDNN_MAX_CPU_ISA; on x86 it is also true of AVX-512 alone, where values are
+    converted to float32 and back.
+    """
+    try:
+        if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            return False
+    except (AttributeError, RuntimeError):  # a torch that does not tell
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in LIMITS_WITHOUT_BFLOAT16:
+        return False
+    told = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(supported is not None and supported() for supported in told)
+
+
+def warn_of_slow_bfloat16(dtype: torch.dtype | str, device: torch.device | str) -> None:
+    """Logs a sentence, once in a process, where bfloat16 is about to be computed by a processor that is slow in it."""
+    is_bfloat16 = str(dtype).removeprefix("torch.") == "bfloat16"
+    if is_bfloat16 and torch.device(device).type == "cpu" and not bfloat16_hardware():
+        _say_that_bfloat16_is_slow()
+
+
+@functools.cache
+def _say_that_bfloat16_is_slow() -> None:
+    logger.warning(SLOW_BFLOAT16)
+
+
 def _checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     found = DTYPES.get(dtype.removeprefix("torch."), dtype) if isinstance(dtype, str) else dtype
     if found is not None and found not in DTYPES.values():
@@ -65,4 +112,4 @@ def _checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-__all__ = ["optimize_for_inference"]
+__all__ = ["bfloat16_hardware", "optimize_for_inference", "warn_of_slow_bfloat16"]

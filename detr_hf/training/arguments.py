@@ -13,6 +13,8 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..model.compiling_detr import warn_of_slow_bfloat16
+
 RECIPES: dict[str, dict[str, float | str | None]] = {
     "scratch": {
         "learning_rate": 1e-4,
@@ -179,6 +181,8 @@ class DETRTrainingArguments(TrainingArguments):
             self.data_seed = self.seed
         self._match_saving_to_evaluation()
         super().__post_init__()
+        if self.use_cpu and (self.bf16 or self.bf16_full_eval):
+            warn_of_slow_bfloat16("bfloat16", "cpu")
 
     def _check(self) -> None:
         if self.recipe not in ("auto", *RECIPES, *MODEL_OPTIONS):

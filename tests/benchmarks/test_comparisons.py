@@ -29,6 +29,7 @@ SMALL = {
 }
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("padded", [False, True])
 def test_forward(padded):
     record = compare_forward("cpu", "float32", 2, (64, 96), padded, False, False, runs=2, **SMALL)
@@ -39,6 +40,7 @@ def test_forward(padded):
     assert rates["machine"] > 0
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_measured_is_the_folded_model_that_users_get(dtype, monkeypatch):
     bodies, of = [], InferenceBody.of
@@ -48,6 +50,7 @@ def test_what_is_measured_is_the_folded_model_that_users_get(dtype, monkeypatch)
     assert bodies and None not in bodies
 
 
+@pytest.mark.processor
 def test_the_peer_may_run_in_another_precision():
     records = {
         peer_dtype: compare_forward("cpu", "bfloat16", 1, (64, 64), False, False, False, 2, peer_dtype, **SMALL)
@@ -93,6 +96,7 @@ def test_models_that_differ_are_not_compared(monkeypatch):
         compare_forward("cpu", "float32", 1, (64, 64), False, False, False, runs=2, **SMALL)
 
 
+@pytest.mark.processor
 def test_train_step():
     record = compare_train_steps("cpu", "float32", 2, (64, 64), False, False, runs=2, **SMALL)
     assert record["difference"]["loss"] < 1e-4 and record["train_step"]["pairs"] == 2

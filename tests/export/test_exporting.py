@@ -27,6 +27,7 @@ def other_cases(batch: int | None = None, size_hw: tuple[int, int] | None = None
     return cases
 
 
+@pytest.mark.processor
 def test_onnx_gives_what_the_model_gives(exported_model, onnx_artefact):
     parity = check_parity(exported_model, load_runtime(onnx_artefact), other_cases())
     assert parity.cases == 6 and parity.largest_boxes < 1e-5
@@ -148,6 +149,7 @@ def test_torch_export_is_read_without_the_model_code(exported_model, tmp_path):
     check_parity(exported_model, runtime, other_cases())
 
 
+@pytest.mark.processor
 @pytest.mark.slow
 def test_openvino_gives_what_the_model_gives(exported_model, tmp_path):
     pytest.importorskip("openvino")
@@ -159,6 +161,7 @@ def test_openvino_gives_what_the_model_gives(exported_model, tmp_path):
     check_parity(exported_model, runtime, other_cases())
 
 
+@pytest.mark.processor
 @pytest.mark.slow
 def test_openvino_computes_no_length_in_floating_point(exported_model, tmp_path):
     """In bfloat16 799 is 800, and a picture of 800 pixels gets a row of cells too many."""
@@ -168,6 +171,7 @@ def test_openvino_computes_no_length_in_floating_point(exported_model, tmp_path)
     assert "Divide" in kinds and "Floor" not in kinds
 
 
+@pytest.mark.processor
 @pytest.mark.slow
 def test_openvino_int8_is_calibrated_and_says_so(tmp_path):
     openvino = pytest.importorskip("openvino")

@@ -176,6 +176,7 @@ def test_a_turned_photograph_is_seen_upright(detector):
     assert detector(file.getvalue()).size_hw == (80, 60)
 
 
+@pytest.mark.processor
 def test_saved_and_loaded_it_finds_the_same(detector, pictures, tmp_path):
     detector.model.save_pretrained(tmp_path)
     detector.image_processor.save_pretrained(tmp_path)

@@ -1,14 +1,22 @@
 """Asking for speed: precision and compilation; same outputs, one compilation for all sizes, no graph break."""
 
 import copy
+import os
+import platform
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from detr_hf import DETRForObjectDetection
-from detr_hf.model.compiling_detr import optimize_for_inference
+from detr_hf import Detector, DETRForObjectDetection, DETRTrainingArguments
+from detr_hf.export import runtimes
+from detr_hf.model import compiling_detr
+from detr_hf.model.compiling_detr import SLOW_BFLOAT16, bfloat16_hardware, optimize_for_inference
 
 from ..conftest import padded_batch, tiny_model
+from ..export.artefacts import info_of
 
 
 @pytest.fixture
@@ -27,6 +35,7 @@ def counting_backend(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.processor
 def test_it_returns_the_model_in_eval_mode_and_in_the_dtype(model):
     assert model.train().optimize_for_inference("bfloat16") is model
     assert not model.training and {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -36,6 +45,7 @@ def test_it_returns_the_model_in_eval_mode_and_in_the_dtype(model):
     assert logits.dtype == torch.bfloat16 and logits.shape == expected.shape
 
 
+@pytest.mark.processor
 def test_bfloat16_stays_near_float32(model):
     pixels, mask = padded_batch()
     with torch.no_grad():
@@ -102,3 +112,97 @@ def test_it_can_be_undone(model, counting_backend):
 def test_what_there_is_not_is_refused(model, arguments, words):
     with pytest.raises(ValueError, match=words):
         optimize_for_inference(model, **arguments)
+
+
+# ----------------------------------------------------------------------------------------- processors without bfloat16
+
+
+@pytest.fixture
+def said(monkeypatch, caplog):
+    """Returns the sentences about slow bfloat16; nothing was said before."""
+    compiling_detr._say_that_bfloat16_is_slow.cache_clear()
+    yield lambda: [record.getMessage() for record in caplog.records if record.getMessage() == SLOW_BFLOAT16]
+    compiling_detr._say_that_bfloat16_is_slow.cache_clear()
+
+
+@pytest.fixture(params=[False, True], ids=["without bfloat16", "with bfloat16"])
+def hardware(request, monkeypatch) -> bool:
+    monkeypatch.setattr(compiling_detr, "bfloat16_hardware", lambda: request.param)
+    return request.param
+
+
+def optimized(tmp_path, monkeypatch):
+    for _ in range(2):
+        tiny_model().optimize_for_inference("bfloat16")
+
+
+def detector(tmp_path, monkeypatch):
+    tiny_model().save_pretrained(tmp_path)
+    Detector.from_pretrained(tmp_path, device="cpu", dtype="bfloat16")
+
+
+def trained(tmp_path, monkeypatch):
+    DETRTrainingArguments(str(tmp_path), use_cpu=True, bf16=True, report_to=[])
+
+
+def exported(tmp_path, monkeypatch):
+    """The check of an artefact loads it like everybody else."""
+    info = info_of(tiny_model(), to="torch-export", dtype="bfloat16")
+    monkeypatch.setattr(runtimes, "_extra_file", lambda path: info.to_json())
+    monkeypatch.setattr(torch.export, "load", lambda path: SimpleNamespace(module=lambda: None))
+    runtimes.load_runtime(tmp_path / "small.pt2")
+
+
+@pytest.mark.parametrize("work", [optimized, detector, trained, exported])
+def test_slow_bfloat16_is_said_once_before_the_work(work, hardware, said, tmp_path, monkeypatch):
+    work(tmp_path, monkeypatch)
+    assert said() == ([] if hardware else [SLOW_BFLOAT16])
+    assert SLOW_BFLOAT16.count(". ") == 0 and "float32" in SLOW_BFLOAT16
+
+
+def test_other_dtypes_and_devices_are_not_warned_of(said, monkeypatch, model, tmp_path):
+    monkeypatch.setattr(compiling_detr, "bfloat16_hardware", lambda: False)
+    compiling_detr.warn_of_slow_bfloat16(torch.bfloat16, "cuda:0")
+    for dtype in (None, "float32", "float16"):
+        model.optimize_for_inference(dtype)
+    DETRTrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    assert not said()
+
+
+@pytest.mark.parametrize(
+    ("machine", "onednn", "avx512_bf16", "amx_tile", "limit", "expected"),
+    [
+        ("x86_64", False, False, False, None, False),  # AVX2
+        ("x86_64", True, False, False, None, False),  # AVX-512 alone
+        ("x86_64", True, True, False, None, True),
+        ("AMD64", True, False, True, None, True),
+        ("x86_64", True, True, True, "avx512_core_vnni", False),
+        ("x86_64", True, True, True, "AVX512_CORE_BF16", True),
+        ("x86_64", False, True, True, "AVX2", False),  # oneDNN sees its limit
+        ("aarch64", True, False, False, None, True),
+        ("arm64", None, False, False, None, False),  # a torch without oneDNN
+    ],
+)
+def test_who_multiplies_bfloat16(machine, onednn, avx512_bf16, amx_tile, limit, expected, monkeypatch):
+    def answer():
+        if onednn is None:
+            raise AttributeError("no such operator")
+        return onednn
+
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", answer, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx_tile, raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert bfloat16_hardware() is expected
+
+
+@pytest.mark.processor
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor has")
+def test_it_agrees_with_the_system():
+    flags = set(re.findall(r"[\w-]+", Path("/proc/cpuinfo").read_text(encoding="utf-8").lower()))
+    limited = "ONEDNN_MAX_CPU_ISA" in os.environ
+    assert bfloat16_hardware() == (bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}) and not limited)

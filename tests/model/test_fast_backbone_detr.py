@@ -15,6 +15,8 @@ from detr_hf.model.fast_blocks_detr import FusedResidualBlock, FusedStem
 
 from ..conftest import padded_batch, randomise_frozen_statistics, tiny_config, tiny_model
 
+pytestmark = pytest.mark.processor
+
 PIXELS = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 

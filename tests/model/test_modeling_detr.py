@@ -302,6 +302,7 @@ def test_attention_by_rows_is_attention(masked, monkeypatch):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize(
     ("dtype", "gradients", "amx", "name"),
     [
@@ -333,6 +334,7 @@ def test_bfloat16_on_a_cpu_takes_the_attention_that_is_faster_there(dtype, gradi
         assert model.transformer.encoder.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.processor
 def test_a_backward_pass_keeps_no_more_attention_weights_than_it_may(monkeypatch):
     monkeypatch.setattr("detr_hf.model.fast_layers_detr.KEPT_SCORES", 1)
     monkeypatch.setattr(transformer_detr, "eager_attention", None)  # calling it fails
@@ -343,6 +345,7 @@ def test_a_backward_pass_keeps_no_more_attention_weights_than_it_may(monkeypatch
 # ------------------------------------------------------------------------------------------------ position encodings
 
 
+@pytest.mark.processor
 def test_sine_encodings_are_computed_in_float32_whatever_the_dtype():
     mask = torch.ones(1, 30, 40, dtype=torch.bool)
     encode = PositionEmbeddingSine(64)
@@ -443,6 +446,7 @@ def test_activation_checkpointing_gives_the_same_gradients():
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_pure_half_precision_trains(dtype):
     model = tiny_model().to(dtype).train()
@@ -453,6 +457,7 @@ def test_pure_half_precision_trains(dtype):
     assert model.class_embed.weight.grad.dtype == dtype
 
 
+@pytest.mark.processor
 def test_autocast_trains():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = tiny_model().train()(*padded_batch(), labels=some_labels(2, 1)).loss

@@ -11,6 +11,8 @@ from transformers.models.detr import DetrConfig
 
 from ..conftest import some_labels, tiny_model
 
+pytestmark = pytest.mark.processor
+
 VARIANTS = {
     "resnet18": {},
     "resnet50": {"backbone": "resnet50", "hidden_dim": 64, "dim_feedforward": 96},

@@ -115,6 +115,7 @@ def test_padding_is_zero_and_masked_and_at_the_bottom_right(backend):
         assert mask.sum() == mask.any(1).sum() * mask.any(0).sum()  # a rectangle
 
 
+@pytest.mark.processor
 def test_both_backends_give_the_same():
     """Equal sizes and targets, pixels within one grey level."""
     pytest.importorskip("pycocotools")
@@ -128,6 +129,7 @@ def test_both_backends_give_the_same():
         assert_same_target(one, other)
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("resample", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", ["uint8", "float32", "grey"])
 def test_both_backends_resample_alike(resample, kind):
@@ -157,6 +159,7 @@ def std() -> torch.Tensor:
     return torch.tensor([0.229, 0.224, 0.225])
 
 
+@pytest.mark.processor
 def test_the_pixels_are_pillows():
     """The pixels of the original code: Pillow's bilinear resize, / 255, ImageNet mean and std; both backends."""
     resized = torch.tensor(np.asarray(PICTURES[0].resize((64, 48), PIL.Image.Resampling.BILINEAR))).permute(2, 0, 1)
@@ -166,6 +169,7 @@ def test_the_pixels_are_pillows():
     assert_equal_within_grey_levels(by_torch, expected)
 
 
+@pytest.mark.processor
 @both_backends
 def test_equals_transformers_for_one_picture(backend):
     """With its resize rule: pixels, and targets of a picture alone. In a padded batch its boxes shrink."""

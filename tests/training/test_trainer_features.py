@@ -17,6 +17,7 @@ def losses(folder, **changes):
     return run, [entry["loss"] for entry in run.state.log_history if "loss" in entry]
 
 
+@pytest.mark.processor
 def test_bf16_follows_float32(tmp_path):
     _, exact = losses(tmp_path / "exact")
     run, rounded = losses(tmp_path / "rounded", bf16=True)
