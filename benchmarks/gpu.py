@@ -227,10 +227,10 @@ def _matching(kept: dict[str, Any]) -> dict[str, Any]:
     `hidden` is the part of the matching on the host during which the GPU still works on what was queued: the time of
     the matching less the time by which the step grows when the assignment is known.
     """
-    from detr_hf.model import loss_detr
+    from detr_hf.model import matcher_detr
 
     ours = kept["steps"][0]
-    assign, known, spent = loss_detr.HungarianMatcher._assign, [], []
+    assign, known, spent = matcher_detr._assign, [], []
 
     def timed(*arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -239,13 +239,13 @@ def _matching(kept: dict[str, Any]) -> dict[str, Any]:
         return known[-1]
 
     try:
-        loss_detr.HungarianMatcher._assign = staticmethod(timed)
+        matcher_detr._assign = timed
         with_matching = [seconds(ours, DEVICE) for _ in range(RUNS)]
         answer = known[-1]
-        loss_detr.HungarianMatcher._assign = staticmethod(lambda *arguments: answer)
+        matcher_detr._assign = lambda *arguments: answer
         without = [seconds(ours, DEVICE) for _ in range(RUNS)]
     finally:
-        loss_detr.HungarianMatcher._assign = staticmethod(assign)
+        matcher_detr._assign = assign
     matching = spread(spent)["median"]
     growth = spread(with_matching)["median"] - spread(without)["median"]
     return {

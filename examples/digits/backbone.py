@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from detr_hf.model.matcher_detr import PackedTargets
+from detr_hf.model.loss_detr import SetCriterion
+from detr_hf.model.matcher_detr import HungarianMatcher, PackedTargets
+from detr_hf.model.predictions_detr import Predictions
 from detr_hf.model.training_aids_detr import FeatureFrame, assign_tokens, encoder_loss
 
 from .batches import loader, normalise
 from .recipe import PRETRAIN_LOG, Recipe, RunLog, save_atomically, set_lr
 
 BACKBONE_WEIGHTS = "backbone.safetensors"
+CRITERION = SetCriterion(HungarianMatcher(), {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0})
 
 
 class DenseHead(nn.Module):
@@ -74,9 +77,9 @@ def pretrain_backbone(recipe: Recipe, work: Path) -> None:
         features = body(normalise(pixels))[-1]
         frame = FeatureFrame(*features.shape[-2:], None)
         logits, boxes = net["head"](features, frame)
-        objects = assign_tokens(frame, PackedTargets.from_list(targets, len(pixels), pixels.device))
-        _, parts = encoder_loss(logits, boxes, objects, {})
-        loss = 2 * parts["loss_ce"] + 5 * parts["loss_bbox"] + 2 * parts["loss_giou"]
+        packed = PackedTargets.from_list(targets, len(pixels), pixels.device)
+        answers = Predictions(logits[None], boxes[None])
+        loss, parts = encoder_loss(CRITERION, answers, assign_tokens(frame, packed, num_classes=10))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 5.0)

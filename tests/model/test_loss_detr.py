@@ -11,8 +11,9 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 from transformers.models.detr import DetrConfig
 
 from detr_hf.model.box_ops_detr import box_cxcywh_to_xyxy, generalized_box_iou
-from detr_hf.model.loss_detr import SetCriterion
+from detr_hf.model.loss_detr import KnownObjects, SetCriterion
 from detr_hf.model.matcher_detr import HungarianMatcher, PackedTargets
+from detr_hf.model.predictions_detr import Predictions
 
 from ..conftest import some_labels, tiny_config, tiny_model
 
@@ -112,7 +113,8 @@ def test_known_objects_are_labelled_by_their_iou_as_well():
     classes = torch.tensor([[1, 3, 0], [2, 2, 1]])  # 3 is no-object
     wanted = boxes[0].detach() + 0.05
     valid = torch.tensor([[True, True, True], [True, False, True]])
-    total, parts = criterion(0.5).known_assignment(logits, boxes, classes, wanted, valid)
+    answers, known = Predictions(logits, boxes), KnownObjects(classes, wanted, valid)
+    total, parts = criterion(0.5).known_assignment(answers, known)
     entropy = weights = 0.0
     for image, query in valid.nonzero().tolist():
         label, log_probs = classes[image, query], logits[-1, image, query].log_softmax(-1)
@@ -121,7 +123,7 @@ def test_known_objects_are_labelled_by_their_iou_as_well():
         entropy = entropy - weight * (share * log_probs[label] + (1 - share) * log_probs[3])
         weights += weight
     assert torch.allclose(parts["loss_ce"], entropy / weights, rtol=1e-5)
-    plain, _ = criterion().known_assignment(logits, boxes, classes, wanted, valid)
+    plain, _ = criterion().known_assignment(answers, known)
     assert not torch.allclose(total, plain)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from detr_hf import DETRForObjectDetection, DETRModel
-from detr_hf.model import transformer_detr
+from detr_hf.model import fast_layers_detr
 from detr_hf.model.attention_detr import MultiheadAttention, eager_attention
 from detr_hf.model.backbone_detr import FrozenBatchNorm2d, Joiner
 from detr_hf.model.fast_layers_detr import attention_by_rows
@@ -315,12 +315,12 @@ def test_attention_by_rows_is_attention(masked, monkeypatch):
     ],
 )
 def test_bfloat16_on_a_cpu_takes_the_attention_that_is_faster_there(dtype, gradients, amx, name, monkeypatch):
-    monkeypatch.setattr(transformer_detr, "_has_amx", lambda: amx)
+    monkeypatch.setattr(fast_layers_detr, "_has_amx", lambda: amx)
     used = []
     for each in ("attention_by_rows", "eager_attention"):
-        attend = getattr(transformer_detr, each)
+        attend = getattr(fast_layers_detr, each)
         monkeypatch.setattr(
-            transformer_detr, each, lambda *a, each=each, attend=attend, **k: used.append(each) or attend(*a, **k)
+            fast_layers_detr, each, lambda *a, each=each, attend=attend, **k: used.append(each) or attend(*a, **k)
         )
     model, (pixel_values, pixel_mask) = tiny_model(), padded_batch()
     expected = model(pixel_values, pixel_mask).pred_boxes.detach()
@@ -337,7 +337,7 @@ def test_bfloat16_on_a_cpu_takes_the_attention_that_is_faster_there(dtype, gradi
 @pytest.mark.processor
 def test_a_backward_pass_keeps_no_more_attention_weights_than_it_may(monkeypatch):
     monkeypatch.setattr("detr_hf.model.fast_layers_detr.KEPT_SCORES", 1)
-    monkeypatch.setattr(transformer_detr, "eager_attention", None)  # calling it fails
+    monkeypatch.setattr(fast_layers_detr, "eager_attention", None)  # calling it fails
     model = tiny_model().bfloat16()
     model(padded_batch()[0].bfloat16()).pred_boxes.float().sum().backward()
 

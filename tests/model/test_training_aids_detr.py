@@ -202,11 +202,11 @@ def test_tokens_belong_to_the_object_they_lie_deepest_in():
         {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)},
     ]  # fmt: skip
     targets = PackedTargets.from_list(labels, 2, torch.device("cpu"))
-    found = assign_tokens(FeatureFrame(4, 4, None), targets)
-    grid = torch.where(found.positive[0], found.labels[0], -1).view(4, 4)
-    assert grid[1, 1] == 0 and grid[2, 2] == 0 and grid[3, 3] == -1
+    found = assign_tokens(FeatureFrame(4, 4, None), targets, num_classes=3)
+    grid = found.classes[0].view(4, 4)  # 3 is no-object
+    assert grid[1, 1] == 0 and grid[2, 2] == 0 and grid[3, 3] == 3
     assert grid[0, 3] == 2, "an object smaller than a cell gets the nearest token"
-    assert not found.positive[1].any() and found.counted[1].all()
+    assert found.classes[1].eq(3).all() and found.valid[1].all()
 
 
 def test_padding_belongs_to_nothing_and_centres_are_of_the_unpadded_picture():
@@ -216,10 +216,10 @@ def test_padding_belongs_to_nothing_and_centres_are_of_the_unpadded_picture():
     centres = frame.centres(torch.device("cpu")).view(4, 8, 2)
     assert torch.allclose(centres[0, 0], torch.tensor([0.125, 0.25]))
     labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 1.0, 1.0]])}]
-    found = assign_tokens(frame, PackedTargets.from_list(labels, 1, torch.device("cpu")))
+    found = assign_tokens(frame, PackedTargets.from_list(labels, 1, torch.device("cpu")), num_classes=3)
     outside = ~mask.flatten(1)
-    assert not found.positive[outside].any() and not found.counted[outside].any()
-    assert found.positive.any()
+    assert found.classes[outside].eq(3).all() and not found.valid[outside].any()
+    assert found.classes.eq(1).any()
 
 
 def test_learning_from_the_encoder_loss_alone_finds_the_objects():
