@@ -31,11 +31,11 @@ class Workshop:
     """What the package does for its models, and travelled code does without; see `DETRPreTrainedModel.workshop`."""
 
     @staticmethod
-    def prepare_loading(name: Any, config: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    def prepare_loading(name: Any, config: Any, kwargs: dict[str, Any], with_mask_head: bool) -> tuple[Any, Any, Any]:
         """Returns name, config and state dict to load; see `checkpoints.loading`."""
         from .checkpoints.loading import prepare_loading
 
-        return prepare_loading(name, config, kwargs)
+        return prepare_loading(name, config, kwargs, with_mask_head)
 
     @staticmethod
     def verified_arguments(name: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,34 @@ def test_the_code_travels_with_the_checkpoint_and_runs_where_the_package_is_abse
         assert printed == f"DETRForObjectDetection DETRImageProcessorPil {total}"
 
 
+TWICE = """
+import sys
+from transformers import AutoModelForObjectDetection
+folder = sys.argv[1]
+kinds = [
+    type(AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=True, **more)).__module__
+    for more in ({}, {}, {"id2label": {0: "a", 1: "b", 2: "c"}})
+]
+print(len(set(kinds)), kinds[0].partition(".")[0], "detr_hf" in sys.modules)
+import detr_hf
+packaged = type(detr_hf.DETRForObjectDetection.from_pretrained(folder)).__module__
+again = type(AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=True)).__module__
+print(packaged, again.partition(".")[0])
+"""
+
+
+def test_the_same_call_gives_the_same_class(tmp_path):
+    """Code that travelled stays itself where the package is installed, and does not import it by itself."""
+    from detr_hf.hub.staging import add_code
+
+    tiny_model().save_pretrained(tmp_path)
+    DETRImageProcessor(size=SIZE).save_pretrained(tmp_path)
+    add_code(tmp_path)
+    first, after_import = run_python(TWICE, str(tmp_path)).splitlines()
+    assert first == "1 transformers_modules False"
+    assert after_import == "detr_hf.model.modeling_detr detr_hf"
+
+
 def test_no_code_is_promised_where_none_is_written(tmp_path, folder):
     model = DETRForObjectDetection.from_pretrained(folder)
     model.config.auto_map = {"AutoModel": "modeling_detr.DETRModel"}  # as after loading a repository with code

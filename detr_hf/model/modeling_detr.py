@@ -74,11 +74,10 @@ class DETRModel(DETRPreTrainedModel):
         *DETRPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^(class_embed|bbox_embed|refpoint_embed|bbox_attention|mask_head)\.",
     }
-    reads_all_stages = False  # whether `Decoded.features` holds all four stages of the backbone, as a mask head needs
 
     def __init__(self, config: DETRConfig):
         super().__init__(config)
-        backbone = Backbone(config, return_interm_layers=self.reads_all_stages)
+        backbone = Backbone(config, return_interm_layers=self.has_mask_head)
         self.transformer = Transformer(config)
         self.make_heads(config, backbone)
         self.query_embed = nn.Embedding(config.num_queries, config.hidden_dim)

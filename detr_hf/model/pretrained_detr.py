@@ -36,6 +36,8 @@ class DETRPreTrainedModel(PreTrainedModel):
     # What only the package can do: foreign checkpoints, verified files, cards, conversion. It hands itself in when it
     # is imported; code that travelled with a checkpoint has None, whatever is installed beside it.
     workshop: ClassVar[Any] = None
+    # A class with a mask head reads every stage of the backbone, and the mask head of a panoptic checkpoint.
+    has_mask_head: ClassVar[bool] = False
     base_model_prefix = ""  # the heads sit beside the base model's parts, as in the original
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -130,7 +132,7 @@ class DETRPreTrainedModel(PreTrainedModel):
         """Returns name, config and state dict to load: as given for an own checkpoint that fits, else translated."""
         if cls.workshop is None:  # this file travelled alone with a checkpoint: it reads its own layout only
             return name, config, None
-        return cls.workshop.prepare_loading(name, config, kwargs)
+        return cls.workshop.prepare_loading(name, config, kwargs, cls.has_mask_head)
 
     def _fill_new_parts(self, missing: set[str]) -> set[str]:
         """Gives options that the checkpoint was not trained with their first values; returns those tensors' names."""
