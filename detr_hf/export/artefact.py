@@ -7,15 +7,20 @@ place for that, so a `.json` file of the same name stands beside it.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ..model.predictions_detr import Predictions
 
 METADATA_KEY = "detr_hf"
 SCHEMA_VERSION = 1
 OPENVINO_GRAPH = "openvino_model.xml"
 # What `detr-hf export --to` takes -> the ending of its file; an OpenVINO artefact is a folder.
 SUFFIX_OF = {"onnx": ".onnx", "openvino": "", "torch-export": ".pt2", "executorch": ".pte"}
+# Field of `Predictions` -> the output of that content, by the same name in an artefact and in a model's output class.
+OUTPUT_OF = {"logits": "logits", "boxes_cxcywh_norm": "pred_boxes", "masks": "pred_masks"}
 FORMAT_OF = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch-export", ".pte": "executorch"}
 
 
@@ -82,6 +87,16 @@ class ArtefactInfo:
         return self.batch or "B", self.num_channels, height, width
 
 
+def predictions_of(outputs: Mapping[str, Any]) -> Predictions:
+    """Returns what an artefact or a model gives, found by its outputs' names; without masks where it has none."""
+    return Predictions(**{field: outputs[name] for field, name in OUTPUT_OF.items() if name in outputs})
+
+
+def each_field(predictions: Predictions, change: Callable[[Any], Any]) -> Predictions:
+    """Returns predictions with `change` applied to every field that is there."""
+    return Predictions(*(None if values is None else change(values) for values in predictions))
+
+
 def find_artefact(source: str | Path) -> Path | None:
     """The file to load if `source` is an artefact or a folder that holds just one; None for anything else.
 
@@ -115,4 +130,15 @@ def megabytes(path: Path) -> float:
     return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
-__all__ = ["FORMAT_OF", "METADATA_KEY", "OPENVINO_GRAPH", "SUFFIX_OF", "ArtefactInfo", "find_artefact", "megabytes"]
+__all__ = [
+    "FORMAT_OF",
+    "METADATA_KEY",
+    "OPENVINO_GRAPH",
+    "OUTPUT_OF",
+    "SUFFIX_OF",
+    "ArtefactInfo",
+    "each_field",
+    "find_artefact",
+    "megabytes",
+    "predictions_of",
+]

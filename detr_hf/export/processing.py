@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from ..model.predictions_detr import Predictions
 from ..processing.image_opening_detr import opened_image, upright_image
 from ..processing.image_sizes_detr import resized_hw
 from .artefact import ArtefactInfo
-from .parity import softmax
 
 CHANNEL_COUNTS = (1, 3, 4)  # as in image_reading_detr
 ENCODED = (str, os.PathLike, bytes, bytearray, memoryview)
@@ -85,24 +85,23 @@ class NumpyProcessor:
 
 
 def detections_of(
-    logits: np.ndarray, boxes_cxcywh_norm: np.ndarray, threshold: float, sizes_hw: list[tuple[int, int]]
+    predictions: Predictions, threshold: float, sizes_hw: list[tuple[int, int]]
 ) -> list[dict[str, np.ndarray]]:
-    """For each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
+    """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
 
     Args:
-        logits: (B, Q, K + 1); the last class is no-object.
-        boxes_cxcywh_norm: (B, Q, 4), fractions of the picture.
+        predictions: of the last decoder layer, for B pictures, boxes in fractions of the picture.
         threshold: keep the queries with a higher score.
         sizes_hw: (height, width) of each upright picture.
 
     Raises:
         ValueError: outputs with NaN or infinity.
     """
-    if not (np.isfinite(logits).all() and np.isfinite(boxes_cxcywh_norm).all()):
+    if not all(np.isfinite(values).all() for values in predictions if values is not None):
         raise ValueError("The exported model's outputs hold NaN or infinity. Check its inputs, or export it again.")
-    probabilities = softmax(logits)[..., :-1]
+    probabilities = softmax(predictions.logits)[..., :-1]
     labels, scores = probabilities.argmax(-1), probabilities.max(-1)  # (B, Q)
-    centers, half_sizes = boxes_cxcywh_norm[..., :2], boxes_cxcywh_norm[..., 2:] / 2
+    centers, half_sizes = predictions.boxes_cxcywh_norm[..., :2], predictions.boxes_cxcywh_norm[..., 2:] / 2
     boxes_xyxy_norm = np.concatenate([centers - half_sizes, centers + half_sizes], axis=-1)
     results = []
     for index, (height, width) in enumerate(sizes_hw):
@@ -111,6 +110,17 @@ def detections_of(
         boxes = np.clip(boxes_xyxy_norm[index][keep] * sides, 0, sides)
         results.append({"scores": scores[index][keep], "labels": labels[index][keep], "boxes": boxes})
     return results
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns probabilities over the last dimension."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Returns a probability for each logit."""
+    return 0.5 + 0.5 * np.tanh(0.5 * logits)  # no exponential that could overflow
 
 
 def read_pixels(source: Any) -> np.ndarray:
@@ -166,4 +176,4 @@ def resized_pixels(pixels: np.ndarray, hw: tuple[int, int], resample: int) -> np
     return np.stack([np.asarray(plane.resize(width_height, method)) for plane in planes], axis=-1)
 
 
-__all__ = ["NumpyProcessor", "detections_of", "read_pixels", "resized_pixels"]
+__all__ = ["NumpyProcessor", "detections_of", "read_pixels", "resized_pixels", "sigmoid", "softmax"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..export.artefact import each_field
 from ..export.processing import NumpyProcessor, detections_of
 from ..export.runtimes import Runtime, load_runtime
 from .batching import Prepared
@@ -152,8 +153,8 @@ class ArtefactBackend:
         filled = [*chunk, *[chunk[-1]] * ((self.model.info.batch or len(chunk)) - len(chunk))]
         pixel_mask = self.image_processor.pixel_mask([item.size_hw for item in filled])
         pixel_values = np.concatenate([item.pixel_values for item in filled])
-        logits, boxes_cxcywh_norm = self.model(pixel_values, pixel_mask)
-        return detections_of(logits[: len(chunk)], boxes_cxcywh_norm[: len(chunk)], threshold, sizes_hw)
+        predictions = self.model(pixel_values, pixel_mask)
+        return detections_of(each_field(predictions, lambda values: values[: len(chunk)]), threshold, sizes_hw)
 
     @property
     def id2label(self) -> dict[int, str]:

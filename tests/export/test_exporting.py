@@ -29,7 +29,7 @@ def other_cases(batch: int | None = None, size_hw: tuple[int, int] | None = None
 
 def test_onnx_gives_what_the_model_gives(exported_model, onnx_artefact):
     parity = check_parity(exported_model, load_runtime(onnx_artefact), other_cases())
-    assert parity.cases == 6 and parity.largest_boxes < 1e-5
+    assert parity.cases == 6 and parity.of["boxes_cxcywh_norm"].largest < 1e-5
 
 
 def test_onnx_is_one_file_with_named_inputs_and_metadata(onnx_artefact):
@@ -42,6 +42,17 @@ def test_onnx_is_one_file_with_named_inputs_and_metadata(onnx_artefact):
     written = json.loads(session.get_modelmeta().custom_metadata_map["detr_hf"])
     assert written["id2label"] == {"0": "cat", "1": "dog", "2": "owl"} and written["format"] == "onnx"
     assert "onnxruntime" in written["versions"]
+
+
+def test_outputs_are_told_by_name_whatever_their_order(exported_model, onnx_artefact, tmp_path):
+    import onnx
+
+    graph = onnx.load(onnx_artefact)
+    turned = [graph.graph.output[1], graph.graph.output[0]]
+    del graph.graph.output[:]
+    graph.graph.output.extend(turned)
+    onnx.save(graph, tmp_path / "turned.onnx")
+    check_parity(exported_model, load_runtime(tmp_path / "turned.onnx"), other_cases()[:1])
 
 
 def test_the_exported_model_is_left_as_it_was(exported_model, onnx_artefact):
@@ -83,7 +94,7 @@ def quick_writer(monkeypatch):
         path.write_text(info.to_json())
         return path
 
-    monkeypatch.setitem(exporting_module._WRITERS, "onnx", write)
+    monkeypatch.setitem(exporting_module.WRITERS, "onnx", write)
     monkeypatch.setattr(exporting_module, "_require", lambda to, dtype: None)
     monkeypatch.setattr(exporting_module, "load_runtime", lambda path: ModelRuntime(model, info_of(model)))
     return model
@@ -144,7 +155,7 @@ def test_a_half_precision_model_is_refused(tmp_path):
 def test_torch_export_is_read_without_the_model_code(exported_model, tmp_path):
     path, parity = export_model(exported_model, small_processor(), tmp_path / "small.pt2", "torch-export")
     runtime = load_runtime(path)
-    assert runtime.info.format == "torch-export" and parity.largest_boxes < 1e-5
+    assert runtime.info.format == "torch-export" and parity.of["boxes_cxcywh_norm"].largest < 1e-5
     check_parity(exported_model, runtime, other_cases())
 
 
@@ -152,7 +163,7 @@ def test_torch_export_is_read_without_the_model_code(exported_model, tmp_path):
 def test_openvino_gives_what_the_model_gives(exported_model, tmp_path):
     pytest.importorskip("openvino")
     path, parity = export_model(exported_model, small_processor(), tmp_path / "small", "openvino")
-    assert path == tmp_path / "small" / "openvino_model.xml" and parity.largest_boxes < 1e-5
+    assert path == tmp_path / "small" / "openvino_model.xml" and parity.of["boxes_cxcywh_norm"].largest < 1e-5
     runtime = load_runtime(path)
     assert runtime.compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
     assert runtime.info.id2label == exported_model.config.id2label
@@ -177,7 +188,7 @@ def test_openvino_int8_is_calibrated_and_says_so(tmp_path):
     path, parity = export_model(
         model, small_processor(), tmp_path / "small", "openvino", dtype="int8", calibration=calibration
     )
-    assert load_runtime(path).info.dtype == "int8" and 0 < parity.mean_scores < 5e-2
+    assert load_runtime(path).info.dtype == "int8" and 0 < parity.of["logits"].mean_seen < 5e-2
     quantizers = [
         node for node in openvino.Core().read_model(path).get_ordered_ops() if node.get_type_name() == "FakeQuantize"
     ]
@@ -206,7 +217,7 @@ def test_fixed_shapes(exported_model, tmp_path, masked):
     padded[0, 40:] = False
     pixel_values = np.zeros((2, 3, 64, 96), np.float32)
     if masked:
-        assert np.isfinite(runtime(pixel_values, padded)[0]).all()
+        assert np.isfinite(runtime(pixel_values, padded).logits).all()
     else:
         with pytest.raises(ValueError, match="exported without a mask"):
             runtime(pixel_values, padded)

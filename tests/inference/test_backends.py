@@ -14,6 +14,7 @@ from PIL import Image
 from detr_hf import Detections, Detector, DETRImageProcessor
 from detr_hf.export.processing import NumpyProcessor, detections_of, read_pixels
 from detr_hf.inference.backends import ArtefactBackend
+from detr_hf.model import Predictions
 from detr_hf.processing.image_reading_detr import read_images
 
 from ..export.artefacts import ModelRuntime, info_of, small_processor
@@ -143,6 +144,11 @@ def test_it_runs_without_importing_torch(onnx_artefact, on_artefact, tmp_path):
         )
 
 
+def test_naming_predictions_needs_no_torch():
+    program = "import sys; from detr_hf.model.predictions_detr import Predictions; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+
+
 # The processor alone
 
 
@@ -220,7 +226,7 @@ def test_detections_equal_the_image_processors():
     expected = DETRImageProcessor().post_process_object_detection(
         {"logits": logits, "pred_boxes": boxes}, threshold=0.3, target_sizes=torch.tensor(sizes_hw)
     )
-    found = detections_of(logits.numpy(), boxes.numpy(), 0.3, sizes_hw)
+    found = detections_of(Predictions(logits.numpy(), boxes.numpy()), 0.3, sizes_hw)
     for one, other in zip(found, expected, strict=True):
         assert len(one["scores"]) == len(other["scores"]) > 0
         np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-6)
@@ -231,7 +237,7 @@ def test_detections_equal_the_image_processors():
 def test_outputs_that_are_not_finite_are_an_error():
     logits, boxes = np.zeros((1, 2, 3), np.float32), np.full((1, 2, 4), np.nan, np.float32)
     with pytest.raises(ValueError, match="NaN or infinity"):
-        detections_of(logits, boxes, 0.5, [(10, 10)])
+        detections_of(Predictions(logits, boxes), 0.5, [(10, 10)])
 
 
 # Fixed shapes: the runtime is the model itself, which sees what the detector puts on the canvas.
