@@ -190,13 +190,11 @@ class Detector:
 
     def _detections(self, item: Prepared, result: dict[str, np.ndarray]) -> Detections:
         order = np.argsort(-result["scores"], kind="stable")
-        labels = result["labels"][order].tolist()
+        found = {field: values[order] for field, values in result.items()}
         path = path_of(item.source)
         return Detections(
-            result["boxes"][order],
-            result["scores"][order],
-            labels,
-            [self.id2label.get(label, str(label)) for label in labels],
+            **found,
+            names=[self.id2label.get(label, str(label)) for label in found["labels"].tolist()],
             size_hw=item.size_hw,
             path=path,
             source=None if path is not None else item.source,

@@ -1,4 +1,4 @@
-"""Pictures as a detector takes them in: one at a time, upright, RGB, by the reading rules of the image processor."""
+"""Which pictures are meant: one or several, files, folders and patterns. Nothing is opened here."""
 
 import os
 import re
@@ -12,14 +12,6 @@ from PIL import Image
 # What a folder is searched for; a file that is named itself is opened whatever its ending.
 PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 GLOB_SIGNS = re.compile(r"[*?\[]")
-
-
-def open_picture(source: Any) -> Image.Image:
-    """The upright RGB picture behind a path, bytes, a PIL image, an array or a tensor."""
-    from ..export.processing import read_pixels
-
-    pixels = read_pixels(source)  # (H, W, 3)
-    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
 
 
 def path_of(source: Any) -> Path | None:

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..results import Detections
+from ..results import FIELDS, Detections
 from ..sources.base import Picture
 from .run_folder import RunFolder, read_records
 
@@ -34,16 +34,7 @@ def record_of(picture: Picture, outcome: Detections | Exception) -> dict[str, An
     if isinstance(outcome, Exception):
         return {**named, "error": _why(outcome, picture.name)}
     height, width = outcome.size_hw
-    objects = [
-        {
-            "name": one.name,
-            "label": one.label,
-            "score": round(one.score, 6),
-            "box": [round(edge, 3) for edge in one.box],
-        }
-        for one in outcome
-    ]
-    return {**named, "width": width, "height": height, "objects": objects}
+    return {**named, "width": width, "height": height, "objects": outcome.plain_objects(rounded=True)}
 
 
 def _why(error: Exception, name: str) -> str:
@@ -66,14 +57,7 @@ def write_parquet(records: Iterable[dict[str, Any]], path: Path) -> None:
     pyarrow = _require_pyarrow()
     from pyarrow.parquet import ParquetWriter
 
-    an_object = pyarrow.struct(
-        {
-            "name": pyarrow.string(),
-            "label": pyarrow.int64(),
-            "score": pyarrow.float32(),
-            "box": pyarrow.list_(pyarrow.float32(), 4),
-        }
-    )
+    an_object = pyarrow.struct({each.one: each.column(pyarrow) for each in FIELDS.values()})
     columns = {
         "picture": pyarrow.string(),
         "image_id": pyarrow.string(),  # a data set's own, a number or a text
@@ -114,7 +98,15 @@ def read_part(path: Path) -> Iterator[dict[str, Any]]:
     with ParquetFile(path) as file:
         for batch in file.iter_batches(ROWS_AT_ONCE):
             for row in batch.to_pylist():
-                yield {key: value for key, value in row.items() if value is not None}
+                record = _without_gaps(row)
+                if "objects" in record:
+                    record["objects"] = [_without_gaps(found) for found in record["objects"]]
+                yield record
+
+
+def _without_gaps(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a row of a table says; a JSONL record leaves out the rest."""
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def write_coco(run: RunFolder) -> None:
