@@ -9,7 +9,6 @@ every size is different runs one by one. Threads read and process the next pictu
 This module does not import torch: an exported model needs none (`backends.py`).
 """
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,21 +18,23 @@ import numpy as np
 
 from ..export.artefact import find_artefact
 from .backends import ArtefactBackend, Backend, ModelBackend
-from .batching import BATCHES_PREPARED, PICTURE_ERRORS, Failure, Prepared, ordered_outcomes, prepare_ahead
+from .batching import (
+    BATCHES_PREPARED,
+    PICTURE_ERRORS,
+    Failure,
+    Prepared,
+    ordered_outcomes,
+    prepare_ahead,
+    preparing_threads,
+)
 from .embedded import embedded_model_path
 from .pictures import is_single_picture, path_of
 from .results import Detections
-from .threads import preparing_threads
 
 if TYPE_CHECKING:
     import torch
 
     from ..model.modeling_detr import DETRForObjectDetection
-    from ..processing.image_processing_detr import DETRImageProcessor
-
-logger = logging.getLogger(__name__)
-
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 OnError = Callable[[Any, Exception], None]
 
@@ -85,16 +86,18 @@ class Detector:
             return cls.on(ArtefactBackend.from_artefact(artefact, device=device, dtype=dtype))
         import torch
 
+        from ..checkpoints.processors import processor_of
+        from ..checkpoints.weight_files import Hub
         from ..model.modeling_detr import DETRForObjectDetection
 
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         model = DETRForObjectDetection.from_pretrained(source, dtype=dtype or torch.float32, **hub)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), load_processor(source, hub))
+        return cls(model.to(device), processor_of(source, Hub(**hub)))
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:
-        """The objects that score more than `threshold`: one `Detections` for one picture, a list for several.
+        """Returns the objects that score more than `threshold`: one `Detections` for one picture, a list for several.
 
         Args:
             images: a path, `Path`, encoded bytes, PIL image, array or tensor; or a list, an iterator or a 4-D batch of
@@ -159,7 +162,7 @@ class Detector:
                 on_error(outcome.source, outcome.error)
 
     def _prepare(self, index: int, source: Any) -> Prepared:
-        """Reads and processes one picture."""
+        """Returns one picture, read and processed."""
         try:
             size_hw, pixel_values = self.backend.processed(source)
         except PICTURE_ERRORS as error:
@@ -171,7 +174,7 @@ class Detector:
         return Prepared(index, source, size_hw, pixel_values)
 
     def _detect_each(self, batch: list[Prepared], threshold: float) -> list[Detections | Failure]:
-        """Runs a batch; where its outputs are not finite, each picture alone, to find whose."""
+        """Returns what is found in a batch; where outputs are not finite, each picture runs alone, to find whose."""
         try:
             return self._detect(batch, threshold)
         except ValueError as error:
@@ -180,7 +183,7 @@ class Detector:
             return [outcome for item in batch for outcome in self._detect_each([item], threshold)]
 
     def _detect(self, batch: list[Prepared], threshold: float) -> list[Detections]:
-        """Runs pictures of one processed size through the model."""
+        """Returns what is found in pictures of one processed size, which go through the model together."""
         try:
             results = self.backend.results(batch, threshold)
         except ValueError as error:
@@ -229,14 +232,3 @@ class Detector:
 
     def __repr__(self) -> str:
         return f"Detector({self.backend})"
-
-
-def load_processor(source: str | Path, hub: dict[str, Any]) -> "DETRImageProcessor":
-    """The checkpoint's own preprocessing; the original's (800 to 1333 pixels) where a file or folder holds none."""
-    from ..processing.image_processing_detr import DETRImageProcessor
-
-    path = Path(source)
-    if path.is_file() or (path.is_dir() and not any((path / name).is_file() for name in PROCESSOR_FILES)):
-        logger.warning("%s says nothing of image sizes: pictures are resized as the original does.", path)
-        return DETRImageProcessor()
-    return DETRImageProcessor.from_pretrained(source, **hub)

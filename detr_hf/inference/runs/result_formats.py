@@ -29,7 +29,7 @@ PLACE = re.compile(r"^(In the batch of )?image \d+ ?")
 
 
 def record_of(picture: Picture, outcome: Detections | Exception) -> dict[str, Any]:
-    """The record of one picture."""
+    """Returns the record of one picture."""
     named = {"picture": picture.name, **picture.about}
     if isinstance(outcome, Exception):
         return {**named, "error": _why(outcome, picture.name)}
@@ -38,13 +38,13 @@ def record_of(picture: Picture, outcome: Detections | Exception) -> dict[str, An
 
 
 def _why(error: Exception, name: str) -> str:
-    """The error's text without the picture's name, which stands beside it."""
+    """Returns the error's text without the picture's name, which stands beside it."""
     text = PLACE.sub("", str(error)).removeprefix(f"({name})").lstrip(": ")
     return text or type(error).__name__
 
 
 def suffix_of(format: str) -> str:
-    """How a part's file name ends."""
+    """Returns how a part's file name ends."""
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
     if format == "parquet":
@@ -78,7 +78,7 @@ def write_parquet(records: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def _plain_text(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with its texts as Unicode (a file name may be none), and `image_id` as text."""
+    """Returns the record with its texts as Unicode (a file name may be none), and `image_id` as text."""
     if "image_id" in record:
         record = {**record, "image_id": str(record["image_id"])}
     return {
@@ -88,7 +88,7 @@ def _plain_text(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_part(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a finished part, JSONL or Parquet."""
+    """Yields the records of a finished part, JSONL or Parquet."""
     if path.suffix != ".parquet":
         yield from read_records(path)
         return
@@ -138,7 +138,7 @@ def write_coco(run: RunFolder) -> None:
 
 
 def all_records(run: RunFolder) -> Iterator[dict[str, Any]]:
-    """The records of all parts, in order."""
+    """Yields the records of all parts, in order."""
     for part in range(run.parts):
         yield from read_part(run.part_path(part))
 
