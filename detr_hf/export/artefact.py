@@ -55,12 +55,12 @@ class ArtefactInfo:
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line of JSON, for a format's metadata."""
+        """Returns one line of JSON, for a format's metadata."""
         return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: str | None, path: str | Path) -> "ArtefactInfo":
-        """The information in an artefact's metadata.
+        """Returns the information in an artefact's metadata.
 
         Raises:
             ValueError: `text` is None, or written by a later version of this package.
@@ -82,7 +82,7 @@ class ArtefactInfo:
         return cls(**values)
 
     def input_shape(self) -> tuple[int | str, int, int | str, int | str]:
-        """(B, C, H, W) of `pixel_values`, with a letter where any number will do."""
+        """Returns (B, C, H, W) of `pixel_values`, with a letter where any number will do."""
         height, width = self.size_hw or ("H", "W")
         return self.batch or "B", self.num_channels, height, width
 
@@ -98,7 +98,7 @@ def each_field(predictions: Predictions, change: Callable[[Any], Any]) -> Predic
 
 
 def find_artefact(source: str | Path) -> Path | None:
-    """The file to load if `source` is an artefact or a folder that holds just one; None for anything else.
+    """Returns the file to load if `source` is an artefact or a folder that holds just one; None for anything else.
 
     A folder with a `config.json` is a checkpoint, whatever lies beside it: name the file inside it.
 
@@ -125,7 +125,7 @@ def _only_artefact_in(folder: Path) -> Path | None:
 
 
 def megabytes(path: Path) -> float:
-    """The size of an artefact, with the weights that lie beside an OpenVINO graph."""
+    """Returns the size of an artefact in megabytes, with the weights that lie beside an OpenVINO graph."""
     files = {path, path.with_suffix(".bin")}
     return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 

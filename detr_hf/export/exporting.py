@@ -108,7 +108,7 @@ def describe(
     size_hw: tuple[int, int] | None,
     masked: bool,
 ) -> ArtefactInfo:
-    """The metadata of an artefact to be made."""
+    """Returns the metadata of an artefact to be made."""
     config = model.config
     name = str(getattr(config, "name_or_path", "") or config.model_type)
     constants = json.loads(json.dumps(image_processor.to_dict(), default=str))  # enums and tuples as a file has them

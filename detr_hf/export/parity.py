@@ -1,8 +1,8 @@
 """Whether an exported model gives what the model gives: asked on several batches, sizes and masks before it is kept.
 
-The inputs are made from a seed: colours that change smoothly over the picture, with a little noise. The outputs are
+The inputs are made from a seed: colours that change smoothly over the image, with a little noise. The outputs are
 compared as a user sees them, in scores and boxes, and for float32 as they come. A graph that was traced for one
-size, ignores its mask or mixes up pictures of a batch is off by far more than any precision allows.
+size, ignores its mask or mixes up images of a batch is off by far more than any precision allows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The mean difference that scores and boxes (all that a user sees is in [0, 1]) may show, by precision; float32 is held
 # to the largest difference of raw outputs instead, in logits relative to the largest logit. Boxes of queries that see
-# nothing, which is most of them on made-up pictures, move by up to 0.012 on average where bfloat16 is computed in and
+# nothing, which is most of them on made-up images, move by up to 0.012 on average where bfloat16 is computed in and
 # not merely stored.
 MEAN_TOLERANCE = {"float16": 5e-3, "bfloat16": 2e-2, "int8": 5e-2}
 FLOAT32_TOLERANCE = 1e-4
@@ -69,7 +69,7 @@ def parity_cases(info: ArtefactInfo, seed: int = 0) -> Iterator[Case]:
     sizes_hw = SIZES_HW if info.size_hw is None else (info.size_hw,)
     for number, batch in enumerate(batches):
         for height, width in sizes_hw:
-            pixel_values = smooth_pictures(rng, (batch, info.num_channels, height, width))
+            pixel_values = smooth_images(rng, (batch, info.num_channels, height, width))
             yield Case(pixel_values, None)
             if info.masked:
                 mask = np.ones((batch, height, width), dtype=bool)
@@ -78,13 +78,13 @@ def parity_cases(info: ArtefactInfo, seed: int = 0) -> Iterator[Case]:
                 yield Case(pixel_values * mask[:, None], mask)
 
 
-def calibration_cases(pictures: Iterable[np.ndarray], info: ArtefactInfo) -> Iterator[Case]:
-    """Yields a case for each picture's pixels (C, h, w), at the top left of the canvas of an artefact of fixed size.
+def calibration_cases(images: Iterable[np.ndarray], info: ArtefactInfo) -> Iterator[Case]:
+    """Yields a case for each image (C, h, w), at the top left of the canvas of an artefact of fixed size.
 
     Raises:
-        ValueError: a picture that is larger than the canvas.
+        ValueError: an image that is larger than the canvas.
     """
-    for pixels in pictures:
+    for pixels in images:
         channels, height, width = pixels.shape
         canvas_hw = info.size_hw or (height, width)
         if height > canvas_hw[0] or width > canvas_hw[1]:
@@ -96,7 +96,7 @@ def calibration_cases(pictures: Iterable[np.ndarray], info: ArtefactInfo) -> Ite
         yield Case(pixel_values, pixel_mask if info.masked else None)
 
 
-def smooth_pictures(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> np.ndarray:
+def smooth_images(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> np.ndarray:
     """Returns normalised pixels (B, C, H, W) float32: a coarse random grid, enlarged linearly, and some noise."""
     batch, channels, height, width = shape
     grid = rng.standard_normal((batch, channels, 7, 9)).astype(np.float32)

@@ -45,9 +45,9 @@ class NumpyProcessor:
         self._shift = (-mean / std).astype(np.float32).reshape(-1, 1, 1)
 
     def __call__(self, source: Any) -> tuple[tuple[int, int], np.ndarray]:
-        """The upright picture's (height, width), and its `pixel_values (1, 3, H, W)` float32.
+        """Returns the upright picture's (height, width), and its `pixel_values (1, 3, H, W)` float32.
 
-        An artefact of fixed size gets the picture at the top left of its canvas, the rest zero; one of fixed size that
+        An artefact of fixed size gets the image at the top left of its canvas, the rest zero; one of fixed size that
         takes no mask gets it stretched over the canvas.
         """
         pixels = read_pixels(source)  # (H, W, 3)
@@ -61,7 +61,7 @@ class NumpyProcessor:
         return image_hw, canvas
 
     def content_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) that a picture of `image_hw` is resized to."""
+        """Returns the (height, width) that an image of `image_hw` is resized to."""
         constants, canvas_hw = self.info.preprocessing, self.info.size_hw
         if canvas_hw is not None and not self.info.masked:
             return canvas_hw
@@ -74,7 +74,7 @@ class NumpyProcessor:
         return resized_hw(image_hw, {"max_height": canvas_hw[0], "max_width": canvas_hw[1]})
 
     def pixel_mask(self, sizes_hw: list[tuple[int, int]]) -> np.ndarray | None:
-        """(B, H, W) bool for pictures of these upright sizes, True on the picture; None where nothing is padded."""
+        """Returns (B, H, W) bool for these upright sizes, True on the image; None where nothing is padded."""
         if self.info.size_hw is None or not self.info.masked:
             return None
         mask = np.zeros((len(sizes_hw), *self.info.size_hw), dtype=bool)
@@ -87,12 +87,12 @@ class NumpyProcessor:
 def detections_of(
     predictions: Predictions, threshold: float, sizes_hw: list[tuple[int, int]]
 ) -> list[dict[str, np.ndarray]]:
-    """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
+    """Returns for each image `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
 
     Args:
-        predictions: of the last decoder layer, for B pictures, boxes in fractions of the picture.
+        predictions: of the last decoder layer, for B images, boxes in fractions of the image.
         threshold: keep the queries with a higher score.
-        sizes_hw: (height, width) of each upright picture.
+        sizes_hw: (height, width) of each upright image.
 
     Raises:
         ValueError: outputs with NaN or infinity.
@@ -124,7 +124,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def read_pixels(source: Any) -> np.ndarray:
-    """The upright picture as (H, W, 3), uint8 or float32, both in 0..255.
+    """Returns the upright image as (H, W, 3), uint8 or float32, both in 0..255.
 
     Raises:
         ValueError, TypeError, OSError: as `read_images` does.
@@ -152,7 +152,7 @@ def _is_plain(pixels: np.ndarray) -> bool:
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of one, three or four channels; alpha is laid on white."""
+    """Returns (H, W, 3) uint8 of one, three or four channels; alpha is laid on white."""
     channels = pixels.shape[2]
     if channels == 3:
         return pixels
@@ -166,7 +166,7 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def resized_pixels(pixels: np.ndarray, hw: tuple[int, int], resample: int) -> np.ndarray:
-    """(h, w, 3) pixels of the same type, from (H, W, 3)."""
+    """Returns (h, w, 3) pixels of the same type, from (H, W, 3)."""
     if pixels.shape[:2] == tuple(hw):
         return pixels
     method, width_height = PIL.Image.Resampling(resample), (hw[1], hw[0])

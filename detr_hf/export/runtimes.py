@@ -36,7 +36,7 @@ class Runtime(Protocol):
 
 
 def load_runtime(path: str | Path, device: str | None = None, threads: int | None = None) -> Runtime:
-    """Loads an artefact.
+    """Returns a loaded artefact.
 
     Args:
         path: as `find_artefact` returns it.
@@ -193,7 +193,7 @@ class ExecuTorchProgram:
 
 
 def inputs_of(info: ArtefactInfo, pixel_values: np.ndarray, pixel_mask: np.ndarray | None) -> dict[str, np.ndarray]:
-    """The inputs by name, after a check that they are what the artefact takes.
+    """Returns the inputs by name, after a check that they are what the artefact takes.
 
     Raises:
         ValueError: another shape or type, or padding for an artefact that takes no mask.
@@ -221,7 +221,7 @@ def inputs_of(info: ArtefactInfo, pixel_values: np.ndarray, pixel_mask: np.ndarr
 
 
 def _extra_file(path: Path) -> str | None:
-    """The metadata inside a `.pt2` archive, read without torch."""
+    """Returns the metadata inside a `.pt2` archive, read without torch."""
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():

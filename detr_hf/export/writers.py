@@ -155,9 +155,10 @@ WRITERS: dict[str, Callable[[DETRForObjectDetection, ArtefactInfo, Path, list[np
 
 
 def _quantizer(samples: list[dict[str, Tensor]]) -> Any:
-    """int8 for convolutions, which take most of the time. The transformer stays as it is.
+    """Returns what makes int8 of the convolutions, which take most of the time.
 
-    With it in int8 as well, the shipped checkpoint lost 8.0 points of AP on its validation scenes instead of 0.9.
+    The transformer stays as it is: with it in int8 as well, the shipped checkpoint lost 8.0 points of AP on its
+    validation scenes instead of 0.9.
     """
     import nncf
     from transformers.exporters import NNCFOpenVINOQuantizer, NNCFQuantizationConfig
@@ -171,7 +172,7 @@ def _quantizer(samples: list[dict[str, Tensor]]) -> Any:
 
 
 def _exported(exporter: type, config: type, graph: DetectionGraph, info: ArtefactInfo, **options: Any) -> Any:
-    """The program that an exporter of transformers makes of the graph."""
+    """Returns the program that an exporter of transformers makes of the graph."""
     inputs, shapes = _traced_inputs(info)
     dynamic = any(shapes.values())
     try:
@@ -186,7 +187,7 @@ def _exported(exporter: type, config: type, graph: DetectionGraph, info: Artefac
 
 
 def _traced_inputs(info: ArtefactInfo) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
-    """Inputs to trace with, and which of their dimensions are free."""
+    """Returns inputs to trace with, and which of their dimensions are free."""
     batch, (height, width) = info.batch or 2, info.size_hw or TRACED_HW
     free = torch.export.Dim.DYNAMIC
     dims = {0: info.batch is None, 2: info.size_hw is None, 3: info.size_hw is None}

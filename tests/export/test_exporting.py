@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detr_hf.export import check_parity, export_model, exporting as exporting_module, load_runtime
-from detr_hf.export.parity import Case, smooth_pictures
+from detr_hf.export.parity import Case, smooth_images
 
 from .artefacts import ModelRuntime, info_of, small_model, small_processor
 
@@ -19,7 +19,7 @@ def other_cases(batch: int | None = None, size_hw: tuple[int, int] | None = None
     rng = np.random.default_rng(9)
     cases = []
     for shape in ((5, 33, 97), (1, 97, 33), (4, 129, 64)):
-        pixel_values = smooth_pictures(rng, (batch or shape[0], 3, *(size_hw or shape[1:])))
+        pixel_values = smooth_images(rng, (batch or shape[0], 3, *(size_hw or shape[1:])))
         mask = np.ones((len(pixel_values), *pixel_values.shape[2:]), dtype=bool)
         mask[-1, mask.shape[1] // 2 :] = False
         mask[-1, :, mask.shape[2] // 2 :] = False
@@ -183,7 +183,7 @@ def test_openvino_computes_no_length_in_floating_point(exported_model, tmp_path)
 def test_openvino_int8_is_calibrated_and_says_so(tmp_path):
     openvino = pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    calibration = list(smooth_pictures(np.random.default_rng(1), (8, 3, 64, 96)))
+    calibration = list(smooth_images(np.random.default_rng(1), (8, 3, 64, 96)))
     model = small_model(blocks=(1, 2, 1, 1))
     path, parity = export_model(
         model, small_processor(), tmp_path / "small", "openvino", dtype="int8", calibration=calibration
