@@ -7,6 +7,7 @@ import pytest
 
 from detr_hf import DETRForObjectDetection, DETRImageProcessor
 from detr_hf.checkpoints.processors import processor_of
+from detr_hf.checkpoints.weight_files import Hub
 from tests.conftest import tiny_model
 
 SIZE = {"shortest_edge": 64, "longest_edge": 96}
@@ -71,3 +72,19 @@ def test_a_named_checkpoint_that_does_not_exist_is_an_error_and_a_model_that_out
     shutil.rmtree(folder)
     assert processor_of(model).size["shortest_edge"] == 800
     assert f"{folder} has none that can be read" in warnings.text
+
+
+def test_a_hub_id_gets_its_own_or_the_originals_and_an_unknown_one_is_an_error(tmp_path, warnings):
+    repository, commit = tmp_path / "models--me--detr", "0" * 40
+    snapshot = repository / "snapshots" / commit
+    for folder in (snapshot, repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (snapshot / "config.json").write_text("{}")
+    hub = Hub(revision="main", cache_dir=tmp_path, local_files_only=True)
+    assert processor_of("me/detr", hub).size["shortest_edge"] == 800
+    assert "me/detr has none that can be read" in warnings.text
+    DETRImageProcessor(size=SIZE).save_pretrained(snapshot)
+    assert dict(processor_of("me/detr", hub).size) == SIZE
+    with pytest.raises(OSError, match="'me/other' is no folder or file here"):
+        processor_of("me/other", hub)
