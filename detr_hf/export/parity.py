@@ -152,10 +152,11 @@ def _differences(expected: Predictions, found: Predictions) -> dict[str, Differe
         got = getattr(found, field)
         if wanted is None and got is None:
             continue
-        if wanted is None or got is None or wanted.shape != got.shape:
-            raise ValueError(
-                f"The exported model's {field} have shape {np.shape(got)}; the model's have {np.shape(wanted)}."
-            )
+        if wanted is None or got is None:
+            has, lacks = ("model", "exported model") if got is None else ("exported model", "model")
+            raise ValueError(f"The {has} gives {_view(field)[1]}, and the {lacks} gives none.")
+        if wanted.shape != got.shape:
+            raise ValueError(f"The exported model's output has shape {got.shape}; the model's has {wanted.shape}.")
         _, _, seen = _view(field)
         apart, seen_apart = np.abs(wanted - got), np.abs(seen(wanted) - seen(got))
         differences[field] = Difference(float(apart.max()), float(seen_apart.max()), float(seen_apart.mean()))

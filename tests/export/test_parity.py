@@ -101,5 +101,7 @@ def test_every_field_is_compared_by_name(model):
 
 
 def test_a_field_that_is_missing_is_refused(model):
-    with pytest.raises(ValueError, match=r"masks have shape \(\)"):
+    with pytest.raises(ValueError, match="The model gives masks, and the exported model gives none"):
         check_parity(WithMasks(model), ModelRuntime(model, info_of(model)))
+    with pytest.raises(ValueError, match="The exported model gives masks, and the model gives none"):
+        check_parity(model, RuntimeWithMasks(model, info_of(model)))
