@@ -85,7 +85,7 @@ def compare_exported(
         for variant, path, parity in artefacts:
             runtime = load_runtime(path, threads=torch.get_num_threads())
             timed = compare(partial(runtime, pixel_values.numpy()), peer_runs, runs)
-            differences = {"logits_within": parity.largest_logits, "boxes_within": parity.largest_boxes}
+            differences = {f"{field.partition('_')[0]}_within": one.largest for field, one in parity.of.items()}
             record[variant] = {**timed, **computed_in(runtime), **differences, "megabytes": megabytes(path)}
     return record
 

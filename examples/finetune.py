@@ -40,7 +40,7 @@ from detr_hf import (
     DETRTrainingArguments,
     load_detection_dataset,
 )
-from detr_hf.checkpoints.processors import image_processor_for
+from detr_hf.checkpoints.processors import processor_of
 from detr_hf.data.check.checking import check
 from detr_hf.data.pictures import load_pixels
 from detr_hf.evaluation import count_mistakes, evaluate_boxes, evaluate_model, metrics_table
@@ -154,7 +154,7 @@ def report(folder: Path, model_folder: str, rows: Any, id2label: dict[int, str],
     folder.mkdir(parents=True, exist_ok=True)
     model = DETRForObjectDetection.from_pretrained(model_folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    evaluator = evaluate_model(model, image_processor_for(model), rows, id2label)
+    evaluator = evaluate_model(model, processor_of(model), rows, id2label)
     truth, found = evaluator.coco_ground_truth(), evaluator.coco_detections()
     metrics, mistakes = evaluate_boxes(truth, found), count_mistakes(truth, found, SHOWN_SCORE)
     table = metrics_table(metrics, mistakes)

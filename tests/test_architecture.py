@@ -130,7 +130,6 @@ def test_imports_follow_the_arrows(path):
         assert "detr_hf" not in absolute_roots(node), f"line {node.lineno}: inside the package, import relatively"
 
 
-@pytest.mark.xfail(strict=True, reason="Detector and its exported subclass; until the next commit")
 def test_no_circles():
     """Neither of rooms nor of files, imports inside functions included."""
     try:

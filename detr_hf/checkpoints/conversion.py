@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from .weight_files import Hub, find_file, local_path
+from .processors import PROCESSOR_FILES, processor_of
+from .weight_files import Hub, local_path
 
 logger = logging.getLogger(__name__)
 
 FORMATS = ("detr_hf", "transformers")
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _MODEL_FILES = (
     "config.json",
     "*.safetensors",
@@ -67,12 +67,12 @@ def convert(
     dst = Path(dst).expanduser()
     _check_destination(dst, local_path(src), overwrite)
     hub = Hub(**{name: loading[name] for name in Hub.__dataclass_fields__ if loading.get(name) is not None})
-    processor = _processor(src, hub, to)
+    processor = processor_of(src, hub)
     model = DETRForObjectDetection.from_pretrained(src, **loading)
     dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dst.parent, prefix=f".{dst.name}.") as scratch:
         (model if to == "detr_hf" else model.to_transformers()).save_pretrained(scratch)
-        processor.save_pretrained(scratch)
+        (processor if to == "detr_hf" else processor_for_transformers(processor)).save_pretrained(scratch)
         _move(Path(scratch), dst)
     return dst
 
@@ -86,18 +86,6 @@ def _check_destination(dst: Path, source: Path | None, overwrite: bool) -> None:
         raise FileExistsError(
             f"{dst} is not empty. Give another folder, or overwrite=True to replace the model in it."
         )
-
-
-def _processor(src: str | Path, hub: Hub, to: str) -> Any:
-    """Returns the image processor of `src` in the wanted format; the original's defaults where `src` has none."""
-    from ..processing.image_processing_detr import DETRImageProcessor
-
-    path = local_path(src)
-    saved = None
-    if path is None or path.is_dir():
-        saved = next((found for name in _PROCESSOR_FILES if (found := find_file(src, name, hub)) is not None), None)
-    processor = DETRImageProcessor() if saved is None else DETRImageProcessor.from_pretrained(saved.parent)
-    return processor if to == "detr_hf" else processor_for_transformers(processor)
 
 
 def processor_for_transformers(processor: Any) -> Any:
@@ -118,7 +106,7 @@ def processor_for_transformers(processor: Any) -> Any:
 def _move(scratch: Path, dst: Path) -> None:
     """Moves the files of `scratch` to `dst`, where no weight file of an earlier model may stay."""
     dst.mkdir(exist_ok=True)
-    for pattern in (*_MODEL_FILES, *_PROCESSOR_FILES):
+    for pattern in (*_MODEL_FILES, *PROCESSOR_FILES):
         for stale in dst.glob(pattern):
             stale.unlink()
     for file in scratch.iterdir():

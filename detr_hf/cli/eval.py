@@ -97,7 +97,7 @@ def run_model(model: str, rows: Any, data: Any, batch_size: int, workers: int, d
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..checkpoints.processors import image_processor_for
+    from ..checkpoints.processors import processor_of
     from ..evaluation import evaluate_model
     from ..model.modeling_detr import DETRForObjectDetection
 
@@ -107,6 +107,4 @@ def run_model(model: str, rows: Any, data: Any, batch_size: int, workers: int, d
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("", total=len(rows) if hasattr(rows, "__len__") else None)
         advance = lambda count: progress.update(task, advance=count)  # noqa: E731
-        return evaluate_model(
-            detector, image_processor_for(detector), rows, data.id2label, batch_size, workers, advance
-        )
+        return evaluate_model(detector, processor_of(detector), rows, data.id2label, batch_size, workers, advance)

@@ -49,9 +49,9 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
 ) -> None:
     """Write a model for ONNX Runtime, OpenVINO, torch.export or ExecuTorch. Detector and predict run the result."""
+    from ..checkpoints.processors import processor_of
     from ..export.artefact import SUFFIX_OF, megabytes
     from ..export.exporting import export_model
-    from ..inference.detector import load_processor
     from ..inference.embedded import embedded_model_path
     from ..model.modeling_detr import DETRForObjectDetection
     from .console import quiet_loading
@@ -61,7 +61,7 @@ def export(
         raise typer.BadParameter("a fixed size needs --static", param_hint="--size")
     source = embedded_model_path() if model is None else model
     loaded = DETRForObjectDetection.from_pretrained(source)
-    processor = load_processor(source, {})
+    processor = processor_of(source)
     path, parity = export_model(
         loaded,
         processor,

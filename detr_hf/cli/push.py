@@ -61,7 +61,7 @@ def measured(detector: object, data: str | None) -> dict[str, object]:
     """AP and pictures of a data set's validation split, as arguments of a push."""
     if data is None:
         return {}
-    from ..checkpoints.processors import image_processor_for
+    from ..checkpoints.processors import processor_of
     from ..data import load_detection_dataset
     from ..evaluation import evaluate_model
     from ..hub.pushing import validation_rows
@@ -70,6 +70,6 @@ def measured(detector: object, data: str | None) -> dict[str, object]:
     rows = validation_rows(loaded)
     if rows is None:
         raise typer.BadParameter(f"{data} has no validation or test split to measure on", param_hint="--data")
-    processor = image_processor_for(detector)
+    processor = processor_of(detector)
     evaluation = evaluate_model(detector, processor, rows, loaded.id2label).compute()
     return {"processor": processor, "data": loaded, "examples": rows, "evaluation": evaluation}

@@ -114,10 +114,10 @@ def load_model(data_args: DataArguments, id2label: dict[int, str]) -> Any:
 
 def sized_processor(data_args: DataArguments, model: Any) -> Any:
     """The checkpoint's image processor, at another size where one is given."""
-    from ..checkpoints.processors import image_processor_for
+    from ..checkpoints.processors import processor_of
     from ..processing.image_processing_detr import DETRImageProcessor
 
-    processor = DETRImageProcessor() if data_args.from_scratch else image_processor_for(model)
+    processor = DETRImageProcessor() if data_args.from_scratch else processor_of(model)
     if data_args.shortest_edge or data_args.longest_edge:
         shortest = data_args.shortest_edge or round(data_args.longest_edge * 800 / 1333)
         processor.size = {

@@ -7,15 +7,20 @@ place for that, so a `.json` file of the same name stands beside it.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ..model.predictions_detr import Predictions
 
 METADATA_KEY = "detr_hf"
 SCHEMA_VERSION = 1
 OPENVINO_GRAPH = "openvino_model.xml"
 # What `detr-hf export --to` takes -> the ending of its file; an OpenVINO artefact is a folder.
 SUFFIX_OF = {"onnx": ".onnx", "openvino": "", "torch-export": ".pt2", "executorch": ".pte"}
+# Field of `Predictions` -> the output of that content, by the same name in an artefact and in a model's output class.
+OUTPUT_OF = {"logits": "logits", "boxes_cxcywh_norm": "pred_boxes", "masks": "pred_masks"}
 FORMAT_OF = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch-export", ".pte": "executorch"}
 
 
@@ -50,12 +55,12 @@ class ArtefactInfo:
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line of JSON, for a format's metadata."""
+        """Returns one line of JSON, for a format's metadata."""
         return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: str | None, path: str | Path) -> "ArtefactInfo":
-        """The information in an artefact's metadata.
+        """Returns the information in an artefact's metadata.
 
         Raises:
             ValueError: `text` is None, or written by a later version of this package.
@@ -77,13 +82,23 @@ class ArtefactInfo:
         return cls(**values)
 
     def input_shape(self) -> tuple[int | str, int, int | str, int | str]:
-        """(B, C, H, W) of `pixel_values`, with a letter where any number will do."""
+        """Returns (B, C, H, W) of `pixel_values`, with a letter where any number will do."""
         height, width = self.size_hw or ("H", "W")
         return self.batch or "B", self.num_channels, height, width
 
 
+def predictions_of(outputs: Mapping[str, Any]) -> Predictions:
+    """Returns what an artefact or a model gives, found by its outputs' names; without masks where it has none."""
+    return Predictions(**{field: outputs[name] for field, name in OUTPUT_OF.items() if name in outputs})
+
+
+def each_field(predictions: Predictions, change: Callable[[Any], Any]) -> Predictions:
+    """Returns predictions with `change` applied to every field that is there."""
+    return Predictions(*(None if values is None else change(values) for values in predictions))
+
+
 def find_artefact(source: str | Path) -> Path | None:
-    """The file to load if `source` is an artefact or a folder that holds just one; None for anything else.
+    """Returns the file to load if `source` is an artefact or a folder that holds just one; None for anything else.
 
     A folder with a `config.json` is a checkpoint, whatever lies beside it: name the file inside it.
 
@@ -110,9 +125,20 @@ def _only_artefact_in(folder: Path) -> Path | None:
 
 
 def megabytes(path: Path) -> float:
-    """The size of an artefact, with the weights that lie beside an OpenVINO graph."""
+    """Returns the size of an artefact in megabytes, with the weights that lie beside an OpenVINO graph."""
     files = {path, path.with_suffix(".bin")}
     return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
-__all__ = ["FORMAT_OF", "METADATA_KEY", "OPENVINO_GRAPH", "SUFFIX_OF", "ArtefactInfo", "find_artefact", "megabytes"]
+__all__ = [
+    "FORMAT_OF",
+    "METADATA_KEY",
+    "OPENVINO_GRAPH",
+    "OUTPUT_OF",
+    "SUFFIX_OF",
+    "ArtefactInfo",
+    "each_field",
+    "find_artefact",
+    "megabytes",
+    "predictions_of",
+]

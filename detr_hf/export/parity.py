@@ -1,26 +1,32 @@
 """Whether an exported model gives what the model gives: asked on several batches, sizes and masks before it is kept.
 
-The inputs are made from a seed: colours that change smoothly over the picture, with a little noise. The outputs are
-compared as a user sees them, in scores and boxes, and for float32 in raw logits too. A graph that was traced for one
-size, ignores its mask or mixes up pictures of a batch is off by far more than any precision allows.
+The inputs are made from a seed: colours that change smoothly over the image, with a little noise. The outputs are
+compared as a user sees them, in scores and boxes, and for float32 as they come. A graph that was traced for one
+size, ignores its mask or mixes up images of a batch is off by far more than any precision allows.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .artefact import ArtefactInfo
+from ..model.predictions_detr import Predictions
+from .artefact import ArtefactInfo, each_field, predictions_of
+from .processing import sigmoid, softmax
 
 if TYPE_CHECKING:
     from ..model.modeling_detr import DETRForObjectDetection
     from .runtimes import Runtime
 
-# The mean difference that scores and boxes (both in [0, 1]) may show, by precision; float32 is held to the largest
-# difference instead, in logits relative to the largest logit. Boxes of queries that see nothing, which is most of them
-# on made-up pictures, move by up to 0.012 on average where bfloat16 is computed in and not merely stored.
+# The mean difference that scores and boxes (all that a user sees is in [0, 1]) may show, by precision; float32 is held
+# to the largest difference of raw outputs instead, in logits relative to the largest logit. Boxes of queries that see
+# nothing, which is most of them on made-up images, move by up to 0.012 on average where bfloat16 is computed in and
+# not merely stored.
 MEAN_TOLERANCE = {"float16": 5e-3, "bfloat16": 2e-2, "int8": 5e-2}
 FLOAT32_TOLERANCE = 1e-4
+# Field of `Predictions` -> what it is called as it comes and as a user sees it, and what makes this of that. The other
+# fields are seen as they come.
+SEEN_AS = {"logits": ("logits", "scores", softmax), "masks": ("mask logits", "masks", sigmoid)}
 # (height, width) of the test inputs of an artefact that takes any; 333 does not divide by the stride of a backbone,
 # and of 800 a graph that computes lengths in bfloat16 makes a cell too many.
 SIZES_HW = ((160, 224), (224, 160), (192, 333), (64, 800))
@@ -38,31 +44,32 @@ class Case(NamedTuple):
         return f"batch of {batch}, {height}x{width} pixels, {padding:.0%} of it padding"
 
 
+class Difference(NamedTuple):
+    """How far one field is from the model's: as it comes, and as a user sees it, which is in [0, 1]."""
+
+    largest: float
+    largest_seen: float
+    mean_seen: float
+
+
 class Parity(NamedTuple):
-    """The largest and the mean difference over all cases, in logits, scores and boxes (fractions of the picture)."""
+    """The largest and the mean differences over all cases, by the fields of `Predictions` that the model gives."""
 
     cases: int
-    largest_logits: float
-    largest_scores: float
-    largest_boxes: float
-    mean_scores: float
-    mean_boxes: float
+    of: dict[str, Difference]
 
     def __str__(self) -> str:
-        return (
-            f"{self.cases} cases: logits within {self.largest_logits:.1e}, scores within {self.largest_scores:.1e} "
-            f"(mean {self.mean_scores:.1e}), boxes within {self.largest_boxes:.1e} (mean {self.mean_boxes:.1e})"
-        )
+        return f"{self.cases} cases: {', '.join(_in_words(self.of, '{name} within {largest}', digits=1))}"
 
 
 def parity_cases(info: ArtefactInfo, seed: int = 0) -> Iterator[Case]:
-    """Inputs that an artefact must take: its sizes, batches of one, two and three, whole, half padded and mixed."""
+    """Yields inputs that an artefact must take: its sizes, batches of one to three, whole, half padded and mixed."""
     rng = np.random.default_rng(seed)
     batches = (1, 2, 3) if info.batch is None else (info.batch,)
     sizes_hw = SIZES_HW if info.size_hw is None else (info.size_hw,)
     for number, batch in enumerate(batches):
         for height, width in sizes_hw:
-            pixel_values = smooth_pictures(rng, (batch, info.num_channels, height, width))
+            pixel_values = smooth_images(rng, (batch, info.num_channels, height, width))
             yield Case(pixel_values, None)
             if info.masked:
                 mask = np.ones((batch, height, width), dtype=bool)
@@ -71,8 +78,26 @@ def parity_cases(info: ArtefactInfo, seed: int = 0) -> Iterator[Case]:
                 yield Case(pixel_values * mask[:, None], mask)
 
 
-def smooth_pictures(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> np.ndarray:
-    """Normalised pixels (B, C, H, W) float32: a coarse random grid, enlarged linearly, and some noise."""
+def calibration_cases(images: Iterable[np.ndarray], info: ArtefactInfo) -> Iterator[Case]:
+    """Yields a case for each image (C, h, w), at the top left of the canvas of an artefact of fixed size.
+
+    Raises:
+        ValueError: an image that is larger than the canvas.
+    """
+    for pixels in images:
+        channels, height, width = pixels.shape
+        canvas_hw = info.size_hw or (height, width)
+        if height > canvas_hw[0] or width > canvas_hw[1]:
+            raise ValueError(f"A calibration picture of {height}x{width} does not fit the fixed size {canvas_hw}.")
+        pixel_values = np.zeros((info.batch or 1, channels, *canvas_hw), dtype=np.float32)
+        pixel_values[:, :, :height, :width] = pixels
+        pixel_mask = np.zeros((len(pixel_values), *canvas_hw), dtype=bool)
+        pixel_mask[:, :height, :width] = True
+        yield Case(pixel_values, pixel_mask if info.masked else None)
+
+
+def smooth_images(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Returns normalised pixels (B, C, H, W) float32: a coarse random grid, enlarged linearly, and some noise."""
     batch, channels, height, width = shape
     grid = rng.standard_normal((batch, channels, 7, 9)).astype(np.float32)
     rows, columns = np.linspace(0, 5.999, height), np.linspace(0, 7.999, width)
@@ -84,7 +109,7 @@ def smooth_pictures(rng: np.random.Generator, shape: tuple[int, int, int, int]) 
 
 
 def check_parity(model: "DETRForObjectDetection", runtime: "Runtime", cases: Iterable[Case] | None = None) -> Parity:
-    """How far an artefact's outputs are from the model's, over all cases.
+    """Returns how far an artefact's outputs are from the model's, over all cases.
 
     Args:
         model: the float32 model that was exported, in eval mode.
@@ -94,62 +119,97 @@ def check_parity(model: "DETRForObjectDetection", runtime: "Runtime", cases: Ite
     Raises:
         ValueError: they are further apart than its precision allows, or not finite, or it cannot run a case.
     """
-    rows = []
+    rows: dict[str, list[Difference]] = {}
     for case in parity_cases(runtime.info) if cases is None else cases:
         try:
             found = runtime(*case)
         except Exception as error:  # a runtime's own errors, of whatever type
             raise ValueError(f"The exported model fails on a {case}: {error}") from error
-        row = _differences(_reference(model, case), found)
-        _check_row(row, runtime.info.dtype, case)
-        rows.append(row)
+        expected = _reference(model, case)
+        differences = _differences(expected, found)
+        _check(differences, expected, runtime.info.dtype, case)
+        for field, difference in differences.items():
+            rows.setdefault(field, []).append(difference)
     if not rows:
         raise ValueError("There is no case to compare on: an artefact that was not checked is not kept.")
-    largest, mean = np.max(rows, axis=0), np.mean(rows, axis=0)
-    return Parity(len(rows), *map(float, largest[1:4]), *map(float, mean[4:]))
+    return Parity(len(rows["logits"]), {field: _over_cases(differences) for field, differences in rows.items()})
 
 
-def _reference(model: "DETRForObjectDetection", case: Case) -> tuple[np.ndarray, np.ndarray]:
+def _reference(model: "DETRForObjectDetection", case: Case) -> Predictions:
     import torch
 
     parameter = next(model.parameters())
     mask = None if case.pixel_mask is None else torch.from_numpy(case.pixel_mask).to(parameter.device)
     with torch.inference_mode():
         output = model(torch.from_numpy(case.pixel_values).to(parameter.device, parameter.dtype), mask)
-    return output.logits.float().cpu().numpy(), output.pred_boxes.float().cpu().numpy()
+    return each_field(predictions_of(output), lambda values: values.float().cpu().numpy())
 
 
-def _differences(expected: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """The largest logit, the largest differences of logits, scores and boxes, and the mean ones of the last two."""
-    for wanted, got in zip(expected, found, strict=True):
+def _differences(expected: Predictions, found: Predictions) -> dict[str, Difference]:
+    """Returns the differences of one case by field, in the order of `Predictions`."""
+    differences = {}
+    for field, wanted in expected._asdict().items():
+        got = getattr(found, field)
+        if wanted is None and got is None:
+            continue
+        if wanted is None or got is None:
+            has, lacks = ("model", "exported model") if got is None else ("exported model", "model")
+            raise ValueError(f"The {has} gives {_view(field)[1]}, and the {lacks} gives none.")
         if wanted.shape != got.shape:
             raise ValueError(f"The exported model's output has shape {got.shape}; the model's has {wanted.shape}.")
-    logits = np.abs(expected[0] - found[0])
-    scores = np.abs(softmax(expected[0]) - softmax(found[0]))
-    boxes = np.abs(expected[1] - found[1])
-    return np.array([np.abs(expected[0]).max(), logits.max(), scores.max(), boxes.max(), scores.mean(), boxes.mean()])
+        _, _, seen = _view(field)
+        apart, seen_apart = np.abs(wanted - got), np.abs(seen(wanted) - seen(got))
+        differences[field] = Difference(float(apart.max()), float(seen_apart.max()), float(seen_apart.mean()))
+    return differences
 
 
-def _check_row(row: np.ndarray, dtype: str, case: Case) -> None:
-    largest_logit, logits, scores, boxes, mean_scores, mean_boxes = row
+def _over_cases(differences: list[Difference]) -> Difference:
+    largest, mean = np.max(differences, axis=0), np.mean(differences, axis=0)
+    return Difference(float(largest[0]), float(largest[1]), float(mean[2]))
+
+
+def _check(differences: dict[str, Difference], expected: Predictions, dtype: str, case: Case) -> None:
     if dtype == "float32":
-        good = logits <= FLOAT32_TOLERANCE * max(1.0, largest_logit) and boxes <= FLOAT32_TOLERANCE
-        allowed = f"at most {FLOAT32_TOLERANCE:g} (in logits relative to the largest, {largest_logit:.3g})"
+        largest = {field: float(np.abs(getattr(expected, field)).max()) for field in differences}
+        good = all(one.largest <= FLOAT32_TOLERANCE * max(1.0, largest[field]) for field, one in differences.items())
+        unbounded = [
+            f"{_view(field)[0]} relative to the largest, {largest[field]:.3g}"
+            for field in differences
+            if field in SEEN_AS
+        ]
+        allowed = f"at most {FLOAT32_TOLERANCE:g} (in {_listed(unbounded)})"
     else:
-        good = max(mean_scores, mean_boxes) <= MEAN_TOLERANCE[dtype]
-        allowed = f"at most {MEAN_TOLERANCE[dtype]:g} on average in scores and boxes"
+        good = all(one.mean_seen <= MEAN_TOLERANCE[dtype] for one in differences.values())
+        allowed = (
+            f"at most {MEAN_TOLERANCE[dtype]:g} on average in {_listed([_view(field)[1] for field in differences])}"
+        )
     if not good:  # also where a difference is NaN
         raise ValueError(
-            f"The exported {dtype} model differs from the model on a {case}: by up to {logits:.2e} in logits, "
-            f"{scores:.2e} in scores (mean {mean_scores:.2e}) and {boxes:.2e} in boxes (mean {mean_boxes:.2e}); "
-            f"expected {allowed}."
+            f"The exported {dtype} model differs from the model on a {case}: by up to "
+            f"{_listed(_in_words(differences, '{largest} in {name}', digits=2))}; expected {allowed}."
         )
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last dimension."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+def _view(field: str) -> tuple[str, str, Callable[[np.ndarray], np.ndarray]]:
+    """Returns what a field is called as it comes and as a user sees it, and what makes this of that."""
+    name = field.partition("_")[0]
+    return SEEN_AS.get(field, (name, name, lambda values: values))
 
 
-__all__ = ["Case", "Parity", "check_parity", "parity_cases", "softmax"]
+def _in_words(differences: Mapping[str, Difference], template: str, digits: int) -> list[str]:
+    """Returns a phrase for everything that was compared, with the mean of what a user sees."""
+    phrases = []
+    for field, one in differences.items():
+        name, name_seen, _ = _view(field)
+        if name != name_seen:
+            phrases.append(template.format(name=name, largest=f"{one.largest:.{digits}e}"))
+        seen = template.format(name=name_seen, largest=f"{one.largest_seen:.{digits}e}")
+        phrases.append(f"{seen} (mean {one.mean_seen:.{digits}e})")
+    return phrases
+
+
+def _listed(phrases: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
+
+
+__all__ = ["Case", "Difference", "Parity", "calibration_cases", "check_parity", "parity_cases"]

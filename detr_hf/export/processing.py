@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from ..model.predictions_detr import Predictions
 from ..processing.image_opening_detr import opened_image, upright_image
 from ..processing.image_sizes_detr import resized_hw
 from .artefact import ArtefactInfo
-from .parity import softmax
 
 CHANNEL_COUNTS = (1, 3, 4)  # as in image_reading_detr
 ENCODED = (str, os.PathLike, bytes, bytearray, memoryview)
@@ -45,9 +45,9 @@ class NumpyProcessor:
         self._shift = (-mean / std).astype(np.float32).reshape(-1, 1, 1)
 
     def __call__(self, source: Any) -> tuple[tuple[int, int], np.ndarray]:
-        """The upright picture's (height, width), and its `pixel_values (1, 3, H, W)` float32.
+        """Returns the upright picture's (height, width), and its `pixel_values (1, 3, H, W)` float32.
 
-        An artefact of fixed size gets the picture at the top left of its canvas, the rest zero; one of fixed size that
+        An artefact of fixed size gets the image at the top left of its canvas, the rest zero; one of fixed size that
         takes no mask gets it stretched over the canvas.
         """
         pixels = read_pixels(source)  # (H, W, 3)
@@ -61,7 +61,7 @@ class NumpyProcessor:
         return image_hw, canvas
 
     def content_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) that a picture of `image_hw` is resized to."""
+        """Returns the (height, width) that an image of `image_hw` is resized to."""
         constants, canvas_hw = self.info.preprocessing, self.info.size_hw
         if canvas_hw is not None and not self.info.masked:
             return canvas_hw
@@ -74,7 +74,7 @@ class NumpyProcessor:
         return resized_hw(image_hw, {"max_height": canvas_hw[0], "max_width": canvas_hw[1]})
 
     def pixel_mask(self, sizes_hw: list[tuple[int, int]]) -> np.ndarray | None:
-        """(B, H, W) bool for pictures of these upright sizes, True on the picture; None where nothing is padded."""
+        """Returns (B, H, W) bool for these upright sizes, True on the image; None where nothing is padded."""
         if self.info.size_hw is None or not self.info.masked:
             return None
         mask = np.zeros((len(sizes_hw), *self.info.size_hw), dtype=bool)
@@ -85,24 +85,23 @@ class NumpyProcessor:
 
 
 def detections_of(
-    logits: np.ndarray, boxes_cxcywh_norm: np.ndarray, threshold: float, sizes_hw: list[tuple[int, int]]
+    predictions: Predictions, threshold: float, sizes_hw: list[tuple[int, int]]
 ) -> list[dict[str, np.ndarray]]:
-    """For each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
+    """Returns for each image `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
 
     Args:
-        logits: (B, Q, K + 1); the last class is no-object.
-        boxes_cxcywh_norm: (B, Q, 4), fractions of the picture.
+        predictions: of the last decoder layer, for B images, boxes in fractions of the image.
         threshold: keep the queries with a higher score.
-        sizes_hw: (height, width) of each upright picture.
+        sizes_hw: (height, width) of each upright image.
 
     Raises:
         ValueError: outputs with NaN or infinity.
     """
-    if not (np.isfinite(logits).all() and np.isfinite(boxes_cxcywh_norm).all()):
+    if not all(np.isfinite(values).all() for values in predictions if values is not None):
         raise ValueError("The exported model's outputs hold NaN or infinity. Check its inputs, or export it again.")
-    probabilities = softmax(logits)[..., :-1]
+    probabilities = softmax(predictions.logits)[..., :-1]
     labels, scores = probabilities.argmax(-1), probabilities.max(-1)  # (B, Q)
-    centers, half_sizes = boxes_cxcywh_norm[..., :2], boxes_cxcywh_norm[..., 2:] / 2
+    centers, half_sizes = predictions.boxes_cxcywh_norm[..., :2], predictions.boxes_cxcywh_norm[..., 2:] / 2
     boxes_xyxy_norm = np.concatenate([centers - half_sizes, centers + half_sizes], axis=-1)
     results = []
     for index, (height, width) in enumerate(sizes_hw):
@@ -113,8 +112,19 @@ def detections_of(
     return results
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns probabilities over the last dimension."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Returns a probability for each logit."""
+    return 0.5 + 0.5 * np.tanh(0.5 * logits)  # no exponential that could overflow
+
+
 def read_pixels(source: Any) -> np.ndarray:
-    """The upright picture as (H, W, 3), uint8 or float32, both in 0..255.
+    """Returns the upright image as (H, W, 3), uint8 or float32, both in 0..255.
 
     Raises:
         ValueError, TypeError, OSError: as `read_images` does.
@@ -142,7 +152,7 @@ def _is_plain(pixels: np.ndarray) -> bool:
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of one, three or four channels; alpha is laid on white."""
+    """Returns (H, W, 3) uint8 of one, three or four channels; alpha is laid on white."""
     channels = pixels.shape[2]
     if channels == 3:
         return pixels
@@ -156,7 +166,7 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def resized_pixels(pixels: np.ndarray, hw: tuple[int, int], resample: int) -> np.ndarray:
-    """(h, w, 3) pixels of the same type, from (H, W, 3)."""
+    """Returns (h, w, 3) pixels of the same type, from (H, W, 3)."""
     if pixels.shape[:2] == tuple(hw):
         return pixels
     method, width_height = PIL.Image.Resampling(resample), (hw[1], hw[0])
@@ -166,4 +176,4 @@ def resized_pixels(pixels: np.ndarray, hw: tuple[int, int], resample: int) -> np
     return np.stack([np.asarray(plane.resize(width_height, method)) for plane in planes], axis=-1)
 
 
-__all__ = ["NumpyProcessor", "detections_of", "read_pixels", "resized_pixels"]
+__all__ = ["NumpyProcessor", "detections_of", "read_pixels", "resized_pixels", "sigmoid", "softmax"]

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .artefact import FORMAT_OF, METADATA_KEY, ArtefactInfo
+from ..model.predictions_detr import Predictions
+from .artefact import FORMAT_OF, METADATA_KEY, OUTPUT_OF, ArtefactInfo, predictions_of
 
 INSTALL = "pip install 'detr-hf[export]'"
 # What OpenVINO is told to compute in: left alone it takes bfloat16 wherever the processor has it. It computes in
@@ -25,10 +26,8 @@ class Runtime(Protocol):
     info: ArtefactInfo
     device: str
 
-    def __call__(
-        self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `logits (B, Q, K + 1)` and `boxes_cxcywh_norm (B, Q, 4)`, float32.
+    def __call__(self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None) -> Predictions:
+        """Returns `logits (B, Q, K + 1)`, `boxes_cxcywh_norm (B, Q, 4)`, and masks if it has them; all float32.
 
         Args:
             pixel_values: (B, C, H, W) float32.
@@ -37,7 +36,7 @@ class Runtime(Protocol):
 
 
 def load_runtime(path: str | Path, device: str | None = None, threads: int | None = None) -> Runtime:
-    """Loads an artefact.
+    """Returns a loaded artefact.
 
     Args:
         path: as `find_artefact` returns it.
@@ -76,6 +75,7 @@ class OnnxModel:
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.info = ArtefactInfo.from_json(metadata.get(METADATA_KEY), path)
         self._is_half = self._session.get_inputs()[0].type == "tensor(float16)"
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
     @staticmethod
     def _providers(device: str, available: list[str]) -> list[Any]:
@@ -89,14 +89,12 @@ class OnnxModel:
             "For CUDA: pip install onnxruntime-gpu."
         )
 
-    def __call__(
-        self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None) -> Predictions:
         inputs = inputs_of(self.info, pixel_values, pixel_mask)
         if self._is_half:
             inputs["pixel_values"] = pixel_values.astype(np.float16)
-        logits, boxes_cxcywh_norm = self._session.run(["logits", "pred_boxes"], inputs)
-        return logits.astype(np.float32, copy=False), boxes_cxcywh_norm.astype(np.float32, copy=False)
+        found = zip(self._outputs, self._session.run(self._outputs, inputs), strict=True)
+        return predictions_of({name: values.astype(np.float32, copy=False) for name, values in found})
 
 
 class OpenVinoModel:
@@ -121,13 +119,12 @@ class OpenVinoModel:
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": OPENVINO_PRECISION[self.info.dtype]}
         settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         self.compiled = core.compile_model(graph, device.upper(), settings)
+        self._outputs = [output.any_name for output in self.compiled.outputs]
 
-    def __call__(
-        self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None) -> Predictions:
         request = self.compiled.create_infer_request()  # one a call, so that threads do not share buffers
         found = request.infer(inputs_of(self.info, pixel_values, pixel_mask), share_inputs=True)
-        return found["logits"], found["pred_boxes"]
+        return predictions_of({name: found[name] for name in self._outputs})
 
 
 class TorchProgram:
@@ -153,9 +150,7 @@ class TorchProgram:
         self._module = program.module()
         self._dtype = getattr(torch, self.info.dtype)
 
-    def __call__(
-        self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None) -> Predictions:
         import torch
 
         inputs = {
@@ -165,11 +160,14 @@ class TorchProgram:
         inputs["pixel_values"] = inputs["pixel_values"].to(self._dtype)
         with torch.inference_mode():
             found = self._module(**inputs)
-        return found["logits"].float().cpu().numpy(), found["pred_boxes"].float().cpu().numpy()
+        return predictions_of({name: values.float().cpu().numpy() for name, values in found.items()})
 
 
 class ExecuTorchProgram:
-    """A `.pte` file in ExecuTorch's runtime; its Python binding takes torch tensors."""
+    """A `.pte` file in ExecuTorch's runtime; its Python binding takes torch tensors.
+
+    Its outputs have no names: they come in the order in which `DetectionGraph` gives them, which is `OUTPUT_OF`'s.
+    """
 
     def __init__(self, path: Path, device: str, threads: int | None):
         try:
@@ -187,20 +185,18 @@ class ExecuTorchProgram:
         self._program = ExecuTorch.get().load_program(str(path))
         self._forward = self._program.load_method("forward")
 
-    def __call__(
-        self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None) -> Predictions:
         import torch
 
         inputs = inputs_of(self.info, pixel_values, pixel_mask)
         names = [name for name in ("pixel_values", "pixel_mask") if name in inputs]
         tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names]  # it takes no other
-        logits, boxes_cxcywh_norm = self._forward.execute(tensors)
-        return logits.numpy().copy(), boxes_cxcywh_norm.numpy().copy()
+        found = zip(OUTPUT_OF.values(), self._forward.execute(tensors), strict=False)
+        return predictions_of({name: values.numpy().copy() for name, values in found})
 
 
 def inputs_of(info: ArtefactInfo, pixel_values: np.ndarray, pixel_mask: np.ndarray | None) -> dict[str, np.ndarray]:
-    """The inputs by name, after a check that they are what the artefact takes.
+    """Returns the inputs by name, after a check that they are what the artefact takes.
 
     Raises:
         ValueError: another shape or type, or padding for an artefact that takes no mask.
@@ -228,7 +224,7 @@ def inputs_of(info: ArtefactInfo, pixel_values: np.ndarray, pixel_mask: np.ndarr
 
 
 def _extra_file(path: Path) -> str | None:
-    """The metadata inside a `.pt2` archive, read without torch."""
+    """Returns the metadata inside a `.pt2` archive, read without torch."""
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():

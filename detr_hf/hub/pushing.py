@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.hub_errors import chain, explained, is_transport_error, status_of
-from ..checkpoints.processors import image_processor_for
+from ..checkpoints.processors import processor_of
 from ..errors import HubError
 from ..processing.image_processing_base_detr import DETRImageProcessingMixin
 from .card import WRITTEN_HERE
@@ -124,7 +124,7 @@ def lay_out(
     max_shard_size: int | str = "50GB",
 ) -> None:
     """Writes into an empty folder what `push` would commit to `repo_id`; the arguments are those of `push`."""
-    processor = image_processor_for(model) if processor is None else processor
+    processor = processor_of(model) if processor is None else processor
     if not isinstance(processor, DETRImageProcessingMixin):
         raise TypeError(
             f"processor is a {type(processor).__name__}; expected a DETRImageProcessor (of either backend)."

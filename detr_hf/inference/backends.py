@@ -1,27 +1,110 @@
-"""A detector on an exported model: the same calls and the same `Detections`, without torch or transformers.
+"""What a `Detector` runs on: a checkpoint's model in torch, or an exported model without torch and transformers.
 
-It is what `Detector.from_pretrained` returns for a file of `detr-hf export`. Batches are made as there, of pictures of
-one processed size, so nothing is padded; an artefact of fixed size takes each picture on its canvas, with a mask, and
-one of fixed batch size gets its missing pictures filled up with copies.
+Both are never given a padded batch: pictures of one processed size come together. An artefact of fixed size takes each
+picture on its canvas, with a mask, and one of fixed batch size gets its missing pictures filled up with copies.
 """
 
 import hashlib
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..export.artefact import ArtefactInfo
+from ..export.artefact import each_field
 from ..export.processing import NumpyProcessor, detections_of
 from ..export.runtimes import Runtime, load_runtime
 from .batching import Prepared
-from .detector import Detector
+
+if TYPE_CHECKING:
+    from ..model.modeling_detr import DETRForObjectDetection
 
 
-class ExportedDetector(Detector):
-    """Finds objects in pictures with an exported DETR.
+class Backend(Protocol):
+    """A model with its preprocessing, as `Detector` asks for it; `str` of one tells what it is, for people."""
 
-    >>> Detector.from_pretrained("detr-digits.onnx")("scene.png")
+    model: Any
+    image_processor: Any
+
+    def processed(self, source: Any) -> tuple[tuple[int, int], Any]:
+        """Returns the upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
+
+    def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
+        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels.
+
+        Raises:
+            ValueError: the model's outputs are not finite.
+        """
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class names by label."""
+
+    def fingerprint(self) -> str:
+        """Returns a text that differs as soon as results could."""
+
+
+class ModelBackend:
+    """A model in torch, with the image processor of its checkpoint."""
+
+    def __init__(self, model: "DETRForObjectDetection", image_processor: Any):
+        self.model = model.eval()
+        self.image_processor = image_processor
+
+    def processed(self, source: Any) -> tuple[tuple[int, int], Any]:
+        """Returns the upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
+        from ..processing.image_reading_detr import read_images
+
+        (pixels,) = read_images(source)  # (H, W, 3)
+        features = self.image_processor(pixels, input_data_format="channels_last", return_tensors="pt")
+        return tuple(pixels.shape[:2]), features["pixel_values"]
+
+    def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
+        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels."""
+        import torch
+
+        parameter = next(self.model.parameters())
+        with torch.inference_mode():
+            pixel_values = torch.cat([item.pixel_values for item in batch])
+            outputs = self.model(pixel_values.to(parameter.device, parameter.dtype))
+            outputs = type(outputs)(logits=outputs.logits.cpu(), pred_boxes=outputs.pred_boxes.cpu())
+            results = self.image_processor.post_process_object_detection(
+                outputs, threshold=threshold, target_sizes=torch.tensor([item.size_hw for item in batch])
+            )
+        return [{name: values.numpy() for name, values in result.items()} for result in results]
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class names by label."""
+        return self.model.config.id2label
+
+    def fingerprint(self) -> str:
+        """Returns a text that differs as soon as weights, architecture, preprocessing or precision do."""
+        import torch
+
+        settings = {**self.model.config.to_diff_dict(), **self.image_processor.to_dict()}
+        plain = {key: value for key, value in settings.items() if key not in ("_name_or_path", "transformers_version")}
+        digest = hashlib.blake2b(json.dumps(plain, sort_keys=True, default=str).encode(), digest_size=16)
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def __str__(self) -> str:
+        config = self.model.config
+        parameter = next(self.model.parameters())
+        return (
+            f"{config.backbone}, {config.num_labels} classes, {config.num_queries} queries, "
+            f"{parameter.dtype}, {parameter.device}"
+        )
+
+
+class ArtefactBackend:
+    """An exported model in its runtime, with the preprocessing that its file describes.
+
+    Args:
+        runtime: the loaded artefact.
+        path: its file, of which the fingerprint is taken.
     """
 
     def __init__(self, runtime: Runtime, path: str | Path):
@@ -32,8 +115,8 @@ class ExportedDetector(Detector):
     @classmethod
     def from_artefact(
         cls, path: str | Path, *, device: Any = None, dtype: Any = None, threads: int | None = None
-    ) -> "ExportedDetector":
-        """A detector on the artefact at `path`.
+    ) -> "ArtefactBackend":
+        """Returns a backend on the artefact at `path`.
 
         Args:
             path: what `find_artefact` returns.
@@ -52,37 +135,34 @@ class ExportedDetector(Detector):
             )
         return cls(runtime, path)
 
-    @property
-    def info(self) -> ArtefactInfo:
-        """What the artefact says of itself."""
-        return self.model.info
-
-    @property
-    def id2label(self) -> dict[int, str]:
-        """Class names by label."""
-        return self.info.id2label
-
-    def _processed(self, source: Any) -> tuple[tuple[int, int], np.ndarray]:
+    def processed(self, source: Any) -> tuple[tuple[int, int], np.ndarray]:
+        """Returns the upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
         return self.image_processor(source)
 
-    def _results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
-        step = self.info.batch or len(batch)
+    def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
+        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels."""
+        step = self.model.info.batch or len(batch)
         results = []
         for first in range(0, len(batch), step):
             results += self._chunk_results(batch[first : first + step], threshold)
         return results
 
     def _chunk_results(self, chunk: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
-        """What is found in no more pictures than the artefact takes at a time."""
+        """Returns what is found in no more pictures than the artefact takes at a time."""
         sizes_hw = [item.size_hw for item in chunk]
-        filled = [*chunk, *[chunk[-1]] * ((self.info.batch or len(chunk)) - len(chunk))]
+        filled = [*chunk, *[chunk[-1]] * ((self.model.info.batch or len(chunk)) - len(chunk))]
         pixel_mask = self.image_processor.pixel_mask([item.size_hw for item in filled])
         pixel_values = np.concatenate([item.pixel_values for item in filled])
-        logits, boxes_cxcywh_norm = self.model(pixel_values, pixel_mask)
-        return detections_of(logits[: len(chunk)], boxes_cxcywh_norm[: len(chunk)], threshold, sizes_hw)
+        predictions = self.model(pixel_values, pixel_mask)
+        return detections_of(each_field(predictions, lambda values: values[: len(chunk)]), threshold, sizes_hw)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class names by label."""
+        return self.model.info.id2label
 
     def fingerprint(self) -> str:
-        """A text that differs as soon as the artefact's bytes do."""
+        """Returns a text that differs as soon as the artefact's bytes do."""
         digest = hashlib.blake2b(digest_size=16)
         for file in sorted({self.path, self.path.with_suffix(".bin")}):
             if file.is_file():
@@ -91,12 +171,12 @@ class ExportedDetector(Detector):
                         digest.update(block)
         return digest.hexdigest()
 
-    def __repr__(self) -> str:
-        info = self.info
+    def __str__(self) -> str:
+        info = self.model.info
         return (
-            f"ExportedDetector({self.path.name}: {info.model}, {len(info.id2label)} classes, {info.num_queries} "
-            f"queries, {info.dtype}, {info.format}, {self.model.device})"
+            f"{self.path.name}: {info.model}, {len(info.id2label)} classes, {info.num_queries} queries, "
+            f"{info.dtype}, {info.format}, {self.model.device}"
         )
 
 
-__all__ = ["ExportedDetector"]
+__all__ = ["ArtefactBackend", "Backend", "ModelBackend"]

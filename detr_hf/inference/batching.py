@@ -1,15 +1,28 @@
 """What keeps a model busy: pictures prepared by threads ahead of it, and put together by size within a bounded window.
 
-Nothing here knows the model or torch: `prepare` turns a picture into `Prepared`, `detect` turns a batch of equal sizes
-into results. Outcomes come in the order of the pictures; an error of one picture is its outcome and stops no other.
+Nothing here knows the model: `prepare` turns a picture into `Prepared`, `detect` turns a batch of equal sizes into
+results. Outcomes come in the order of the pictures; an error of one picture is its outcome and stops no other.
+
+Decoding, resizing and waiting for a disk all let go of Python's lock, so threads overlap them with the model;
+processes would have to hand every tensor over. Torch is not imported, but kept from starting threads of its own for
+each of these.
 """
 
 import math
+import os
+import queue
+import sys
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+Item = TypeVar("Item")
+
+MOST_THREADS = 8
 
 # Of the pictures that are held, one part is being prepared and the other waits for company of its size.
 BATCHES_PREPARED = 4
@@ -36,6 +49,72 @@ class Failure(NamedTuple):
     index: int
     source: Any
     error: Exception
+
+
+@contextmanager
+def preparing_threads() -> Iterator[ThreadPoolExecutor]:
+    """Gives a pool of one thread a core, at most `MOST_THREADS`, in each of which torch itself keeps to one.
+
+    Torch would otherwise start a thread a core for each of them. Its setting holds for the thread that makes it and
+    for threads to come, so the caller's is put back once all have started. Where torch is not loaded, it is left so.
+    """
+    torch = sys.modules.get("torch")
+    count = min(available_cores(), MOST_THREADS)
+    pool = ThreadPoolExecutor(count, "detr-hf-prepare", torch and torch.set_num_threads, (1,) if torch else ())
+    try:
+        if torch is not None:
+            threads_of_torch = torch.get_num_threads()
+            started = threading.Barrier(count + 1)
+            for _ in range(count):
+                pool.submit(started.wait)
+            started.wait()
+            torch.set_num_threads(threads_of_torch)
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Returns the cores that this process may use, shared with the processes that torchrun started beside it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def read_ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """Yields `items`, of which a thread of its own fetches up to `count` ahead; its error is raised here."""
+    fetched: queue.Queue = queue.Queue(count)
+    left = threading.Event()
+
+    def hand_over(kind: str, value: object) -> None:
+        while not left.is_set():
+            try:
+                return fetched.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def fetch() -> None:
+        try:
+            for item in items:
+                hand_over("item", item)
+                if left.is_set():
+                    return
+            hand_over("end", None)
+        except BaseException as error:
+            hand_over("error", error)
+
+    thread = threading.Thread(target=fetch, name="detr-hf-fetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = fetched.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        left.set()
+        thread.join()
 
 
 def prepare_ahead(
@@ -94,7 +173,7 @@ class SizeBuckets:
         )
 
     def take(self, index: int, last: bool = False) -> list[Prepared]:
-        """The next batch: of the size that most pictures have, unless the oldest one waited too long.
+        """Returns the next batch: of the size that most pictures have, unless the oldest one waited too long.
 
         `last` says that no picture comes any more: 9 at a batch size of 8 are then better run as 5 and 4 than as 8
         and 1.

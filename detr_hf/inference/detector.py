@@ -6,12 +6,9 @@ original), and no time goes into padding. Pictures of a camera share one size an
 every size is different runs one by one. Threads read and process the next pictures while the model runs
 (`batching.py`).
 
-This module does not import torch: an exported model needs none (`exported_detector.py`).
+This module does not import torch: an exported model needs none (`backends.py`).
 """
 
-import hashlib
-import json
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,21 +17,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..export.artefact import find_artefact
-from .batching import BATCHES_PREPARED, PICTURE_ERRORS, Failure, Prepared, ordered_outcomes, prepare_ahead
+from .backends import ArtefactBackend, Backend, ModelBackend
+from .batching import (
+    BATCHES_PREPARED,
+    PICTURE_ERRORS,
+    Failure,
+    Prepared,
+    ordered_outcomes,
+    prepare_ahead,
+    preparing_threads,
+)
 from .embedded import embedded_model_path
 from .pictures import is_single_picture, path_of
 from .results import Detections
-from .threads import preparing_threads
 
 if TYPE_CHECKING:
     import torch
 
     from ..model.modeling_detr import DETRForObjectDetection
-    from ..processing.image_processing_detr import DETRImageProcessor
-
-logger = logging.getLogger(__name__)
-
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 OnError = Callable[[Any, Exception], None]
 
@@ -47,8 +47,14 @@ class Detector:
     """
 
     def __init__(self, model: "DETRForObjectDetection", image_processor: Any):
-        self.model = model.eval()
-        self.image_processor = image_processor
+        self.backend: Backend = ModelBackend(model, image_processor)
+
+    @classmethod
+    def on(cls, backend: Backend) -> "Detector":
+        """Returns a detector on a backend, such as an exported model's."""
+        detector = cls.__new__(cls)
+        detector.backend = backend
+        return detector
 
     @classmethod
     def from_pretrained(
@@ -62,7 +68,7 @@ class Detector:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
     ) -> "Detector":
-        """A detector with the weights and the preprocessing of a checkpoint.
+        """Returns a detector with the weights and the preprocessing of a checkpoint.
 
         Args:
             name_or_path: whatever `DETRForObjectDetection.from_pretrained` takes: a folder or Hub id of this package,
@@ -77,11 +83,11 @@ class Detector:
         source = embedded_model_path() if name_or_path is None else name_or_path
         artefact = find_artefact(source)
         if artefact is not None:
-            from .backends import ExportedDetector
-
-            return ExportedDetector.from_artefact(artefact, device=device, dtype=dtype)
+            return cls.on(ArtefactBackend.from_artefact(artefact, device=device, dtype=dtype))
         import torch
 
+        from ..checkpoints.processors import processor_of
+        from ..checkpoints.weight_files import Hub
         from ..model.compiling_detr import warn_of_slow_bfloat16
         from ..model.modeling_detr import DETRForObjectDetection
 
@@ -90,10 +96,10 @@ class Detector:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         warn_of_slow_bfloat16(model.dtype, device)
-        return cls(model.to(device), load_processor(source, hub))
+        return cls(model.to(device), processor_of(source, Hub(**hub)))
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:
-        """The objects that score more than `threshold`: one `Detections` for one picture, a list for several.
+        """Returns the objects that score more than `threshold`: one `Detections` for one picture, a list for several.
 
         Args:
             images: a path, `Path`, encoded bytes, PIL image, array or tensor; or a list, an iterator or a 4-D batch of
@@ -158,9 +164,9 @@ class Detector:
                 on_error(outcome.source, outcome.error)
 
     def _prepare(self, index: int, source: Any) -> Prepared:
-        """Reads and processes one picture."""
+        """Returns one picture, read and processed."""
         try:
-            size_hw, pixel_values = self._processed(source)
+            size_hw, pixel_values = self.backend.processed(source)
         except PICTURE_ERRORS as error:
             # The reader saw a list of one; the caller's list may be longer.
             kind = next(
@@ -169,16 +175,8 @@ class Detector:
             raise kind(f"image {index}{str(error).removeprefix('image 0')}") from error
         return Prepared(index, source, size_hw, pixel_values)
 
-    def _processed(self, source: Any) -> tuple[tuple[int, int], Any]:
-        """The upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
-        from ..processing.image_reading_detr import read_images
-
-        (pixels,) = read_images(source)  # (H, W, 3)
-        features = self.image_processor(pixels, input_data_format="channels_last", return_tensors="pt")
-        return tuple(pixels.shape[:2]), features["pixel_values"]
-
     def _detect_each(self, batch: list[Prepared], threshold: float) -> list[Detections | Failure]:
-        """Runs a batch; where its outputs are not finite, each picture alone, to find whose."""
+        """Returns what is found in a batch; where outputs are not finite, each picture runs alone, to find whose."""
         try:
             return self._detect(batch, threshold)
         except ValueError as error:
@@ -187,74 +185,52 @@ class Detector:
             return [outcome for item in batch for outcome in self._detect_each([item], threshold)]
 
     def _detect(self, batch: list[Prepared], threshold: float) -> list[Detections]:
-        """Runs pictures of one processed size through the model."""
+        """Returns what is found in pictures of one processed size, which go through the model together."""
         try:
-            results = self._results(batch, threshold)
+            results = self.backend.results(batch, threshold)
         except ValueError as error:
             named = ", ".join(f"image {item.index} ({path_of(item.source) or 'in memory'})" for item in batch)
             raise ValueError(f"In the batch of {named}: {error}") from error
         return [self._detections(item, result) for item, result in zip(batch, results, strict=True)]
 
-    def _results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
-        """For each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels."""
-        import torch
-
-        parameter = next(self.model.parameters())
-        with torch.inference_mode():
-            pixel_values = torch.cat([item.pixel_values for item in batch])
-            outputs = self.model(pixel_values.to(parameter.device, parameter.dtype))
-            outputs = type(outputs)(logits=outputs.logits.cpu(), pred_boxes=outputs.pred_boxes.cpu())
-            results = self.image_processor.post_process_object_detection(
-                outputs, threshold=threshold, target_sizes=torch.tensor([item.size_hw for item in batch])
-            )
-        return [{name: values.numpy() for name, values in result.items()} for result in results]
-
     def _detections(self, item: Prepared, result: dict[str, np.ndarray]) -> Detections:
         order = np.argsort(-result["scores"], kind="stable")
-        labels = result["labels"][order].tolist()
+        found = {field: values[order] for field, values in result.items()}
         path = path_of(item.source)
         return Detections(
-            result["boxes"][order],
-            result["scores"][order],
-            labels,
-            [self.id2label.get(label, str(label)) for label in labels],
+            **found,
+            names=[self.id2label.get(label, str(label)) for label in found["labels"].tolist()],
             size_hw=item.size_hw,
             path=path,
             source=None if path is not None else item.source,
         )
 
     @property
+    def model(self) -> Any:
+        """The model in torch, or the runtime of an exported one."""
+        return self.backend.model
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self.backend.model = model
+
+    @property
+    def image_processor(self) -> Any:
+        """What prepares pictures for the model."""
+        return self.backend.image_processor
+
+    @image_processor.setter
+    def image_processor(self, image_processor: Any) -> None:
+        self.backend.image_processor = image_processor
+
+    @property
     def id2label(self) -> dict[int, str]:
         """Class names by label."""
-        return self.model.config.id2label
+        return self.backend.id2label
 
     def fingerprint(self) -> str:
-        """A text that differs as soon as weights, architecture, preprocessing or precision do."""
-        import torch
-
-        settings = {**self.model.config.to_diff_dict(), **self.image_processor.to_dict()}
-        plain = {key: value for key, value in settings.items() if key not in ("_name_or_path", "transformers_version")}
-        digest = hashlib.blake2b(json.dumps(plain, sort_keys=True, default=str).encode(), digest_size=16)
-        for name, tensor in self.model.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """Returns a text that differs as soon as weights, architecture, preprocessing or precision do."""
+        return self.backend.fingerprint()
 
     def __repr__(self) -> str:
-        config = self.model.config
-        parameter = next(self.model.parameters())
-        return (
-            f"Detector({config.backbone}, {config.num_labels} classes, {config.num_queries} queries, "
-            f"{parameter.dtype}, {parameter.device})"
-        )
-
-
-def load_processor(source: str | Path, hub: dict[str, Any]) -> "DETRImageProcessor":
-    """The checkpoint's own preprocessing; the original's (800 to 1333 pixels) where a file or folder holds none."""
-    from ..processing.image_processing_detr import DETRImageProcessor
-
-    path = Path(source)
-    if path.is_file() or (path.is_dir() and not any((path / name).is_file() for name in PROCESSOR_FILES)):
-        logger.warning("%s says nothing of image sizes: pictures are resized as the original does.", path)
-        return DETRImageProcessor()
-    return DETRImageProcessor.from_pretrained(source, **hub)
+        return f"Detector({self.backend})"

@@ -8,17 +8,17 @@ DEMO_SCENE = "digits_scene.png"
 
 
 def embedded_model_path() -> Path:
-    """The folder of the default checkpoint: a small DETR that finds handwritten digits."""
+    """Returns the folder of the default checkpoint: a small DETR that finds handwritten digits."""
     return _asset(EMBEDDED_MODEL)
 
 
 def demo_scene_path() -> Path:
-    """The picture that `detr-hf demo` looks at."""
+    """Returns the picture that `detr-hf demo` looks at."""
     return _asset(DEMO_SCENE)
 
 
 def _asset(name: str) -> Path:
-    """The path of a shipped file or folder; FileNotFoundError where the installation lacks it."""
+    """Returns the path of a shipped file or folder; FileNotFoundError where the installation lacks it."""
     path = Path(str(files(__package__.partition(".")[0]) / "assets" / name))
     if not path.exists():
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Pictures as a detector takes them in: one at a time, upright, RGB, by the reading rules of the image processor."""
+"""Which pictures are meant: one or several, files, folders and patterns. Nothing is opened here."""
 
 import os
 import re
@@ -14,16 +14,8 @@ PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", 
 GLOB_SIGNS = re.compile(r"[*?\[]")
 
 
-def open_picture(source: Any) -> Image.Image:
-    """The upright RGB picture behind a path, bytes, a PIL image, an array or a tensor."""
-    from ..export.processing import read_pixels
-
-    pixels = read_pixels(source)  # (H, W, 3)
-    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
-
-
 def path_of(source: Any) -> Path | None:
-    """The file that a source names or was opened from; None for pictures that live in memory alone."""
+    """Returns the file that a source names or was opened from; None for pictures that live in memory alone."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         return None
     if isinstance(source, str | Path):
@@ -49,7 +41,7 @@ def is_single_picture(images: Any) -> bool:
 def find_pictures(
     paths: Iterable[str | Path], results: Path | None = None, suffixes: Iterable[str] = PICTURE_SUFFIXES
 ) -> Iterator[tuple[Path, Path]]:
-    """The pictures behind files, folders and glob patterns, each with its path below the folder it was found in.
+    """Yields the pictures behind files, folders and patterns, each with its path below the folder it was found in.
 
     A file is taken as it is, also where it does not exist: opening it will tell. A folder is searched with all folders
     below it for files that end in one of `suffixes`, hidden names left out, in the order of the names. A text with
@@ -87,7 +79,7 @@ def _expand(given: Path, results: Path | None, endings: tuple[str, ...]) -> Iter
 
 
 def _files_below(root: Path, below: Path, endings: tuple[str, ...], left_out: Path | None) -> Iterator[Path]:
-    """The files of a folder and all folders in it, as paths from `root` on, one folder in memory at a time."""
+    """Yields the files of a folder and all folders in it, as paths from `root` on, one folder in memory at a time."""
     with os.scandir(root / below) as entries:
         found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in found:
@@ -100,7 +92,7 @@ def _files_below(root: Path, below: Path, endings: tuple[str, ...], left_out: Pa
 
 
 def _split_pattern(given: Path) -> tuple[Path, str]:
-    """The folder before the first part that holds a glob sign, and the pattern from there on."""
+    """Returns the folder before the first part that holds a glob sign, and the pattern from there on."""
     parts = given.parts
     first = next(i for i, part in enumerate(parts) if GLOB_SIGNS.search(part))
     return Path(*parts[:first]), str(Path(*parts[first:]))

@@ -7,7 +7,8 @@ the results of 100,000 files are small.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +29,39 @@ class Detection(NamedTuple):
     box: tuple[float, float, float, float]
 
 
+def plain_value(value: Any, digits: int | None) -> Any:
+    """Returns a value of a `Detection` as JSON holds it, rounded to `digits` decimals, or not where that is None."""
+    if isinstance(value, tuple):
+        return [plain_value(part, digits) for part in value]
+    return value if digits is None else round(value, digits)
+
+
+@dataclass(frozen=True)
+class Field:
+    """What is known of every object, in all the forms that results have; declared in `Detections`.
+
+    Attributes:
+        one: its name in `Detection`, in dictionaries, records and tables, where a single object is meant.
+        held: makes what `Detections` holds, of what is given for all objects.
+        value: makes of one of these what `Detection` holds.
+        column: returns its type in a table, given the module `pyarrow`.
+        digits: the decimals that the results of a run keep; None for what is not rounded.
+        plain: makes of the value what JSON holds, rounded to so many decimals or not (None).
+    """
+
+    one: str
+    held: Callable[[Any], Any]
+    value: Callable[[Any], Any]
+    column: Callable[[Any], Any]
+    digits: int | None = None
+    plain: Callable[[Any, int | None], Any] = plain_value
+
+
+def _array(dtype: type, shape: tuple[int, ...]) -> Callable[[Any], np.ndarray]:
+    return lambda values: np.asarray(values, dtype=dtype).reshape(shape)
+
+
+@dataclass(eq=False, repr=False)
 class Detections:
     """The objects found in one picture, best first; iterates over `Detection`, and slices like an array.
 
@@ -36,74 +70,86 @@ class Detections:
     (PIL image, array, tensor or bytes) if it did not.
     """
 
-    def __init__(
-        self,
-        boxes: np.ndarray,
-        scores: np.ndarray,
-        labels: np.ndarray,
-        names: Sequence[str],
-        *,
-        size_hw: tuple[int, int],
-        path: str | Path | None = None,
-        source: Any = None,
-    ):
-        self.boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-        self.scores = np.asarray(scores, dtype=np.float32).reshape(-1)
-        self.labels = np.asarray(labels, dtype=np.int64).reshape(-1)
-        self.names = list(names)
-        self.size_hw = (int(size_hw[0]), int(size_hw[1]))
-        self.path = None if path is None else Path(path)
-        self.source = source
-        counts = {len(self.boxes), len(self.scores), len(self.labels), len(self.names)}
-        if len(counts) > 1:
-            raise ValueError(
-                f"boxes, scores, labels and names must be of one length, got {len(self.boxes)}, {len(self.scores)}, "
-                f"{len(self.labels)} and {len(self.names)}."
+    boxes: np.ndarray = field(
+        metadata={
+            "of_each": Field(
+                "box",
+                _array(np.float32, (-1, 4)),
+                lambda box: tuple(float(edge) for edge in box),
+                lambda arrow: arrow.list_(arrow.float32(), 4),
+                digits=3,
             )
+        }
+    )
+    scores: np.ndarray = field(
+        metadata={"of_each": Field("score", _array(np.float32, (-1,)), float, lambda arrow: arrow.float32(), digits=6)}
+    )
+    labels: np.ndarray = field(
+        metadata={"of_each": Field("label", _array(np.int64, (-1,)), int, lambda arrow: arrow.int64())}
+    )
+    names: list[str] = field(metadata={"of_each": Field("name", list, str, lambda arrow: arrow.string())})
+    size_hw: tuple[int, int] = field(kw_only=True)
+    path: Path | None = field(default=None, kw_only=True)
+    source: Any = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.size_hw = (int(self.size_hw[0]), int(self.size_hw[1]))
+        self.path = None if self.path is None else Path(self.path)
+        counts = {}
+        for name, each in self._known():
+            setattr(self, name, each.held(getattr(self, name)))
+            counts[name] = len(getattr(self, name))
+        if len(set(counts.values())) > 1:
+            *names, last = [entry.name for entry in fields(self) if entry.name in counts]
+            raise ValueError(
+                f"{', '.join(names)} and {last} must be of one length, got "
+                f"{', '.join(str(counts[name]) for name in names)} and {counts[last]}."
+            )
+
+    def _known(self) -> list[tuple[str, Field]]:
+        """Returns the fields that there are, with their names here."""
+        return [(name, each) for name, each in FIELDS.items() if getattr(self, name) is not None]
 
     @property
     def image(self) -> Image.Image:
-        """The upright RGB picture, opened anew at each access."""
+        """The upright RGB image, opened anew at each access."""
         source = self.path if self.source is None else self.source
         if source is None:
             raise ValueError(
                 "These detections know neither a picture nor the path of one: make them with source= or path=."
             )
-        from .pictures import open_picture
+        from ..export.processing import read_pixels
 
-        return open_picture(source)
+        pixels = read_pixels(source)  # (H, W, 3)
+        return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Detection]:
-        for name, label, score, box in zip(self.names, self.labels, self.scores, self.boxes, strict=True):
-            yield Detection(name, int(label), float(score), tuple(float(edge) for edge in box))
+        return (self._one(index) for index in range(len(self)))
 
     def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray) -> Detection | Detections:
-        """One `Detection` for a number; the chosen `Detections` for a slice, a list of numbers or a boolean mask."""
+        """Returns one `Detection` for a number; the chosen `Detections` for a slice, numbers or a boolean mask."""
         if isinstance(key, int | np.integer):
-            return Detection(
-                self.names[key],
-                int(self.labels[key]),
-                float(self.scores[key]),
-                tuple(float(edge) for edge in self.boxes[key]),
-            )
+            return self._one(key)
         if not isinstance(key, slice | np.ndarray):
             key = np.asarray(key) if len(key) else np.empty(0, dtype=np.int64)  # NumPy makes an empty list float
         chosen = np.arange(len(self))[key]
-        return Detections(
-            self.boxes[chosen],
-            self.scores[chosen],
-            self.labels[chosen],
-            [self.names[i] for i in chosen],
-            size_hw=self.size_hw,
-            path=self.path,
-            source=self.source,
+        held = {name: getattr(self, name) for name, _ in self._known()}
+        return replace(
+            self,
+            **{
+                name: values[chosen] if isinstance(values, np.ndarray) else [values[index] for index in chosen]
+                for name, values in held.items()
+            },
         )
 
+    def _one(self, index: int) -> Detection:
+        return Detection(**{each.one: each.value(getattr(self, name)[index]) for name, each in self._known()})
+
     def filter(self, *, threshold: float = 0.0, names: str | Sequence[str] | None = None) -> Detections:
-        """The detections that score more than `threshold` and, where `names` is given, are of one of these classes."""
+        """Returns those that score more than `threshold` and, where `names` is given, are of one of these classes."""
         keep = self.scores > threshold
         if names is not None:
             wanted = {names} if isinstance(names, str) else set(names)
@@ -111,7 +157,7 @@ class Detections:
         return self[keep]
 
     def count(self) -> dict[str, int]:
-        """How many of each class, the most frequent first."""
+        """Returns how many there are of each class, the most frequent first."""
         counts: dict[str, int] = {}
         for name in self.names:
             counts[name] = counts.get(name, 0) + 1
@@ -122,39 +168,44 @@ class Detections:
         height, width = self.size_hw
         head = f"Detections({len(self)} object{'' if len(self) == 1 else 's'}{where}, {width}x{height} px)"
         lines = [
-            f"  {name:<20.20} {score:.2f}  [{', '.join(f'{edge:.1f}' for edge in box)}]"
-            for name, _, score, box in self
+            f"  {one.name:<20.20} {one.score:.2f}  [{', '.join(f'{edge:.1f}' for edge in one.box)}]" for one in self
         ]
         return "\n".join([head, *lines[:10], *([f"  ... and {len(lines) - 10} more"] if len(lines) > 10 else [])])
 
     # What others read
 
+    def plain_objects(self, rounded: bool = False) -> list[dict[str, Any]]:
+        """Returns the objects as dictionaries ready for JSON, with xyxy boxes; rounded as the results of a run are."""
+        known = [(each, each.digits if rounded else None) for _, each in self._known()]
+        return [{each.one: each.plain(getattr(one, each.one), digits) for each, digits in known} for one in self]
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and strings, ready for JSON: path, width, height, and `objects` with xyxy boxes."""
+        """Returns plain numbers, lists and strings, ready for JSON: path, width, height, and `objects`."""
         height, width = self.size_hw
         return {
             "path": None if self.path is None else str(self.path),
             "width": width,
             "height": height,
-            "objects": [
-                {"name": name, "label": label, "score": score, "box": list(box)} for name, label, score, box in self
-            ],
+            "objects": self.plain_objects(),
         }
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO result records: `bbox` is `[x, y, width, height]` in pixels, `category_id` the model's label."""
-        return [
-            {
-                "image_id": image_id,
-                "category_id": label,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": score,
-            }
-            for _, label, score, (x0, y0, x1, y1) in self
-        ]
+        """Returns COCO result records: `bbox` is `[x, y, width, height]` in pixels, `category_id` the label."""
+        records = []
+        for one in self:
+            x0, y0, x1, y1 = one.box
+            records.append(
+                {
+                    "image_id": image_id,
+                    "category_id": one.label,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "score": one.score,
+                }
+            )
+        return records
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A pandas table, one row an object: name, label, score, x0, y0, x1, y1."""
+        """Returns a pandas table, one row an object: name, label, score, x0, y0, x1, y1."""
         try:
             import pandas
         except ImportError as error:
@@ -165,7 +216,7 @@ class Detections:
         return pandas.DataFrame({"name": self.names, "label": self.labels, "score": self.scores, **edges})
 
     def to_supervision(self) -> supervision.Detections:
-        """The same as `supervision.Detections`, for its trackers, zones and annotators."""
+        """Returns the same as `supervision.Detections`, for its trackers, zones and annotators."""
         try:
             import supervision
         except ImportError as error:
@@ -182,13 +233,13 @@ class Detections:
     # What people look at
 
     def draw(self) -> Image.Image:
-        """A copy of the picture with the boxes, names and scores drawn on it."""
+        """Returns a copy of the picture with the boxes, names and scores drawn on it."""
         from ..visualize.boxes import draw_boxes
 
         return draw_boxes(self.image, self.boxes, self.names, labels=self.labels, scores=self.scores)
 
     def save(self, path: str | Path) -> Path:
-        """Draws the boxes, writes the picture to `path` (its ending decides the format), and returns the path.
+        """Returns `path` after writing the picture with its boxes there; the ending decides the format.
 
         Folders are made as needed. The picture that was looked at is never written over.
         """
@@ -202,3 +253,11 @@ class Detections:
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.save(path, **({"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}))
         return path
+
+
+_OF_EACH: dict[str, Field] = {
+    entry.name: entry.metadata["of_each"] for entry in fields(Detections) if "of_each" in entry.metadata
+}
+# The fields of an object by their names in `Detections`, in the order of `Detection`: all forms of results are made of
+# them.
+FIELDS = dict(sorted(_OF_EACH.items(), key=lambda item: Detection._fields.index(item[1].one)))

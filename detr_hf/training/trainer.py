@@ -27,7 +27,7 @@ from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..checkpoints.processors import image_processor_for
+from ..checkpoints.processors import processor_of
 from ..data.prepare.collate import DetectionCollator
 from ..errors import CheckpointError, NonFiniteLossError
 from ..evaluation.coco import CocoMetrics
@@ -105,7 +105,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, Trainer):
         processor = processing_class
         if processor is None:
             self.model_init = model_init  # the checkpoint that it loads has the processor
-            processor = image_processor_for(model if model_init is None else super().call_model_init())
+            processor = processor_of(model if model_init is None else super().call_model_init())
         splits = Splits(train_dataset, eval_dataset)
         if data is not None:
             prepared = prepare_splits(data, processor, getattr(args, "augment", "none"))

@@ -8,6 +8,7 @@ import torch
 from detr_hf import DETRForObjectDetection, DETRImageProcessor
 from detr_hf.export import ArtefactInfo
 from detr_hf.export.exporting import describe
+from detr_hf.model import Predictions
 
 from ..conftest import tiny_model
 
@@ -44,4 +45,5 @@ class ModelRuntime(NamedTuple):
             output = self.model(torch.from_numpy(pixel_values), mask)
         rng = np.random.default_rng(0)
         logits = output.logits.numpy()
-        return logits + self.noise * rng.standard_normal(logits.shape).astype(np.float32), output.pred_boxes.numpy()
+        noise = self.noise * rng.standard_normal(logits.shape).astype(np.float32)
+        return Predictions(logits + noise, output.pred_boxes.numpy())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detr_hf.export import check_parity, export_model, exporting as exporting_module, load_runtime
-from detr_hf.export.parity import Case, smooth_pictures
+from detr_hf.export.parity import Case, smooth_images
 
 from .artefacts import ModelRuntime, info_of, small_model, small_processor
 
@@ -19,7 +19,7 @@ def other_cases(batch: int | None = None, size_hw: tuple[int, int] | None = None
     rng = np.random.default_rng(9)
     cases = []
     for shape in ((5, 33, 97), (1, 97, 33), (4, 129, 64)):
-        pixel_values = smooth_pictures(rng, (batch or shape[0], 3, *(size_hw or shape[1:])))
+        pixel_values = smooth_images(rng, (batch or shape[0], 3, *(size_hw or shape[1:])))
         mask = np.ones((len(pixel_values), *pixel_values.shape[2:]), dtype=bool)
         mask[-1, mask.shape[1] // 2 :] = False
         mask[-1, :, mask.shape[2] // 2 :] = False
@@ -30,7 +30,7 @@ def other_cases(batch: int | None = None, size_hw: tuple[int, int] | None = None
 @pytest.mark.processor
 def test_onnx_gives_what_the_model_gives(exported_model, onnx_artefact):
     parity = check_parity(exported_model, load_runtime(onnx_artefact), other_cases())
-    assert parity.cases == 6 and parity.largest_boxes < 1e-5
+    assert parity.cases == 6 and parity.of["boxes_cxcywh_norm"].largest < 1e-5
 
 
 def test_onnx_is_one_file_with_named_inputs_and_metadata(onnx_artefact):
@@ -43,6 +43,17 @@ def test_onnx_is_one_file_with_named_inputs_and_metadata(onnx_artefact):
     written = json.loads(session.get_modelmeta().custom_metadata_map["detr_hf"])
     assert written["id2label"] == {"0": "cat", "1": "dog", "2": "owl"} and written["format"] == "onnx"
     assert "onnxruntime" in written["versions"]
+
+
+def test_outputs_are_told_by_name_whatever_their_order(exported_model, onnx_artefact, tmp_path):
+    import onnx
+
+    graph = onnx.load(onnx_artefact)
+    turned = [graph.graph.output[1], graph.graph.output[0]]
+    del graph.graph.output[:]
+    graph.graph.output.extend(turned)
+    onnx.save(graph, tmp_path / "turned.onnx")
+    check_parity(exported_model, load_runtime(tmp_path / "turned.onnx"), other_cases()[:1])
 
 
 def test_the_exported_model_is_left_as_it_was(exported_model, onnx_artefact):
@@ -84,7 +95,7 @@ def quick_writer(monkeypatch):
         path.write_text(info.to_json())
         return path
 
-    monkeypatch.setitem(exporting_module._WRITERS, "onnx", write)
+    monkeypatch.setitem(exporting_module.WRITERS, "onnx", write)
     monkeypatch.setattr(exporting_module, "_require", lambda to, dtype: None)
     monkeypatch.setattr(exporting_module, "load_runtime", lambda path: ModelRuntime(model, info_of(model)))
     return model
@@ -145,7 +156,7 @@ def test_a_half_precision_model_is_refused(tmp_path):
 def test_torch_export_is_read_without_the_model_code(exported_model, tmp_path):
     path, parity = export_model(exported_model, small_processor(), tmp_path / "small.pt2", "torch-export")
     runtime = load_runtime(path)
-    assert runtime.info.format == "torch-export" and parity.largest_boxes < 1e-5
+    assert runtime.info.format == "torch-export" and parity.of["boxes_cxcywh_norm"].largest < 1e-5
     check_parity(exported_model, runtime, other_cases())
 
 
@@ -154,7 +165,7 @@ def test_torch_export_is_read_without_the_model_code(exported_model, tmp_path):
 def test_openvino_gives_what_the_model_gives(exported_model, tmp_path):
     pytest.importorskip("openvino")
     path, parity = export_model(exported_model, small_processor(), tmp_path / "small", "openvino")
-    assert path == tmp_path / "small" / "openvino_model.xml" and parity.largest_boxes < 1e-5
+    assert path == tmp_path / "small" / "openvino_model.xml" and parity.of["boxes_cxcywh_norm"].largest < 1e-5
     runtime = load_runtime(path)
     assert runtime.compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
     assert runtime.info.id2label == exported_model.config.id2label
@@ -176,12 +187,12 @@ def test_openvino_computes_no_length_in_floating_point(exported_model, tmp_path)
 def test_openvino_int8_is_calibrated_and_says_so(tmp_path):
     openvino = pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    calibration = list(smooth_pictures(np.random.default_rng(1), (8, 3, 64, 96)))
+    calibration = list(smooth_images(np.random.default_rng(1), (8, 3, 64, 96)))
     model = small_model(blocks=(1, 2, 1, 1))
     path, parity = export_model(
         model, small_processor(), tmp_path / "small", "openvino", dtype="int8", calibration=calibration
     )
-    assert load_runtime(path).info.dtype == "int8" and 0 < parity.mean_scores < 5e-2
+    assert load_runtime(path).info.dtype == "int8" and 0 < parity.of["logits"].mean_seen < 5e-2
     quantizers = [
         node for node in openvino.Core().read_model(path).get_ordered_ops() if node.get_type_name() == "FakeQuantize"
     ]
@@ -210,7 +221,7 @@ def test_fixed_shapes(exported_model, tmp_path, masked):
     padded[0, 40:] = False
     pixel_values = np.zeros((2, 3, 64, 96), np.float32)
     if masked:
-        assert np.isfinite(runtime(pixel_values, padded)[0]).all()
+        assert np.isfinite(runtime(pixel_values, padded).logits).all()
     else:
         with pytest.raises(ValueError, match="exported without a mask"):
             runtime(pixel_values, padded)

@@ -1,10 +1,14 @@
 """The check passes the model itself and stops what exporters get wrong: masks, sizes, precision, NaN."""
 
+import re
+
 import numpy as np
 import pytest
+import torch
 
 from detr_hf.export import check_parity
 from detr_hf.export.parity import parity_cases
+from detr_hf.model import Predictions
 
 from .artefacts import ModelRuntime, info_of, small_model
 
@@ -27,7 +31,7 @@ def test_cases_cover_batches_sizes_and_masks(model):
 
 def test_the_model_equals_itself(model):
     parity = check_parity(model, ModelRuntime(model, info_of(model)))
-    assert parity.cases == 24 and parity.largest_logits == parity.largest_boxes == 0
+    assert parity.cases == 24 and [(one.largest, one.largest_seen) for one in parity.of.values()] == [(0, 0)] * 2
 
 
 def test_a_graph_that_ignores_its_mask_is_refused(model):
@@ -65,3 +69,39 @@ def test_a_runtime_that_fails_is_refused_with_the_case(model):
 def test_nothing_to_compare_is_an_error(model):
     with pytest.raises(ValueError, match="no case"):
         check_parity(model, ModelRuntime(model, info_of(model)), [])
+
+
+class WithMasks(torch.nn.Module):
+    """A model that gives masks too, which a mask head will."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values, pixel_mask=None):
+        output = self.model(pixel_values, pixel_mask)
+        return {**output, "pred_masks": 9 * output["logits"][:, :, None]}
+
+
+class RuntimeWithMasks(ModelRuntime):
+    """The runtime of such a model; `noise` spoils the masks alone."""
+
+    def __call__(self, pixel_values, pixel_mask=None):
+        logits, boxes, _ = ModelRuntime(self.model, self.info)(pixel_values, pixel_mask)
+        return Predictions(logits, boxes, 9 * logits[:, :, None] + self.noise)
+
+
+def test_every_field_is_compared_by_name(model):
+    info = info_of(model)
+    parity = check_parity(WithMasks(model), RuntimeWithMasks(model, info))
+    assert list(parity.of) == ["logits", "boxes_cxcywh_norm", "masks"] and parity.of["masks"].largest < 1e-5
+    assert re.search(r"boxes within .* \(mean .*\), mask logits within .*, masks within .* \(mean .*\)", str(parity))
+    with pytest.raises(ValueError, match=r"differs from the model .* in mask logits"):
+        check_parity(WithMasks(model), RuntimeWithMasks(model, info, noise=1.0))
+
+
+def test_a_field_that_is_missing_is_refused(model):
+    with pytest.raises(ValueError, match="The model gives masks, and the exported model gives none"):
+        check_parity(WithMasks(model), ModelRuntime(model, info_of(model)))
+    with pytest.raises(ValueError, match="The exported model gives masks, and the model gives none"):
+        check_parity(model, RuntimeWithMasks(model, info_of(model)))

@@ -13,7 +13,8 @@ from PIL import Image
 
 from detr_hf import Detections, Detector, DETRImageProcessor
 from detr_hf.export.processing import NumpyProcessor, detections_of, read_pixels
-from detr_hf.inference.backends import ExportedDetector
+from detr_hf.inference.backends import ArtefactBackend
+from detr_hf.model import Predictions
 from detr_hf.processing.image_reading_detr import read_images
 
 from ..export.artefacts import ModelRuntime, info_of, small_processor
@@ -50,7 +51,7 @@ def assert_close(found: Detections, expected: Detections) -> None:
 
 
 def test_it_finds_what_the_checkpoint_finds(on_artefact, on_checkpoint):
-    assert isinstance(on_artefact, ExportedDetector)
+    assert type(on_artefact) is Detector and isinstance(on_artefact.backend, ArtefactBackend)
     pictures = [picture(64, 80), picture(120, 90, 1), picture(64, 80, 2), picture(40, 200, 3)]
     for found, expected in zip(on_artefact(pictures, 0.0), on_checkpoint(pictures, 0.0), strict=True):
         assert_close(found, expected)
@@ -93,7 +94,7 @@ def test_precision_and_device_belong_to_the_artefact(onnx_artefact):
         Detector.from_pretrained(onnx_artefact, dtype=torch.bfloat16)
     assert Detector.from_pretrained(onnx_artefact, dtype="float32", device="cpu").model.device == "cpu"
     shown = repr(Detector.from_pretrained(onnx_artefact))
-    assert "small.onnx" in shown and "3 classes" in shown and "float32" in shown
+    assert shown.startswith("Detector(small.onnx") and "3 classes" in shown and "float32" in shown
 
 
 def test_the_fingerprint_is_the_files(onnx_artefact, tmp_path):
@@ -103,7 +104,7 @@ def test_the_fingerprint_is_the_files(onnx_artefact, tmp_path):
     assert Detector.from_pretrained(copy).fingerprint() == first
     runtime = Detector.from_pretrained(copy).model
     copy.write_bytes(onnx_artefact.read_bytes() + b"\0")
-    assert ExportedDetector(runtime, copy).fingerprint() != first
+    assert ArtefactBackend(runtime, copy).fingerprint() != first
 
 
 IN_A_NEW_PROCESS = """
@@ -141,6 +142,11 @@ def test_it_runs_without_importing_torch(onnx_artefact, on_artefact, tmp_path):
         np.testing.assert_allclose(
             [one["box"] for one in found["objects"]], [one["box"] for one in wanted["objects"]], atol=1e-3
         )
+
+
+def test_naming_predictions_needs_no_torch():
+    program = "import sys; from detr_hf.model.predictions_detr import Predictions; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
 
 
 # The processor alone
@@ -220,7 +226,7 @@ def test_detections_equal_the_image_processors():
     expected = DETRImageProcessor().post_process_object_detection(
         {"logits": logits, "pred_boxes": boxes}, threshold=0.3, target_sizes=torch.tensor(sizes_hw)
     )
-    found = detections_of(logits.numpy(), boxes.numpy(), 0.3, sizes_hw)
+    found = detections_of(Predictions(logits.numpy(), boxes.numpy()), 0.3, sizes_hw)
     for one, other in zip(found, expected, strict=True):
         assert len(one["scores"]) == len(other["scores"]) > 0
         np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-6)
@@ -231,7 +237,7 @@ def test_detections_equal_the_image_processors():
 def test_outputs_that_are_not_finite_are_an_error():
     logits, boxes = np.zeros((1, 2, 3), np.float32), np.full((1, 2, 4), np.nan, np.float32)
     with pytest.raises(ValueError, match="NaN or infinity"):
-        detections_of(logits, boxes, 0.5, [(10, 10)])
+        detections_of(Predictions(logits, boxes), 0.5, [(10, 10)])
 
 
 # Fixed shapes: the runtime is the model itself, which sees what the detector puts on the canvas.
@@ -239,7 +245,7 @@ def test_outputs_that_are_not_finite_are_an_error():
 
 def test_a_fixed_canvas_is_masked_and_changes_little(exported_model, on_checkpoint):
     info = info_of(exported_model, batch=2, size_hw=(64, 96))
-    detector = ExportedDetector(ModelRuntime(exported_model, info), "fixed.onnx")
+    detector = Detector.on(ArtefactBackend(ModelRuntime(exported_model, info), "fixed.onnx"))
     pictures = [picture(64, 96, 1), picture(64, 70, 2), picture(96, 64, 3)]
     seen = []
 

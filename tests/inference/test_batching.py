@@ -14,8 +14,9 @@ from detr_hf.inference.batching import (
     SizeBuckets,
     ordered_outcomes,
     prepare_ahead,
+    preparing_threads,
+    read_ahead,
 )
-from detr_hf.inference.threads import preparing_threads, read_ahead
 
 
 def item(index: int, width: int = 4) -> Prepared:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_hf.inference.pictures import find_pictures, is_single_picture, open_picture, path_of
+from detr_hf.inference.pictures import find_pictures, is_single_picture, path_of
 
 
 @pytest.fixture
@@ -90,18 +90,3 @@ def test_paths_are_remembered(tmp_path):
         assert path_of(image) == path_of(str(tmp_path / "a.png")) == tmp_path / "a.png"
     assert path_of(np.zeros((4, 4))) is None and path_of(Image.new("L", (2, 2))) is None
     assert path_of("https://example.org/a.jpg") is None
-
-
-def test_opening_gives_rgb_whatever_the_source(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    image.save(tmp_path / "a.png")
-    sources = (
-        image,
-        pixels,
-        torch.from_numpy(pixels).permute(2, 0, 1),
-        tmp_path / "a.png",
-        (tmp_path / "a.png").read_bytes(),
-    )
-    for source in sources:
-        assert np.array_equal(np.asarray(open_picture(source)), pixels)

@@ -1,12 +1,21 @@
 """`Detections`: what it holds stays together, and every form of it says the same."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from detr_hf.inference.results import Detection, Detections
+from detr_hf.inference.results import FIELDS, Detection, Detections
+from detr_hf.inference.runs.result_formats import read_part, record_of, write_parquet
+from detr_hf.inference.sources.base import Picture
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -137,3 +146,56 @@ def test_draws_on_the_upright_picture(tmp_path):
     Image.new("RGB", (100, 40)).save(tmp_path / "turned.jpg", exif=exif)
     detections = Detections([[0, 0, 40, 100]], [0.9], [0], ["cat"], size_hw=(100, 40), path=tmp_path / "turned.jpg")
     assert detections.draw().size == (40, 100)
+
+
+def test_the_image_is_rgb_whatever_the_source(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    sources = (
+        image,
+        pixels,
+        torch.from_numpy(pixels.copy()).permute(2, 0, 1),
+        tmp_path / "a.png",
+        (tmp_path / "a.png").read_bytes(),
+    )
+    for source in sources:
+        detections = Detections([], [], [], [], size_hw=(12, 16), source=source)
+        assert np.array_equal(np.asarray(detections.image), pixels)
+
+
+def test_drawing_needs_neither_torch_nor_the_check_of_exports(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    program = """
+import sys
+from detr_hf.inference.results import Detections
+Detections([[1, 2, 9, 9]], [0.9], [0], ["cat"], size_hw=(20, 30), path=sys.argv[1]).save(sys.argv[1] + ".png")
+sys.exit(bool({"torch", "detr_hf.export.parity", "detr_hf.export.runtimes"} & set(sys.modules)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.png")], env=environment, check=False)
+    assert done.returncode == 0 and (tmp_path / "a.png.png").is_file()
+
+
+def test_every_form_of_results_has_the_same_fields(found, tmp_path):
+    pytest.importorskip("pyarrow")
+    from pyarrow.parquet import read_schema
+
+    singular = [each.one for each in FIELDS.values()]
+    assert singular == list(Detection._fields) == list(found.to_dict()["objects"][0])
+    record = record_of(Picture("a.png", None), found)
+    assert list(record["objects"][0]) == singular
+    write_parquet([record], tmp_path / "a.parquet")
+    an_object = read_schema(tmp_path / "a.parquet").field("objects").type.value_type
+    assert [column.name for column in an_object] == singular
+    assert [len(getattr(found[:2], plural)) for plural in FIELDS] == [2] * len(FIELDS)
+
+
+def test_a_field_that_is_not_known_is_absent_from_tables_as_from_lines(found, tmp_path):
+    pytest.importorskip("pyarrow")
+    record = record_of(Picture("a.png", None), found)
+    for one in record["objects"]:
+        del one["label"]
+    write_parquet([record], tmp_path / "a.parquet")
+    (read,) = read_part(tmp_path / "a.parquet")
+    assert [set(one) for one in read["objects"]] == [{"name", "score", "box"}] * 3

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..batching import Failure
+from ..batching import Failure, read_ahead
 from ..results import Detections
 from ..sources.base import Picture, Source, SourceOptions
 from ..sources.opening import open_source
-from ..threads import read_ahead
 from .result_formats import COCO_RESULTS, read_part, record_of, suffix_of, write_coco, write_parquet
 from .run_folder import UNFINISHED, PartWriter, RunFolder, read_settings
 
@@ -33,10 +32,10 @@ class OutcomesDetector(Protocol):
     def outcomes(
         self, images: "Iterable[Any]", threshold: float, batch_size: int, *, unchanging: bool
     ) -> Iterator[Detections | Failure]:
-        """The detections of each picture, in order, or what is wrong with it."""
+        """Yields the detections of each picture, in order, or what is wrong with it."""
 
     def fingerprint(self) -> str:
-        """A text that differs as soon as results could."""
+        """Returns a text that differs as soon as results could."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def predict_to_shards(
     world_size: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PredictionRun:
-    """Detects in all pictures of a source and writes the results to a folder, from where it was stopped if it was.
+    """Writes what is found in all pictures of a source to a folder, from where it was stopped if it was.
 
     >>> predict_to_shards(Detector.from_pretrained("facebook/detr-resnet-50"), "photos/", "results/")
 
@@ -128,7 +127,7 @@ def predict_to_shards(
 
 
 def read_predictions(folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The records of a run, in the order of its source; see `result_formats.py` for what they hold.
+    """Returns the records of a run, in the order of its source; see `result_formats.py` for what they hold.
 
     Raises:
         ValueError: the folder holds no run, or one that is not complete.
@@ -173,7 +172,7 @@ class _Work:
         batch_size: int,
         on_progress: Callable[[Progress], None] | None,
     ) -> Progress:
-        """Does all that is to be done; what was written stays if it is stopped."""
+        """Returns the progress after doing all that is to be done; what was written stays if it is stopped."""
         self._on_progress = on_progress
         self._started = self._reported = time.perf_counter()
         try:
@@ -200,7 +199,7 @@ class _Work:
         return Progress(sum(done), 0, 0, None if None in sizes else sum(sizes), 0.0)
 
     def _entries(self) -> Iterator[tuple[PartWriter, Picture | None]]:
-        """Every picture to do with the part it belongs to; None behind the last one of a part."""
+        """Yields every picture to do with the part it belongs to; None behind the last one of a part."""
         for part in self.todo:
             writer = PartWriter(self.run_folder, part)
             self._writers.append(writer)
@@ -286,7 +285,7 @@ def _refuse_another_source(writer: PartWriter, picture: Picture | None) -> None:
 
 
 def _complete(run: RunFolder, format: str) -> None:
-    """What is left to do when all parts are whole, by whichever process sees it."""
+    """Does what is left to do when all parts are whole, in whichever process sees it."""
     if format == "coco" and not (run.folder / COCO_RESULTS).exists():
         write_coco(run)
     with suppress(OSError):  # another process may be doing the same

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..results import Detections
+from ..results import FIELDS, Detections
 from ..sources.base import Picture
 from .run_folder import RunFolder, read_records
 
@@ -29,31 +29,22 @@ PLACE = re.compile(r"^(In the batch of )?image \d+ ?")
 
 
 def record_of(picture: Picture, outcome: Detections | Exception) -> dict[str, Any]:
-    """The record of one picture."""
+    """Returns the record of one picture."""
     named = {"picture": picture.name, **picture.about}
     if isinstance(outcome, Exception):
         return {**named, "error": _why(outcome, picture.name)}
     height, width = outcome.size_hw
-    objects = [
-        {
-            "name": one.name,
-            "label": one.label,
-            "score": round(one.score, 6),
-            "box": [round(edge, 3) for edge in one.box],
-        }
-        for one in outcome
-    ]
-    return {**named, "width": width, "height": height, "objects": objects}
+    return {**named, "width": width, "height": height, "objects": outcome.plain_objects(rounded=True)}
 
 
 def _why(error: Exception, name: str) -> str:
-    """The error's text without the picture's name, which stands beside it."""
+    """Returns the error's text without the picture's name, which stands beside it."""
     text = PLACE.sub("", str(error)).removeprefix(f"({name})").lstrip(": ")
     return text or type(error).__name__
 
 
 def suffix_of(format: str) -> str:
-    """How a part's file name ends."""
+    """Returns how a part's file name ends."""
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
     if format == "parquet":
@@ -66,14 +57,7 @@ def write_parquet(records: Iterable[dict[str, Any]], path: Path) -> None:
     pyarrow = _require_pyarrow()
     from pyarrow.parquet import ParquetWriter
 
-    an_object = pyarrow.struct(
-        {
-            "name": pyarrow.string(),
-            "label": pyarrow.int64(),
-            "score": pyarrow.float32(),
-            "box": pyarrow.list_(pyarrow.float32(), 4),
-        }
-    )
+    an_object = pyarrow.struct({each.one: each.column(pyarrow) for each in FIELDS.values()})
     columns = {
         "picture": pyarrow.string(),
         "image_id": pyarrow.string(),  # a data set's own, a number or a text
@@ -94,7 +78,7 @@ def write_parquet(records: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def _plain_text(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with its texts as Unicode (a file name may be none), and `image_id` as text."""
+    """Returns the record with its texts as Unicode (a file name may be none), and `image_id` as text."""
     if "image_id" in record:
         record = {**record, "image_id": str(record["image_id"])}
     return {
@@ -104,7 +88,7 @@ def _plain_text(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_part(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a finished part, JSONL or Parquet."""
+    """Yields the records of a finished part, JSONL or Parquet."""
     if path.suffix != ".parquet":
         yield from read_records(path)
         return
@@ -114,7 +98,15 @@ def read_part(path: Path) -> Iterator[dict[str, Any]]:
     with ParquetFile(path) as file:
         for batch in file.iter_batches(ROWS_AT_ONCE):
             for row in batch.to_pylist():
-                yield {key: value for key, value in row.items() if value is not None}
+                record = _without_gaps(row)
+                if "objects" in record:
+                    record["objects"] = [_without_gaps(found) for found in record["objects"]]
+                yield record
+
+
+def _without_gaps(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a row of a table says; a JSONL record leaves out the rest."""
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def write_coco(run: RunFolder) -> None:
@@ -146,7 +138,7 @@ def write_coco(run: RunFolder) -> None:
 
 
 def all_records(run: RunFolder) -> Iterator[dict[str, Any]]:
-    """The records of all parts, in order."""
+    """Yields the records of all parts, in order."""
     for part in range(run.parts):
         yield from read_part(run.part_path(part))
 

@@ -70,11 +70,11 @@ class RunFolder:
         return read_settings(self.folder)
 
     def part_path(self, part: int) -> Path:
-        """The finished file of a part."""
+        """Returns the finished file of a part."""
         return self.folder / f"part-{part:05d}-of-{self.parts:05d}{self.suffix}"
 
     def journal_path(self, part: int) -> Path:
-        """Where the lines of a part gather."""
+        """Returns the file in which the lines of a part gather."""
         return self.folder / UNFINISHED / f"part-{part:05d}-of-{self.parts:05d}.jsonl"
 
     def is_done(self, part: int) -> bool:
@@ -86,7 +86,7 @@ class RunFolder:
         return all(self.is_done(part) for part in range(self.parts))
 
     def lines_written(self, part: int) -> int:
-        """How many pictures of an unfinished part are done, by its lines."""
+        """Returns how many pictures of an unfinished part are done, by its lines."""
         path = self.journal_path(part)
         if not path.exists():
             return 0
@@ -142,7 +142,7 @@ class PartWriter:
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-    """The record as one line of UTF-8; a file name that is none is escaped."""
+    """Returns the record as one line of UTF-8; a file name that is none is escaped."""
     try:
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -161,14 +161,14 @@ def whole_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file."""
+    """Yields the records of a JSONL file."""
     with path.open("rb") as file:
         for line in file:
             yield json.loads(line)
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """What run.json says; None where there is none."""
+    """Returns what run.json says; None where there is none."""
     try:
         return json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

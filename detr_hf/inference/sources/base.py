@@ -74,5 +74,5 @@ class SourceOptions:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
 
     def piece_of(self, total: int) -> int:
-        """How many of `total` pictures make a piece: `shard_size`, or a 64th of them, but 16 to 1,000."""
+        """Returns how many of `total` pictures make a piece: `shard_size`, or a 64th of them, but 16 to 1,000."""
         return self.shard_size or min(max(math.ceil(total / 64), 16), 1000)

@@ -11,7 +11,7 @@ from .base import PARQUET_SUFFIXES, TAR_SUFFIXES, VIDEO_SUFFIXES, Picture, Piece
 
 
 def open_source(source: Any, options: SourceOptions, results: Path | None = None) -> Source:
-    """The pictures behind paths (one or several files, folders, patterns) or a `datasets` object.
+    """Returns the pictures behind paths (one or several files, folders, patterns) or a `datasets` object.
 
     A folder inside which `results` lies is searched without it.
 
@@ -38,7 +38,10 @@ def open_source(source: Any, options: SourceOptions, results: Path | None = None
 
 
 def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | None = None) -> Source:
-    """Files, folders and patterns; tar files, Parquet files and videos among them each make a piece of their own."""
+    """Returns the pictures behind files, folders and patterns.
+
+    Tar files, Parquet files and videos among them each make a piece of their own.
+    """
     suffixes = (*PICTURE_SUFFIXES, *TAR_SUFFIXES, *PARQUET_SUFFIXES, *VIDEO_SUFFIXES)
     pictures: list[str] = []
     whole: list[Piece] = []
@@ -68,14 +71,14 @@ def holds_many(path: Path) -> bool:
 
 
 def _opener(path: Path) -> Callable[[Path, SourceOptions], Piece] | None:
-    """What makes a piece of a file that holds many pictures; None for a picture."""
+    """Returns what makes a piece of a file that holds many pictures; None for a picture."""
     name = path.name.lower()
     if name.endswith(TAR_SUFFIXES):
         from .archives import tar_piece
 
         return tar_piece
     if name.endswith(PARQUET_SUFFIXES):
-        from .archives import parquet_piece
+        from .tables import parquet_piece
 
         return parquet_piece
     if name.endswith(VIDEO_SUFFIXES):

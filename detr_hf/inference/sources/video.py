@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def video_piece(path: Path, options: SourceOptions) -> Piece:
-    """Every `every`-th frame of a video, upright.
+    """Returns every `every`-th frame of a video, upright.
 
     Raises:
         ImportError: PyAV is missing.
@@ -48,7 +48,7 @@ def _frames(path: Path, every: int, start: int) -> Iterator[Picture]:
 
 
 def _decoded(path: Path) -> Iterator["av.VideoFrame | Exception"]:
-    """The frames; where a part of the file is damaged, an error takes its place."""
+    """Yields the frames; where a part of the file is damaged, an error takes its place."""
     av = _pyav()
     try:
         with av.open(str(path)) as container:
@@ -66,7 +66,7 @@ def _decoded(path: Path) -> Iterator["av.VideoFrame | Exception"]:
 
 
 def upright_pixels(frame: Any) -> np.ndarray:
-    """The frame as (H, W, 3) RGB bytes, turned as the file says: phones write upright films lying down."""
+    """Returns the frame as (H, W, 3) RGB bytes, turned as the file says: phones write upright films lying down."""
     pixels = frame.to_ndarray(format="rgb24")  # (H, W, 3)
     quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels

@@ -139,16 +139,16 @@ def command(model: Path, pictures: Path, out: Path, shard_size: int = SHARD_SIZE
 def counting(counter: Path, arguments: list[str]) -> None:
     """Runs `detr-hf` and adds the pictures that go through the model to a file."""
     from detr_hf.cli import main
-    from detr_hf.inference.detector import Detector
+    from detr_hf.inference.backends import ModelBackend
 
-    detect = Detector._results
+    detect = ModelBackend.results
 
     def count_and_detect(self, batch, threshold):
         with counter.open("ab") as file:
             file.write(b"." * len(batch))
         return detect(self, batch, threshold)
 
-    Detector._results = count_and_detect
+    ModelBackend.results = count_and_detect
     sys.argv[1:] = arguments
     main()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from detr_hf import Detector, DETRImageProcessor
+from detr_hf.inference.backends import ModelBackend
 from detr_hf.inference.runs.prediction import Progress, predict_to_shards, read_predictions
 from detr_hf.inference.runs.result_formats import PLACE
 from detr_hf.inference.sources.base import SourceOptions
@@ -136,13 +137,13 @@ def test_a_bad_picture_is_recorded_with_its_error(photos, tmp_path):
 
 
 def test_only_the_picture_whose_outputs_are_not_finite_is_an_error(photos, tmp_path):
-    class Fussy(Detector):
-        def _results(self, batch, threshold):
+    class Fussy(ModelBackend):
+        def results(self, batch, threshold):
             if any("00007" in item.source for item in batch):
                 raise ValueError("outputs are not finite")
-            return super()._results(batch, threshold)
+            return super().results(batch, threshold)
 
-    detector = Fussy(tiny_model(), DETRImageProcessor(size={"shortest_edge": 32, "longest_edge": 48}))
+    detector = Detector.on(Fussy(tiny_model(), DETRImageProcessor(size={"shortest_edge": 32, "longest_edge": 48})))
     predict(detector, photos, tmp_path / "out")
     records = list(read_predictions(tmp_path / "out"))
     assert [i for i, record in enumerate(records) if "error" in record] == [7]

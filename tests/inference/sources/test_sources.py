@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_hf.inference.sources.archives import picture_of_row
 from detr_hf.inference.sources.base import Picture, Source, SourceOptions
 from detr_hf.inference.sources.opening import open_source
+from detr_hf.inference.sources.tables import picture_of_row
 
 from ..stand_in import write_pictures
 

@@ -1,0 +1,225 @@
+"""The four formats: each writer traces the model, converts it, and puts an artefact with its metadata at a path.
+
+Tracing and conversion are `transformers.exporters`', for all four formats and for int8. It takes this package's model
+because `DetectionGraph` hands it a plain module with named outputs: the model itself would export its hidden states as
+well, and (its output class being no part of transformers) a structure that cannot be read back. What is done here and
+not there: shapes are dynamic in batch, height and width alone, an ONNX file holds its weights, the metadata says how
+pictures are prepared, and OpenVINO's graph is corrected in two places.
+"""
+
+import contextlib
+import copy
+import io
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..model.modeling_detr import DETRForObjectDetection
+from .artefact import METADATA_KEY, OPENVINO_GRAPH, OUTPUT_OF, ArtefactInfo
+from .parity import calibration_cases
+
+TRACED_HW = (160, 224)
+
+
+class DetectionGraph(nn.Module):
+    """What is exported: pixels (and mask) in, the last decoder layer's `logits`, `pred_boxes` and masks if any out."""
+
+    def __init__(self, model: DETRForObjectDetection):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Returns (B, Q, K + 1) logits and (B, Q, 4) boxes, cxcywh in [0, 1]."""
+        output = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask)
+        return {name: output[name] for name in OUTPUT_OF.values() if name in output}
+
+
+def _write_onnx(model: DETRForObjectDetection, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]) -> Path:
+    import onnx_ir
+    from transformers.exporters import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
+
+    graph = DetectionGraph(copy.deepcopy(model).half() if info.dtype == "float16" else model)
+    program = _exported(OnnxExporter, OnnxConfig, graph, info)
+    program.metadata_props[METADATA_KEY] = info.to_json()
+    onnx_ir.save(program, str(path))  # weights inside: one file, up to protobuf's 2 GB
+    return path
+
+
+def _write_openvino(
+    model: DETRForObjectDetection, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]
+) -> Path:
+    import openvino
+    from transformers.exporters import OpenVINOConfig
+    from transformers.exporters.exporter_openvino import OpenVINOExporter
+
+    quantizer = _quantizer(_samples(calibration, info)) if info.dtype == "int8" else None
+    options = {"quantizer": quantizer, "compress_to_fp16": info.dtype in ("float16", "bfloat16"), "stateful": False}
+    program = _exported(OpenVINOExporter, OpenVINOConfig, DetectionGraph(model), info, **options)
+    _divide_lengths_as_integers(program)
+    if info.dtype == "int8":
+        _add_quantized_shortcuts(program)
+    program.set_rt_info(info.to_json(), [METADATA_KEY])
+    path.mkdir()
+    openvino.save_model(program, str(path / OPENVINO_GRAPH), compress_to_fp16=False)
+    return path / OPENVINO_GRAPH
+
+
+def _divide_lengths_as_integers(program: Any) -> None:
+    """Replaces divisions of lengths in floating point, rounded down, by divisions of integers.
+
+    OpenVINO's converter writes `length // 32` as a product with 1/32, and in bfloat16 799 is 800: a row too many.
+    """
+    from openvino import opset13 as operators
+
+    for floor in program.get_ordered_ops():
+        found = _divided_length(floor)
+        if found is None:
+            continue
+        length, divisor = found
+        quotient = operators.divide(length, operators.constant(divisor, dtype=length.get_element_type()))
+        for reader in list(floor.output(0).get_target_inputs()):
+            past = reader.get_node().output(0)  # back to integers, as a rule
+            if reader.get_node().get_type_name() == "Convert":
+                past.replace(operators.convert(quotient, past.get_element_type().to_string()).output(0))
+            else:
+                reader.replace_source_output(operators.convert(quotient, "f32").output(0))
+
+
+def _add_quantized_shortcuts(program: Any) -> None:
+    """Lets the additions of residual blocks read the int8 feature map that the block's convolution reads.
+
+    They would read the same map before it is rounded: OpenVINO then writes it in bfloat16, and rounds it in passes of
+    their own.
+    """
+    for quantizer in program.get_ordered_ops():
+        if quantizer.get_type_name() != "FakeQuantize":
+            continue
+        for reader in list(quantizer.input_value(0).get_target_inputs()):
+            if reader.get_node().get_type_name() == "Add":
+                reader.replace_source_output(quantizer.output(0))
+
+
+def _divided_length(node: Any) -> tuple[Any, int] | None:
+    """Returns the integer and the divisor where `node` is the floor of such a product, else None."""
+    if node.get_type_name() != "Floor" or node.input_value(0).get_node().get_type_name() != "Multiply":
+        return None
+    factors = {
+        value.get_node().get_type_name(): value.get_node() for value in node.input_value(0).get_node().input_values()
+    }
+    if factors.keys() != {"Constant", "Convert"} or factors["Constant"].get_data().size != 1:
+        return None
+    length, divisor = factors["Convert"].input_value(0), 1 / factors["Constant"].get_data().item()
+    whole = round(divisor)
+    is_length = length.get_element_type().is_integral_number() and abs(divisor - whole) < 1e-3 * divisor
+    return (length, whole) if is_length else None
+
+
+def _write_torch_export(
+    model: DETRForObjectDetection, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]
+) -> Path:
+    from transformers.exporters import DynamoConfig
+    from transformers.exporters.exporter_dynamo import DynamoExporter
+
+    graph = DetectionGraph(copy.deepcopy(model).to(getattr(torch, info.dtype)))
+    program = _exported(DynamoExporter, DynamoConfig, graph, info)
+    torch.export.save(program, str(path), extra_files={METADATA_KEY: info.to_json()})
+    return path
+
+
+def _write_executorch(
+    model: DETRForObjectDetection, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]
+) -> Path:
+    from transformers.exporters import ExecutorchConfig
+    from transformers.exporters.exporter_executorch import ExecutorchExporter
+
+    program = _exported(ExecutorchExporter, ExecutorchConfig, DetectionGraph(model), info)
+    ExecutorchExporter.save_program(program, path)
+    path.with_suffix(".json").write_text(info.to_json(), encoding="utf-8")
+    return path
+
+
+# Format -> what puts an artefact at a path, from a model, its metadata and calibration pixels, and returns the file to
+# load.
+WRITERS: dict[str, Callable[[DETRForObjectDetection, ArtefactInfo, Path, list[np.ndarray]], Path]] = {
+    "onnx": _write_onnx,
+    "openvino": _write_openvino,
+    "torch-export": _write_torch_export,
+    "executorch": _write_executorch,
+}
+
+
+def _quantizer(samples: list[dict[str, Tensor]]) -> Any:
+    """Returns what makes int8 of the convolutions, which take most of the time.
+
+    The transformer stays as it is: with it in int8 as well, the shipped checkpoint lost 8.0 points of AP on its
+    validation scenes instead of 0.9.
+    """
+    import nncf
+    from transformers.exporters import NNCFOpenVINOQuantizer, NNCFQuantizationConfig
+
+    settings = NNCFQuantizationConfig(
+        subset_size=len(samples),
+        preset=nncf.QuantizationPreset.PERFORMANCE,
+        ignored_scope=nncf.IgnoredScope(types=["MatMul"], validate=False),
+    )
+    return NNCFOpenVINOQuantizer(settings, calibration_dataset=samples)
+
+
+def _exported(exporter: type, config: type, graph: DetectionGraph, info: ArtefactInfo, **options: Any) -> Any:
+    """Returns the program that an exporter of transformers makes of the graph."""
+    inputs, shapes = _traced_inputs(info)
+    dynamic = any(shapes.values())
+    try:
+        with _quiet():
+            program = exporter().export(
+                graph.eval(), inputs, config(dynamic=dynamic, dynamic_shapes=shapes if dynamic else None, **options)
+            )
+    except Exception as error:
+        hint = "; fixed shapes may do (batch=1, size_hw=..., --static)" if dynamic else ""
+        raise ValueError(f"The {info.format} exporter failed on this model: {error}{hint}.") from error
+    return program.program
+
+
+def _traced_inputs(info: ArtefactInfo) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+    """Returns inputs to trace with, and which of their dimensions are free."""
+    batch, (height, width) = info.batch or 2, info.size_hw or TRACED_HW
+    free = torch.export.Dim.DYNAMIC
+    dims = {0: info.batch is None, 2: info.size_hw is None, 3: info.size_hw is None}
+    inputs = {"pixel_values": torch.zeros(batch, info.num_channels, height, width)}
+    shapes = {"pixel_values": {dim: free for dim, is_free in dims.items() if is_free}}
+    if info.masked:
+        inputs["pixel_mask"] = torch.ones(batch, height, width, dtype=torch.bool)
+        shapes["pixel_mask"] = {max(0, dim - 1): free for dim in shapes["pixel_values"]}
+    return inputs, shapes
+
+
+def _samples(calibration: list[np.ndarray], info: ArtefactInfo) -> list[dict[str, Tensor]]:
+    return [
+        {"pixel_values": torch.from_numpy(case.pixel_values)}
+        | ({} if case.pixel_mask is None else {"pixel_mask": torch.from_numpy(case.pixel_mask)})
+        for case in calibration_cases(calibration, info)
+    ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps out of the output what the exporters say of themselves; their errors are raised all the same."""
+    names = ("torch.onnx", "torch.export", "transformers", "nncf", "onnxscript", "onnx_ir")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+__all__ = ["WRITERS", "DetectionGraph"]

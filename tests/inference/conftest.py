@@ -1,0 +1,3 @@
+"""A `Detector` on an artefact is tested on the one that the tests of the export make."""
+
+from ..export.conftest import exported_model as exported_model, onnx_artefact as onnx_artefact
