@@ -15,7 +15,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image as ImageFeature, It
 from ...errors import AnnotationError, LayoutError, PictureError
 from ..detection_data import Categories, detection_features
 from ..pictures import read_header
-from .records import SplitRecords, box_fault, id_fault, suspect_format, to_xywh
+from .faults import box_fault, id_fault
+from .records import SplitRecords, suspect_format, to_xywh
 
 BOX_KEYS = ("bbox", "boxes", "bboxes", "box")
 CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels", "class", "classes")

@@ -14,7 +14,7 @@ from ...errors import LayoutError, PictureError
 from ..detection_data import Categories
 from ..findings import FindingLog
 from ..pictures import read_header
-from . import coco, hf_objects, voc, yolo
+from . import coco, coco_layout, hf_objects, voc, yolo
 from .records import BOX_FORMATS, SplitRecords, check_boxes, check_categories, check_files, check_ids
 
 FORMATS = ("coco", "yolo", "voc", "hf")
@@ -74,7 +74,7 @@ def recognise(root: Path, options: ReadOptions) -> str:
         LayoutError: none or several fit.
     """
     found = []
-    if coco.find_coco(root, options.task, options.image_root):
+    if coco_layout.find_coco(root, options.task, options.image_root):
         found.append("coco")
     if yolo.find_yaml(root) is not None or yolo.has_yolo_folders(root):
         found.append("yolo")
@@ -165,9 +165,9 @@ def _read_hub(name: str, options: ReadOptions) -> ReadData:
 
 def _read_coco(path: Path, options: ReadOptions) -> ReadData:
     if path.is_file():
-        sources = [coco.coco_file_source(path, options.image_root, options.task)]
+        sources = [coco_layout.coco_file_source(path, options.image_root, options.task)]
     else:
-        sources = coco.find_coco(path, options.task, options.image_root)
+        sources = coco_layout.find_coco(path, options.task, options.image_root)
     if not sources:
         raise LayoutError(
             f"{path} holds no COCO annotations for the task {options.task or 'detection'};\n{LOOKED_FOR}."

@@ -10,7 +10,6 @@ import json
 import math
 from array import array
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from ..detection_data import Categories, detection_features
 from ..findings import FindingLog
+from .faults import box_fault, id_fault, number_fault
 from .mask_text import segmentation_fault
 from .paths import FileIndex
 
@@ -25,37 +25,6 @@ BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywh_norm", "xyxy_norm", "cxcywh_norm"
 # A box may leave its picture by this much before it is worth a word: annotation tools round.
 TOLERANCE_PX = 1.5
 LARGEST_COORDINATE = 1e7
-
-
-def number_fault(value: Any) -> str | None:
-    """Why a value is no plain number, or None (NaN and infinities are numbers here)."""
-    if type(value) is float or type(value) is int:
-        return None
-    return f"{str(value)[:60]!r} ({type(value).__name__})"
-
-
-def id_fault(value: Any) -> str | None:
-    """Why a value cannot be an id, or None: ids are integers below 2**63 or texts."""
-    if type(value) is int:
-        return None if -(2**63) <= value < 2**63 else f"{str(value)[:40]} is too large"
-    if type(value) is str:
-        return None if value else "it is an empty text"
-    return f"{str(value)[:60]!r} is a {type(value).__name__}, expected an integer or a text"
-
-
-def box_fault(bbox: Any) -> str | None:
-    """Why a value is not four numbers, or None."""
-    if not isinstance(bbox, list | tuple):
-        return f"bbox is {str(bbox)[:60]!r} ({type(bbox).__name__}), expected four numbers"
-    if len(bbox) != 4:
-        return f"bbox has {len(bbox)} numbers, expected four"
-    for value in bbox:
-        fault = number_fault(value)
-        if fault:
-            return f"bbox holds {fault}, expected numbers"
-        if type(value) is int and abs(value) > 2**53:
-            return "bbox holds a number beyond 2**53"
-    return None
 
 
 @dataclass
@@ -366,8 +335,3 @@ def numbered(ids: list[int | str]) -> list[int]:
 def _image_column(paths: list[str | None]) -> pa.StructArray:
     empty = pa.nulls(len(paths), type=pa.binary())
     return pa.StructArray.from_arrays([empty, pa.array(paths, type=pa.string())], names=["bytes", "path"])
-
-
-def relative_name(path: Path, root: Path) -> str:
-    """`path` relative to `root` with `/`, or its own name when it lies elsewhere."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
