@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from ...errors import AnnotationError
+from ...processing.image_opening_detr import PICTURE_SUFFIXES
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif", ".ppm", ".pgm"}
 URL_OR_DRIVE = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+://|[A-Za-z]:[\\/])")
 
 

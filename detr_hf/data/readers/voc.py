@@ -12,9 +12,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ...errors import AnnotationError, LayoutError, PictureError
+from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ..detection_data import Categories
 from ..pictures import read_header
-from .paths import PICTURE_SUFFIXES, join_inside, unsafe_reason
+from .paths import join_inside, unsafe_reason
 from .records import SplitRecords
 
 
