@@ -136,7 +136,7 @@ def sanitize(target: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Tens
     removed.
 
     Raises:
-        ValueError: the parts of the target are not equally many, or boxes are not finite.
+        ValueError: the parts of the target are not equally many, boxes are not finite, or masks have another size.
     """
     height, width = size_hw
     boxes = torch.as_tensor(target["boxes"], dtype=torch.float64).as_subclass(Tensor).reshape(-1, 4)
@@ -153,6 +153,11 @@ def sanitize(target: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Tens
     masks = target.get("masks")
     if masks is not None:
         masks = torch.as_tensor(masks).as_subclass(Tensor).bool()
+        if len(masks) and tuple(masks.shape[1:]) != tuple(size_hw):
+            raise ValueError(
+                f"The augmentation returned masks of (height, width) {tuple(masks.shape[1:])} for an image of "
+                f"{tuple(size_hw)}."
+            )
         keep &= masks.flatten(1).any(dim=1) if len(masks) else keep
     kept = {"boxes": boxes[keep], "labels": torch.as_tensor(target["labels"])[keep]}
     if "index" in target:
