@@ -47,12 +47,12 @@ class Header(NamedTuple):
 
     @property
     def upright_wh(self) -> tuple[int, int]:
-        """Width and height as a viewer shows the picture."""
+        """Returns width and height as a viewer shows the picture."""
         return (self.height, self.width) if self.orientation in QUARTER_TURNS else (self.width, self.height)
 
 
 def header_of(image: Image.Image) -> Header:
-    """The header of an opened picture; nothing is decoded."""
+    """Returns the header of an opened picture; nothing is decoded."""
     try:
         orientation = image.getexif().get(ORIENTATION_TAG, 1)
     except DECODE_ERRORS:  # a garbled EXIF block is no reason to refuse the pixels
@@ -82,7 +82,7 @@ def open_undecoded(source: Any, name: str) -> Image.Image:
 
 
 def read_header(source: Any, name: str) -> Header:
-    """The header of a picture on disk or in memory.
+    """Returns the header of a picture on disk or in memory.
 
     Raises:
         PictureError: the file is missing or no picture.
@@ -102,7 +102,7 @@ def keeps_stored_frame(header: Header, recorded_wh: tuple[int, int] | None) -> b
 
 
 def load_pixels(source: Any, name: str, recorded_wh: tuple[int, int] | None = None) -> Tensor:
-    """The decoded picture as RGB `(3, H, W)` uint8, in the frame of its annotations.
+    """Returns the decoded picture as RGB `(3, H, W)` uint8, in the frame of its annotations.
 
     Raises:
         PictureError: it cannot be decoded, or its size is not `recorded_wh`.
@@ -154,8 +154,7 @@ def inspect_picture(source: Any) -> SeenPicture:
 
 
 def inspect_segments(path: str) -> tuple[tuple[int, int], set[int]] | str:
-    """Width and height of a segment PNG and the ids in it (R + 256 G + 65536 B, without 0), or what is wrong with
-    it."""
+    """Returns (width, height) of a segment PNG and its ids (R + 256 G + 65536 B, without 0), or what is wrong."""
     try:
         with Image.open(path) as image:
             if image.mode not in ("RGB", "RGBA", "P"):

@@ -38,7 +38,7 @@ def draw_examples(model: Any, processor: Any, rows: Any, threshold: float = 0.5)
 
 
 def _pictures(rows: Any) -> list[Any]:
-    """Up to ten pictures of a split as a `Detector` takes them, before any preparation."""
+    """Returns up to ten pictures of a split as a `Detector` takes them, before any preparation."""
     if hasattr(rows, "with_format"):
         rows = rows.with_format(None)  # without the transform that makes tensors of them
     if hasattr(rows, "__len__"):

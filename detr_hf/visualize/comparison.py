@@ -1,4 +1,4 @@
-"""Ground truth and detections of pictures side by side, drawn with Pillow alone."""
+"""Ground truth and detections side by side, drawn with Pillow alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ GAP_PX = 6
 
 
 class DrawnObjects(NamedTuple):
-    """Objects of one picture: `boxes_xyxy_abs (N, 4)` in its pixels, `labels (N,)`, and `scores (N,)` if detected."""
+    """Objects of one image: `boxes_xyxy_abs (N, 4)` in its pixels, `labels (N,)`, and `scores (N,)` if detected."""
 
     boxes_xyxy_abs: np.ndarray
     labels: Sequence[int]
@@ -21,7 +21,7 @@ class DrawnObjects(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A picture with what is there and what was found; `caption` stands above."""
+    """An image with what is there and what was found; `caption` stands above."""
 
     image: Image.Image
     truth: DrawnObjects

@@ -1,5 +1,4 @@
-"""Small data sets written to disk in every layout, from one description: pictures with filled rectangles as
-objects."""
+"""Small data sets on disk in every layout, from one description: pictures with filled rectangles as objects."""
 
 import json
 from pathlib import Path

@@ -28,8 +28,7 @@ IMBALANCE = 20
 
 @dataclass(frozen=True)
 class ModelSide:
-    """What a check must know of the model: queries, pixels a feature cell, and the sides that pictures are resized
-    to."""
+    """What a check must know of the model: queries, pixels a feature cell, and the sides of resized images."""
 
     num_queries: int = DEFAULT_QUERIES
     stride: int = STRIDE
@@ -47,7 +46,7 @@ def check(
     workers: int | None = None,
     **read_options: Any,
 ) -> CheckReport:
-    """Everything that is wrong or odd with a data set.
+    """Returns everything that is wrong or odd with a data set.
 
     Args:
         data: what `load_detection_dataset` takes, or the `DetectionData` it gave.
@@ -102,7 +101,7 @@ def _options(given: dict[str, Any]) -> ReadOptions:
 
 
 def model_side(model_config: Any, num_queries: int | None, size: tuple[int, int] | None) -> ModelSide:
-    """The numbers of a model that matter to a check, the original's where nothing is given."""
+    """Returns the numbers of a model that matter to a check, the original's where nothing is given."""
     queries = num_queries or getattr(model_config, "num_queries", None) or DEFAULT_QUERIES
     stride = STRIDE // 2 if getattr(model_config, "dilation", False) else STRIDE
     shortest, longest = size or (800, 1333)
@@ -110,7 +109,7 @@ def model_side(model_config: Any, num_queries: int | None, size: tuple[int, int]
 
 
 def read_loaded(data: DetectionData) -> ReadData:
-    """Loaded data as records again, with the findings of its loading."""
+    """Returns loaded data as records again, with the findings of its loading."""
     records = {}
     for name, split in data.splits.items():
         if isinstance(split, IterableDataset):
@@ -129,7 +128,7 @@ def read_loaded(data: DetectionData) -> ReadData:
 
 
 def check_classes(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
-    """Gaps in ids, classes without objects, classes that only validation has, and balance."""
+    """Logs gaps in ids, classes without objects, classes that only validation has, and balance."""
     categories = read.categories
     ids = [value for value in categories.source_ids if isinstance(value, int)]
     if ids and categories.changed:
@@ -169,21 +168,20 @@ def check_classes(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
 
 
 def class_counts(split: JudgedSplit, categories: Categories) -> np.ndarray:
-    """Objects that are no crowds by class `(K,)`."""
+    """Returns how many objects that are no crowds each class has `(K,)`."""
     crowd = np.array(split.records.iscrowd, dtype=bool)
     return np.bincount(split.indices[split.kept & ~crowd], minlength=len(categories.names))
 
 
 def objects_per_image(split: JudgedSplit) -> np.ndarray:
-    """Objects that are no crowds by image `(images,)`."""
+    """Returns how many objects that are no crowds each image has `(images,)`."""
     rows = np.array(split.records.rows, dtype=np.int64)
     crowd = np.array(split.records.iscrowd, dtype=bool)
     return np.bincount(rows[split.kept & ~crowd], minlength=len(split.records.image_ids))
 
 
 def check_counts(split: JudgedSplit, read: ReadData, side: ModelSide) -> None:
-    """Splits without images or objects, images without objects, and images with more objects than the model has
-    queries."""
+    """Logs splits without images or objects, images without objects, and images with more objects than queries."""
     counts = objects_per_image(split)
     place = {"split": split.records.name}
     if not len(counts):
@@ -221,15 +219,14 @@ def check_object_sizes(read: ReadData, judged: dict[str, JudgedSplit], side: Mod
         if share >= SMALL_NOTE:
             message = (
                 f"{share:.0%} of the objects are smaller than one {side.stride}-pixel cell of the feature map when "
-                "pictures are resized to a "
-                f"shortest side of {side.shortest}: DETR finds such objects badly; larger pictures, tiles or "
-                "dilation=True help"
+                f"pictures are resized to a shortest side of {side.shortest}: DETR finds such objects badly; larger "
+                "pictures, tiles or dilation=True help"
             )
             read.log.add("objects-small", "warning" if share >= SMALL_WARNING else "info", message, split=name)
 
 
 def summarise(split: JudgedSplit, categories: Categories) -> SplitSummary:
-    """The counts of a split."""
+    """Returns the counts of a split."""
     counts = objects_per_image(split)
     classes = class_counts(split, categories).tolist()
     crowd = np.array(split.records.iscrowd, dtype=bool)

@@ -103,7 +103,7 @@ def inspect_all(sources: Iterable[tuple[int, Any]], workers: int | None) -> Iter
 
 
 def picture_sources(split: JudgedSplit, read: ReadData) -> Iterator[tuple[int, Any]]:
-    """Row and path (or bytes) of each picture that there is."""
+    """Yields row and path (or bytes) of each picture that there is."""
     rows = np.flatnonzero(split.images).tolist()
     table = read.hf_splits.get(split.records.name)
     if table is None:

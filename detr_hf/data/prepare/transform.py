@@ -73,7 +73,7 @@ class DetectionTransform:
         return {"pixel_values": pixel_values, "labels": labels, "file_name": name}
 
     def _target(self, row: dict[str, Any], name: str, size_hw: tuple[int, int]) -> dict[str, Any]:
-        """The row's objects as tensors, boxes xyxy in pixels; crowds stay out: DETR does not train on them."""
+        """Returns the row's objects as tensors, boxes xyxy in pixels; crowds stay out: DETR does not train on them."""
         objects = row["objects"]
         height, width = size_hw
         count = len(objects["bbox"])
@@ -106,7 +106,7 @@ class DetectionTransform:
     def _panoptic_masks(
         self, row: dict[str, Any], ids: list[int], chosen: list[int], name: str, size_hw: tuple[int, int]
     ) -> tuple[list[int], Tensor]:
-        """Which of the chosen segments the PNG holds, and their masks `(N, H, W)`."""
+        """Returns which of the chosen segments the PNG holds, and their masks `(N, H, W)`."""
         source = row["panoptic"]
         path = source["path"] if isinstance(source, dict) else source.filename
         annotation = {
@@ -147,8 +147,10 @@ class DetectionTransform:
 
     @staticmethod
     def _areas(row: dict[str, Any], target: dict[str, Tensor]) -> Tensor:
-        """Areas `(N,)` in pixels of the augmented picture: of the mask; else the annotated one, shrunk as its box did;
-        else of the box."""
+        """Returns areas `(N,)` in pixels of the augmented image.
+
+        They are those of the masks; else the annotated ones, shrunk as their boxes did; else those of the boxes.
+        """
         boxes = target["boxes"]
         box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
         if "masks" in target:
@@ -180,7 +182,7 @@ class DetectionTransform:
 
 
 def model_sides(processor: Any) -> tuple[int, int]:
-    """The shortest and longest side that a processor resizes to; the recipe's 800 and 1333 when it has other rules."""
+    """Returns the shortest and longest side that a processor resizes to; 800 and 1333 when it has other rules."""
     size = dict(getattr(processor, "size", None) or {})
     if size.get("height") and size.get("width"):
         return min(size["height"], size["width"]), max(size["height"], size["width"])
@@ -203,7 +205,7 @@ class PreparedDataset(torch.utils.data.Dataset):
 
 
 def prepare(rows: Any, processor: Any, augment: str | Callable | None = "none", masks: bool = False) -> Any:
-    """A split that gives `{"pixel_values" (3, h, w), "labels", "file_name"}` when it is read.
+    """Returns a split that gives `{"pixel_values" (3, h, w), "labels", "file_name"}` when it is read.
 
     `rows` is a `datasets.Dataset` or `IterableDataset` in the schema, or any map-style data set of such rows (digit
     scenes).
@@ -234,6 +236,6 @@ class StreamedRows(torch.utils.data.IterableDataset):
             yield self.transform.one(row)
 
     def set_epoch(self, epoch: int) -> None:
-        """Another order for each epoch, where the stream is shuffled."""
+        """Sets the epoch, which gives another order where the stream is shuffled."""
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(epoch)

@@ -33,7 +33,7 @@ class CocoFile:
 
 
 def read_coco(source: CocoSource, keep_masks: bool = True) -> CocoFile:
-    """One annotation file as records; faults are in `records.log`.
+    """Returns one annotation file as records; faults are in `records.log`.
 
     Raises:
         LayoutError: the file is no COCO JSON, or the folder of its pictures cannot be told.
@@ -78,8 +78,7 @@ def read_coco(source: CocoSource, keep_masks: bool = True) -> CocoFile:
 
 
 def iterate_lists(path: Path) -> Iterator[tuple[str, Any, str]]:
-    """Key, element and its JSON text for each element of the top-level lists of a JSON object; a value that is no list
-    comes whole.
+    """Yields key, element and its JSON text for the elements of an object's lists; any other value comes whole.
 
     Raises:
         LayoutError: the file is not JSON, or no object at its top level.
@@ -181,7 +180,7 @@ def _begin(source: CocoSource, file: CocoFile, images: list[Any]) -> None:
 
 
 def _size_of(image: dict[str, Any], records: SplitRecords, place: dict[str, Any]) -> tuple[int, int]:
-    """Width and height that the entry records, 0 x 0 when it has none or they are no sizes."""
+    """Returns width and height that the entry records, 0 x 0 when it has none or they are no sizes."""
     sides = [image.get("width"), image.get("height")]
     if sides == [None, None]:
         return 0, 0
@@ -220,8 +219,7 @@ def _add_annotation(source: CocoSource, file: CocoFile, annotation: Any, text: s
 
 
 def _add_detection(records: SplitRecords, row: int, annotation: dict[str, Any], text: str = "") -> None:
-    """Adds an object; `text` is the annotation's JSON, from which the polygons are cut instead of being written
-    anew."""
+    """Adds an object; its polygons are cut from `text`, the annotation's JSON, instead of being written anew."""
     object_id = annotation.get("id")
     if id_fault(object_id) is not None:
         if object_id is not None:
@@ -251,7 +249,7 @@ def _add_detection(records: SplitRecords, row: int, annotation: dict[str, Any], 
 
 
 def _polygon_text(text: str) -> str | None:
-    """The value of `segmentation` in an annotation's JSON, when it is a list of numbers and the key occurs once."""
+    """Returns the value of `segmentation` in an annotation's JSON, if it is numbers and the key occurs once."""
     if text.count('"segmentation"') != 1:
         return None
     found = POLYGONS.search(text)
@@ -289,7 +287,7 @@ def _fill_panoptic_gaps(records: SplitRecords) -> None:
 
 
 def merge_categories(listed: dict[str, list[Any]], log: FindingLog) -> Categories:
-    """One class list from the categories of every split, ordered by id; contradictions go to the log."""
+    """Returns one class list from the categories of every split, ordered by id; contradictions go to the log."""
     entries: dict[int | str, tuple[str, bool]] = {}
     for split, categories in listed.items():
         here = set()

@@ -35,8 +35,7 @@ PROBE_NAMES = 32
 
 @dataclass
 class CocoSource:
-    """One annotation file: its split, kind (`"detection"` or `"panoptic"`) and, when given, the folder of its
-    pictures."""
+    """One annotation file: its split, kind (`"detection"`, `"panoptic"`) and, if given, its pictures' folder."""
 
     split: str
     kind: str
@@ -46,7 +45,7 @@ class CocoSource:
 
 
 def find_coco(root: Path, task: str | None = None, image_root: Path | None = None) -> list[CocoSource]:
-    """The annotation files of a folder, one a split; an empty list when there is none.
+    """Returns the annotation files of a folder, one a split; an empty list when there is none.
 
     `task` is `"detection"` (wins when both are there) or `"panoptic"`.
 
@@ -78,13 +77,13 @@ def find_coco(root: Path, task: str | None = None, image_root: Path | None = Non
 
 
 def coco_file_source(path: Path, image_root: Path | None, task: str | None) -> CocoSource:
-    """The source for one JSON file that was named by the user."""
+    """Returns the source for one JSON file that was named by the user."""
     kind, split = describe_json(path, path.parent)
     return CocoSource(split, task or kind or "detection", path, path.parent, image_root)
 
 
 def describe_json(path: Path, root: Path) -> tuple[str | None, str]:
-    """Kind (None: another task's file) and split that a JSON file's name and folder tell."""
+    """Returns the kind (None: another task's file) and the split that a JSON file's name and folder tell."""
     stem = path.name.lower().removesuffix(".json")
     if any(stem.startswith(word) for word in OTHER_TASKS):
         return None, stem
@@ -107,7 +106,7 @@ def looks_like_coco(path: Path) -> bool:
 
 
 def find_image_folder(source: CocoSource, file_names: list[str]) -> Path:
-    """The folder below which the file names of a JSON file exist; looked for by some of the names.
+    """Returns the folder below which the file names of a JSON file exist; looked for by some of the names.
 
     Raises:
         LayoutError: none of the folders holds one, or several hold equally many.
@@ -153,7 +152,7 @@ def find_image_folder(source: CocoSource, file_names: list[str]) -> Path:
 
 
 def panoptic_folder(source: CocoSource) -> Path:
-    """The folder of the segment PNGs: it is named like the JSON file, beside it or in the root.
+    """Returns the folder of the segment PNGs: it is named like the JSON file, beside it or in the root.
 
     Raises:
         LayoutError: there is no such folder.

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def id_fault(value: Any) -> str | None:
-    """Why a value cannot be an id, or None: ids are integers below 2**63 or texts."""
+    """Returns why a value cannot be an id, or None: ids are integers below 2**63 or texts."""
     if type(value) is int:
         return None if -(2**63) <= value < 2**63 else f"{str(value)[:40]} is too large"
     if type(value) is str:
@@ -13,14 +13,14 @@ def id_fault(value: Any) -> str | None:
 
 
 def number_fault(value: Any) -> str | None:
-    """Why a value is no plain number, or None (NaN and infinities are numbers here)."""
+    """Returns why a value is no plain number, or None (NaN and infinities are numbers here)."""
     if type(value) is float or type(value) is int:
         return None
     return f"{str(value)[:60]!r} ({type(value).__name__})"
 
 
 def box_fault(bbox: Any) -> str | None:
-    """Why a value is not four numbers, or None."""
+    """Returns why a value is not four numbers, or None."""
     if not isinstance(bbox, list | tuple):
         return f"bbox is {str(bbox)[:60]!r} ({type(bbox).__name__}), expected four numbers"
     if len(bbox) != 4:

@@ -18,7 +18,7 @@ LARGEST_PICTURE = 2**28
 
 
 def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None:
-    """What is wrong with a COCO segmentation of a `height x width` picture (0 x 0: unknown size), or None."""
+    """Returns what is wrong with a COCO segmentation of a `height x width` picture (0 x 0: unknown), or None."""
     if isinstance(segmentation, dict):
         return _rle_fault(segmentation, height, width)
     if not isinstance(segmentation, list):
@@ -52,7 +52,7 @@ def _rle_fault(rle: dict, height: int, width: int) -> str | None:
 
 
 def decode_masks(segmentations: list[str | None], height: int, width: int, names: list[str]) -> Tensor:
-    """Masks `(N, height, width)` bool of segmentations as JSON text; an empty mask where there is none.
+    """Returns masks `(N, height, width)` bool of segmentations as JSON text; an empty mask where there is none.
 
     Raises:
         AnnotationError: a segmentation is malformed; `names (N,)` says whose it is.

@@ -57,8 +57,10 @@ class ReadData:
 
 @dataclass
 class JudgedSplit:
-    """A split's records after the checks: `boxes (N, 4)` xywh pixels, class `indices (N,)`, what is `kept (N,)`,
-    usable `images`."""
+    """A split's records after the checks.
+
+    `boxes (N, 4)` are xywh in pixels, `indices (N,)` the classes, `kept (N,)` and `images` say what can be used.
+    """
 
     records: SplitRecords
     boxes: np.ndarray
@@ -68,7 +70,7 @@ class JudgedSplit:
 
 
 def recognise(root: Path, options: ReadOptions) -> str:
-    """The format of a folder.
+    """Returns the format of a folder.
 
     Raises:
         LayoutError: none or several fit.
@@ -101,8 +103,7 @@ def has_hf_files(root: Path) -> bool:
 
 
 def choose_splits(available: list[str], wanted: Any, source: str) -> dict[str, str]:
-    """New name to source name of the splits to read; `wanted` is None (all), a name, names, or a dict of new to source
-    name.
+    """Returns the splits to read, new name to source name; `wanted` is None (all), a name, names, or such a dict.
 
     Raises:
         LayoutError: a wanted split is not there.

@@ -1,5 +1,4 @@
-"""Broken data sets are made here, each with one fault; `check` has to find each, name it and place it, and find
-nothing else."""
+"""Broken data sets are made here, each with one fault; `check` names and places it, and finds nothing else."""
 
 import json
 import os
