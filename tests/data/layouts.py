@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from detr_hf.data import DetectionData
+
 NAMES = ("cat", "dog", "owl")
 # Category ids with a gap, as COCO has them.
 SOURCE_IDS = (3, 5, 9)
@@ -193,3 +195,16 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def objects_of(data: DetectionData, kind: str) -> list[list[tuple]]:
+    """For each row of a split: (class name, x, y, width, height) of its objects."""
+    names = data.id2label
+    split = data[data.split_for(kind)]
+    return [
+        [
+            (names[c], *(round(value, 3) for value in box))
+            for c, box in zip(row["objects"]["category"], row["objects"]["bbox"], strict=True)
+        ]
+        for row in split
+    ]

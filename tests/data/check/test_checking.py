@@ -350,16 +350,6 @@ def test_check_writes_json_and_exit_codes(tmp_path: Path):
     assert run(app, ["check", str(tmp_path / "out")]).exit_code == 1
 
 
-def test_check_draws_a_preview(tmp_path: Path):
-    from detr_hf.cli.main import app
-
-    root = layouts.write_coco(tmp_path / "data")
-    grid = tmp_path / "grid.png"
-    result = CliRunner().invoke(app, ["check", str(root), "--preview", str(grid), "--augment", "paper"])
-    assert result.exit_code == 0, result.output
-    assert Image.open(grid).width == 2 * 400
-
-
 def test_streams_are_not_checked():
     stream = load_detection_dataset(layouts.hf_splits()["train"].to_iterable_dataset())
     with pytest.raises(LayoutError, match="without streaming"):
