@@ -50,7 +50,7 @@ class Categories:
 
 
 def detection_features(names: list[str], source_ids: bool = False, panoptic: bool = False) -> Features:
-    """The features of a split, see the module."""
+    """Returns the features of a split, see the module."""
     objects = {
         "id": List(Value("int64")),
         "bbox": List(List(Value("float64"), length=4)),
@@ -75,7 +75,7 @@ def detection_features(names: list[str], source_ids: bool = False, panoptic: boo
 
 
 def split_kind(name: str) -> str | None:
-    """`"train"`, `"validation"`, `"test"` or None: what a split's name says it is for."""
+    """Returns what a split's name says it is for: `"train"`, `"validation"`, `"test"` or None."""
     for kind, pattern in (("train", TRAIN_NAMES), ("validation", VALIDATION_NAMES), ("test", TEST_NAMES)):
         if pattern.match(name):
             return kind
@@ -113,32 +113,31 @@ class DetectionData(Mapping):
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Index to name, as a model's config wants it."""
+        """Returns the name by index, as a model's config wants it."""
         return dict(enumerate(self.categories.names))
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Name to index."""
+        """Returns the index by name."""
         return {name: index for index, name in enumerate(self.categories.names)}
 
     @property
     def mapping(self) -> dict[int | str, int]:
-        """The source's category id to the index 0..K-1."""
+        """Returns the index 0..K-1 by the source's category id."""
         return dict(self.categories.index_of)
 
     @property
     def source_category_ids(self) -> list[int | str]:
-        """The source's category id by index."""
+        """Returns the source's category id by index."""
         return list(self.categories.source_ids)
 
     @property
     def is_thing(self) -> list[bool] | None:
-        """For panoptic data, by index: whether the class is countable."""
+        """Returns, for panoptic data and by index, whether the class is countable."""
         return self.categories.is_thing
 
     def split_for(self, kind: str) -> str:
-        """The name of the one split for `kind` (`"train"`, `"validation"` or `"test"`), as `train2017` is for
-        `"train"`.
+        """Returns the name of the one split for `kind` (`"train"`, `"validation"` or `"test"`), say `train2017`.
 
         Raises:
             LayoutError: no split is named so, or several are.
@@ -150,12 +149,12 @@ class DetectionData(Mapping):
             return found[0]
         raise LayoutError(
             f"{len(found) or 'No'} splits of {self.source} are named for {kind}: there are "
-            f"{', '.join(map(repr, self.splits))}. "
-            f"Rename one when loading, as in load_detection_dataset(..., splits={{{kind!r}: 'its name'}})."
+            f"{', '.join(map(repr, self.splits))}. Rename one when loading, as in "
+            f"load_detection_dataset(..., splits={{{kind!r}: 'its name'}})."
         )
 
     def mapping_text(self) -> str:
-        """The label map as lines `index <- source id: name`."""
+        """Returns the label map as lines `index <- source id: name`."""
         pairs = zip(self.categories.source_ids, self.categories.names, strict=True)
         return "\n".join(f"{index} <- {source!r}: {name}" for index, (source, name) in enumerate(pairs))
 

@@ -44,7 +44,7 @@ class DrawnDigit(NamedTuple):
 
 
 def split_digit_indices(targets: np.ndarray, split: str) -> dict[int, np.ndarray]:
-    """The positions of one split's images in `targets (N,)`, by class; the splits are disjoint and complete."""
+    """Returns where one split's images are in `targets (N,)`, by class; the splits are disjoint and complete."""
     indices = {}
     for digit in np.unique(targets):
         positions = np.flatnonzero(targets == digit)
@@ -54,14 +54,14 @@ def split_digit_indices(targets: np.ndarray, split: str) -> dict[int, np.ndarray
 
 
 def split_region(width: int, height: int, split: str) -> tuple[int, int, int, int]:
-    """The part `(x0, y0, x1, y1)` of a photograph that belongs to a split: train the left, validation the right."""
+    """Returns the part `(x0, y0, x1, y1)` of a photograph for a split: train has the left, validation the right."""
     cut = round(width * TRAIN_WIDTH_FRACTION)
     return (0, 0, cut, height) if split == "train" else (cut, 0, width, height)
 
 
 @lru_cache(maxsize=len(SPLITS))
 def load_sources(split: str) -> Sources:
-    """Digits and photographs of one split, read once a process.
+    """Returns digits and photographs of one split, read once a process.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -87,7 +87,7 @@ def load_sources(split: str) -> Sources:
 def draw_background(
     rng: np.random.Generator, photographs: tuple[Image.Image, ...], size_hw: tuple[int, int]
 ) -> np.ndarray:
-    """A part of a photograph, scaled, mirrored and re-lit: `(H, W, 3)` uint8."""
+    """Returns a part of a photograph, scaled, mirrored and re-lit: `(H, W, 3)` uint8."""
     height, width = size_hw
     photograph = photographs[rng.integers(len(photographs))]
     largest = min(photograph.width / width, photograph.height / height)
@@ -105,7 +105,7 @@ def draw_background(
 
 
 def warp_digit(rng: np.random.Generator, grey: np.ndarray, size_px: float) -> DrawnDigit:
-    """Enlarges, turns and shears one digit `(12, 12) uint8` so that its 8 rows become about `size_px` pixels."""
+    """Returns a digit `(12, 12) uint8` enlarged, turned and sheared; its 8 rows become about `size_px` pixels."""
     cell = size_px / (grey.shape[0] - 2 * RIM)
     angle, shear = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(-0.15, 0.15)
     stretch = rng.uniform(0.85, 1.15)
@@ -131,7 +131,7 @@ def find_place(
     size_hw: tuple[int, int],
     placed_xyxy: list[tuple[int, int, int, int]],
 ) -> tuple[int, int] | None:
-    """A left upper corner `(x, y)` where a box of `ink_wh` covers no other much (`MAX_COVERAGE`), or None."""
+    """Returns a left upper corner `(x, y)` where a box of `ink_wh` covers no other much (`MAX_COVERAGE`), or None."""
     ink_w, ink_h = ink_wh
     room_w, room_h = size_hw[1] - ink_w, size_hw[0] - ink_h
     if room_w < 0 or room_h < 0:
@@ -148,7 +148,7 @@ def find_place(
 
 
 def choose_ink(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
-    """A colour `(3,)` in [0, 255] whose mean is about 70 levels or more from that of `background (h, w, 3)`."""
+    """Returns a colour `(3,)` in [0, 255] whose mean is some 70 levels or more from that of `background (h, w, 3)`."""
     level = float(background.mean())
     distance = rng.uniform(70, 200)
     lighter = rng.random() < 0.5
@@ -231,7 +231,7 @@ class DigitScenes(Dataset):
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Label to name, as a model's config wants it."""
+        """Returns the name by label, as a model's config wants it."""
         return {label: str(digit) for label, digit in enumerate(self.classes)}
 
     def __len__(self) -> int:

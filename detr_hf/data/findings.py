@@ -55,11 +55,11 @@ class FindingLog:
             kept.extend(other.kept[code][: KEPT_FINDINGS - len(kept)])
 
     def of(self, severity: str) -> dict[str, int]:
-        """The counts by code of one severity."""
+        """Returns the counts by code of one severity."""
         return {code: count for code, count in self.counts.items() if self.severities[code] == severity}
 
     def lines(self, severity: str, limit: int = 3) -> list[str]:
-        """For each code of a severity one line with its count, then the first few offenders."""
+        """Returns for each code of a severity one line with its count, then the first few offenders."""
         lines = []
         for code, count in self.of(severity).items():
             lines.append(f"{code} ({count}):")

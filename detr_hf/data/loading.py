@@ -48,7 +48,7 @@ def load_detection_dataset(
     on_fault: str = "raise",
     **load_options: Any,
 ) -> DetectionData:
-    """A data set as `DetectionData`: splits with one schema (see `schema.py`) and the label map.
+    """Returns a data set as `DetectionData`: splits with one schema (see `detection_data.py`) and the label map.
 
     Args:
         path_or_id: a folder, a COCO JSON file, a YOLO data.yaml, a Hub id, or a `datasets` object.
@@ -111,7 +111,7 @@ def _refuse_faults(read: ReadData, on_fault: str) -> None:
 
 
 def build_split(split: JudgedSplit, read: ReadData) -> Dataset:
-    """The `datasets.Dataset` of a judged split; pictures of a `datasets` source stay where they are."""
+    """Returns the `datasets.Dataset` of a judged split; pictures of a `datasets` source stay where they are."""
     table = build_table(split.records, read.categories, split.boxes, split.indices, split.kept, split.images)
     features = Features.from_arrow_schema(table.schema)
     built = Dataset(table, info=DatasetInfo(features=features), fingerprint=uuid.uuid4().hex)

@@ -1,10 +1,12 @@
-"""Opening pictures: headers for sizes, whole pictures for training, always with the file's name in the error.
+"""The one door to pictures in `data`: headers for sizes, pixels for training, and what a check sees of them.
 
 EXIF orientation, different on purpose from the usual "always rotate": boxes are in the frame that the annotation
 file's `width` and `height` describe. A picture is rotated when only its rotated size is the recorded one, left as
 stored when only its stored size is, and rotated (as every viewer does) when both fit or no size is recorded.
 """
 
+import hashlib
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,12 +47,12 @@ class Header(NamedTuple):
 
     @property
     def upright_wh(self) -> tuple[int, int]:
-        """Width and height as a viewer shows the picture."""
+        """Returns width and height as a viewer shows the picture."""
         return (self.height, self.width) if self.orientation in QUARTER_TURNS else (self.width, self.height)
 
 
 def header_of(image: Image.Image) -> Header:
-    """The header of an opened picture; nothing is decoded."""
+    """Returns the header of an opened picture; nothing is decoded."""
     try:
         orientation = image.getexif().get(ORIENTATION_TAG, 1)
     except DECODE_ERRORS:  # a garbled EXIF block is no reason to refuse the pixels
@@ -59,7 +61,7 @@ def header_of(image: Image.Image) -> Header:
     return Header(image.width, image.height, orientation if valid else 1)
 
 
-def open_picture(source: Any, name: str) -> Image.Image:
+def open_undecoded(source: Any, name: str) -> Image.Image:
     """Opens (without decoding) a path, bytes, a `{"path", "bytes"}` row of `datasets.Image`, or a PIL picture.
 
     Raises:
@@ -80,12 +82,12 @@ def open_picture(source: Any, name: str) -> Image.Image:
 
 
 def read_header(source: Any, name: str) -> Header:
-    """The header of a picture on disk or in memory.
+    """Returns the header of a picture on disk or in memory.
 
     Raises:
         PictureError: the file is missing or no picture.
     """
-    image = open_picture(source, name)
+    image = open_undecoded(source, name)
     header = header_of(image)
     if isinstance(source, str | Path):
         image.close()
@@ -100,12 +102,12 @@ def keeps_stored_frame(header: Header, recorded_wh: tuple[int, int] | None) -> b
 
 
 def load_pixels(source: Any, name: str, recorded_wh: tuple[int, int] | None = None) -> Tensor:
-    """The decoded picture as RGB `(3, H, W)` uint8, in the frame of its annotations.
+    """Returns the decoded picture as RGB `(3, H, W)` uint8, in the frame of its annotations.
 
     Raises:
         PictureError: it cannot be decoded, or its size is not `recorded_wh`.
     """
-    image = open_picture(source, name)
+    image = open_undecoded(source, name)
     header = header_of(image)
     try:
         image.load()
@@ -121,3 +123,43 @@ def load_pixels(source: Any, name: str, recorded_wh: tuple[int, int] | None = No
             f"{recorded_wh[0]}x{recorded_wh[1]}. Correct the annotation file, or put the right picture there."
         )
     return pixels.contiguous()
+
+
+@dataclass(frozen=True)
+class SeenPicture:
+    """What was seen of a picture: its header and content's digest, or the error that opening it gave."""
+
+    header: Header | None = None
+    digest: bytes | None = None
+    error: str | None = None
+
+
+def inspect_picture(source: Any) -> SeenPicture:
+    """Opens, decodes and hashes one picture: a path or encoded bytes."""
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        return SeenPicture(error=f"cannot be read: {error}")
+    try:
+        image = Image.open(BytesIO(content))
+        header = header_of(image)
+        # A JPEG's draft is decoded at 1/8 and in grey, from all of its bytes.
+        image.draft("L", (max(image.width // 8, 1), max(image.height // 8, 1)))
+        image.load()
+    except DECODE_ERRORS as error:
+        return SeenPicture(
+            error=f"cannot be decoded: {type(error).__name__}: {error}" if content else "is an empty file"
+        )
+    return SeenPicture(header, hashlib.blake2b(content, digest_size=16).digest())
+
+
+def inspect_segments(path: str) -> tuple[tuple[int, int], set[int]] | str:
+    """Returns (width, height) of a segment PNG and its ids (R + 256 G + 65536 B, without 0), or what is wrong."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("RGB", "RGBA", "P"):
+                return f"{path} has mode {image.mode}; segment ids are coded in the colours of an RGB PNG"
+            colours = image.convert("RGB").getcolors(maxcolors=image.width * image.height)
+            return image.size, {red + 256 * green + 65536 * blue for _, (red, green, blue) in colours} - {0}
+    except DECODE_ERRORS as error:
+        return f"{path} cannot be decoded: {error}"

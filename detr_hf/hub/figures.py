@@ -1,11 +1,12 @@
 """The pictures of a repository: ten examples with what the model finds in them, and the curves of its training."""
 
 import logging
-import math
 from io import BytesIO
 from typing import Any
 
 from PIL import Image
+
+from ..visualize.grids import tile_grid
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +30,15 @@ def draw_examples(model: Any, processor: Any, rows: Any, threshold: float = 0.5)
         found = Detector(model, processor)(pictures, threshold=threshold)
     finally:
         model.train(training)
-    lines = math.ceil(len(found) / COLUMNS)
-    columns = min(COLUMNS, len(found))
-    grid = Image.new("RGB", (columns * (TILE_PX + GAP_PX) - GAP_PX, lines * (TILE_PX + GAP_PX) - GAP_PX), "white")
-    for index, detections in enumerate(found):
-        tile = detections.draw()
-        tile.thumbnail((TILE_PX, TILE_PX))
-        grid.paste(tile, (index % COLUMNS * (TILE_PX + GAP_PX), index // COLUMNS * (TILE_PX + GAP_PX)))
-    return grid
+    tiles = []
+    for detections in found:
+        tiles.append(detections.draw())
+        tiles[-1].thumbnail((TILE_PX, TILE_PX))  # at once: ten photographs in full size are much memory
+    return tile_grid(tiles, (TILE_PX, TILE_PX), COLUMNS, gap=GAP_PX)
 
 
 def _pictures(rows: Any) -> list[Any]:
-    """Up to ten pictures of a split as a `Detector` takes them, before any preparation."""
+    """Returns up to ten pictures of a split as a `Detector` takes them, before any preparation."""
     if hasattr(rows, "with_format"):
         rows = rows.with_format(None)  # without the transform that makes tensors of them
     if hasattr(rows, "__len__"):

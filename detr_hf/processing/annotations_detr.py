@@ -72,18 +72,16 @@ def detection_target(
     kept = [objects[index] for index in keep]
     boxes_xyxy_abs = boxes_xyxy_abs[keep]
     areas = [_area(item, box) for (_, item), box in zip(kept, boxes_xyxy_abs, strict=True)]
-    target = assemble_target(
+    return assemble_target(
         annotation["image_id"],
         image_hw,
         resized_hw,
         labels[keep],
         boxes_xyxy_abs,
         areas,
+        object_masks(kept, image_hw) if with_masks else None,
         normalize_boxes=normalize_boxes,
     )
-    if with_masks:
-        target["masks"] = resize_masks(object_masks(kept, image_hw), resized_hw)
-    return target
 
 
 def panoptic_target(
@@ -104,46 +102,52 @@ def panoptic_target(
     names = [f"Segment {segment['id']} of {image_name}" for segment in segments]
     keep = [i for i, segment in enumerate(segments) if not _is_crowd(segment, names[i])]
     masks = masks[keep]
-    target = assemble_target(
+    return assemble_target(
         annotation["image_id"],
         image_hw,
         resized_hw,
         np.array([_class_label(segments[i], names[i]) for i in keep], dtype=np.int64),
-        masks_to_boxes(masks).numpy(),
+        masks_to_boxes(masks),
         [segments[i]["area"] for i in keep],
+        masks if with_masks else None,
         normalize_boxes=normalize_boxes,
     )
-    if with_masks:
-        target["masks"] = resize_masks(masks, resized_hw)
-    return target
 
 
 def assemble_target(
     image_id: int | str,
     image_hw: tuple[int, int],
     resized_hw: tuple[int, int],
-    labels: np.ndarray,
-    boxes_xyxy_abs: np.ndarray,
-    areas: Sequence[float],
+    labels: np.ndarray | Tensor,
+    boxes_xyxy_abs: np.ndarray | Tensor,
+    areas: Sequence[float] | Tensor,
+    masks: Tensor | None = None,
     *,
     normalize_boxes: bool = True,
 ) -> dict[str, Tensor | str]:
-    """Returns the target dict from checked labels (N,), boxes (N, 4) and areas (N,), in pixels before the resize."""
+    """Returns the target dict from labels (N,), boxes (N, 4), areas (N,) and masks (N, H, W) that are checked already.
+
+    All are in pixels of the image before the resize. Whoever holds arrays calls this; `detection_target` and
+    `panoptic_target` are for annotations as COCO spells them.
+    """
     ratio_h, ratio_w = resized_hw[0] / image_hw[0], resized_hw[1] / image_hw[1]
-    boxes = torch.from_numpy(np.asarray(boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4))
+    boxes = torch.as_tensor(boxes_xyxy_abs, dtype=torch.float64).reshape(-1, 4)
     if normalize_boxes:  # fractions of the image do not change when it is resized
         boxes = box_convert(boxes / boxes.new_tensor([image_hw[1], image_hw[0]] * 2), "xyxy", "cxcywh")
     else:
         boxes = boxes * boxes.new_tensor([ratio_w, ratio_h] * 2)
-    return {
+    target = {
         "image_id": image_id if isinstance(image_id, str) else torch.tensor([image_id]),
         "class_labels": torch.as_tensor(labels, dtype=torch.int64),
         "boxes": boxes.to(torch.float32),
-        "area": torch.tensor(areas, dtype=torch.float64).mul(ratio_h * ratio_w).to(torch.float32),
+        "area": torch.as_tensor(areas, dtype=torch.float64).mul(ratio_h * ratio_w).to(torch.float32),
         "iscrowd": torch.zeros(len(labels), dtype=torch.int64),
         "orig_size": torch.tensor(image_hw),
         "size": torch.tensor(resized_hw),
     }
+    if masks is not None:
+        target["masks"] = resize_masks(masks, resized_hw)
+    return target
 
 
 def check_annotations(

@@ -15,6 +15,11 @@ import PIL.Image
 
 logger = logging.getLogger(__name__)
 
+# What a folder is searched for. A picture that is named itself is opened whatever its ending: its content decides.
+PICTURE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
 _EXIF_ORIENTATION_TAG = 0x0112
 _EXIF_TRANSPOSITIONS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -147,4 +152,4 @@ def _shorten(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:120]}... ({len(text)} characters)"
 
 
-__all__ = ["opened_image", "upright_image"]
+__all__ = ["PICTURE_SUFFIXES", "opened_image", "upright_image"]

@@ -1,4 +1,4 @@
-"""Pictures of what a model found, drawn with Pillow."""
+"""Images of what is there and what a model found, drawn with Pillow."""
 
 from typing import TYPE_CHECKING
 
@@ -6,5 +6,11 @@ from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .boxes import draw_boxes as draw_boxes
+    from .comparison import (
+        Comparison as Comparison,
+        DrawnObjects as DrawnObjects,
+        comparison_grid as comparison_grid,
+    )
+    from .grids import tile_grid as tile_grid
 
 __getattr__, __dir__ = lazy_names(__name__)

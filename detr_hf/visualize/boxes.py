@@ -1,7 +1,7 @@
-"""Boxes with names and scores on a picture, drawn with Pillow alone.
+"""Boxes with names and scores on an image, drawn with Pillow alone.
 
-Sizes follow the picture and the boxes: lines and letters that suit 4000 pixels would hide a thumbnail. A class has the
-same colour in every picture. A label stays inside the picture, is moved off the labels drawn before it where there is
+Sizes follow the image and the boxes: lines and letters that suit 4000 pixels would hide a thumbnail. A class has the
+same colour in every image. A label stays inside the image, is moved off the labels drawn before it where there is
 room, and is written in black or white, whichever reads better on its ground.
 """
 
@@ -43,14 +43,14 @@ class Span(NamedTuple):
     y1: int
 
     def overlap(self, other: "Span") -> int:
-        """The area in common, in pixels."""
+        """Returns the area in common, in pixels."""
         width = min(self.x1, other.x1) - max(self.x0, other.x0)
         height = min(self.y1, other.y1) - max(self.y0, other.y0)
         return max(width, 0) * max(height, 0)
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """The RGB colour of a class, the same in every picture and every process."""
+    """Returns the RGB colour of a class, the same in every image and every process."""
     if 0 <= label < len(PALETTE):
         return PALETTE[label]
     hue = (label * GOLDEN_ANGLE) % 1.0
@@ -59,7 +59,7 @@ def class_color(label: int) -> tuple[int, int, int]:
 
 
 def text_color(ground: tuple[int, int, int]) -> tuple[int, int, int]:
-    """White where its contrast ratio (WCAG 2) on `ground` is good, else black, whose ratio then is above 5."""
+    """Returns white where its contrast ratio (WCAG 2) on `ground` is good, else black, whose ratio then is above 5."""
     white_contrast = 1.05 / (_relative_luminance(ground) + 0.05)
     return (255, 255, 255) if white_contrast >= LEAST_WHITE_CONTRAST else (0, 0, 0)
 
@@ -72,10 +72,10 @@ def draw_boxes(
     labels: Sequence[int] | None = None,
     scores: Sequence[float] | None = None,
 ) -> Image.Image:
-    """A copy of `image` in RGB with a box and a label for each object.
+    """Returns a copy of `image` in RGB with a box and a label for each object.
 
     Args:
-        image: any picture.
+        image: of any mode.
         boxes_xyxy_abs: (N, 4), in pixels of `image`; cut at its edges, and left out where nothing of it is inside.
         names: N texts.
         labels: N class numbers that choose the colours; by default each different name gets the next colour.
@@ -110,17 +110,17 @@ def draw_boxes(
 
 
 def line_width(size: tuple[int, int]) -> int:
-    """The width of a box's line for a picture of `size` (width, height): 1 px for a thumbnail, 12 for 4000 px."""
+    """Returns the width of a line for an image of `size` (width, height): 1 px for a thumbnail, 12 for 4000 px."""
     return max(1, round(0.003 * max(size)))
 
 
 def font_px(size: tuple[int, int]) -> int:
-    """The height of the letters for a picture of `size` (width, height): 9 px for a thumbnail, 63 for 4000 px."""
+    """Returns the height of letters for an image of `size` (width, height): 9 px for a thumbnail, 63 for 4000 px."""
     return max(round(7 + 0.014 * max(size)), SMALLEST_FONT_PX)
 
 
 def _inside(box: np.ndarray, size: tuple[int, int]) -> Span | None:
-    """The pixels of a box that lie in the picture; None where there are none."""
+    """Returns the pixels of a box that lie in the image; None where there are none."""
     width, height = size
     x0, y0, x1, y1 = box
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height or x1 < x0 or y1 < y0:
@@ -131,7 +131,7 @@ def _inside(box: np.ndarray, size: tuple[int, int]) -> Span | None:
 
 
 def _draw_outline(draw: ImageDraw.ImageDraw, span: Span, color: tuple[int, int, int], size: tuple[int, int]) -> None:
-    """The box's line, with a dark rim outside it on larger pictures so that it shows on a ground of its own colour."""
+    """Draws the box's line, on larger images with a dark rim outside, so that it shows on a ground of its colour."""
     shortest = min(span.x1 - span.x0, span.y1 - span.y0)
     width = max(1, min(line_width(size), shortest // 4))
     outer = (span.x0, span.y0, span.x1 - 1, span.y1 - 1)
@@ -166,7 +166,7 @@ def _draw_label(
 def _fitting_text(
     draw: ImageDraw.ImageDraw, name: str, score: float | None, size: tuple[int, int]
 ) -> tuple[str, ImageFont.ImageFont]:
-    """The fullest text that is no wider than the picture: name and score, else the name, else its beginning."""
+    """Returns the fullest text that is no wider than the image: name and score, else the name, else its beginning."""
     font = ImageFont.load_default(font_px(size))
     name = " ".join(name.split())
     texts = [name] if score is None else [f"{name}  {score:.2f}", name]
@@ -181,7 +181,7 @@ def _fitting_text(
 
 
 def _place(width: int, height: int, span: Span, taken: list[Span], size: tuple[int, int]) -> Span:
-    """The place for a label of this size: on the box's upper edge if that is free, else the best of the others."""
+    """Returns the place for a label of this size: on the box's upper edge if free, else the best of the others."""
     candidates = (
         (span.x0, span.y0 - height),
         (span.x0, span.y1),

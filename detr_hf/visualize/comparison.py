@@ -1,19 +1,19 @@
-"""Ground truth and detections of pictures side by side, drawn with Pillow alone."""
+"""Ground truth and detections side by side, drawn with Pillow alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from .boxes import draw_boxes
+from .grids import fit_image, tile_grid
 
-CAPTION_PX = 16
 GAP_PX = 6
 
 
 class DrawnObjects(NamedTuple):
-    """Objects of one picture: `boxes_xyxy_abs (N, 4)` in its pixels, `labels (N,)`, and `scores (N,)` if detected."""
+    """Objects of one image: `boxes_xyxy_abs (N, 4)` in its pixels, `labels (N,)`, and `scores (N,)` if detected."""
 
     boxes_xyxy_abs: np.ndarray
     labels: Sequence[int]
@@ -21,7 +21,7 @@ class DrawnObjects(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A picture with what is there and what was found; `caption` stands above."""
+    """An image with what is there and what was found; `caption` stands above."""
 
     image: Image.Image
     truth: DrawnObjects
@@ -32,7 +32,7 @@ class Comparison(NamedTuple):
 def comparison_grid(
     comparisons: Sequence[Comparison], id2label: Mapping[int, str], tile: int = 320, columns: int = 2
 ) -> Image.Image:
-    """A picture of all comparisons, each with the ground truth on its left and the detections on its right.
+    """Returns one image of all comparisons, each with the ground truth on its left and the detections on its right.
 
     Args:
         comparisons: what to draw, row by row.
@@ -45,28 +45,18 @@ def comparison_grid(
     """
     if not comparisons:
         raise ValueError("There are no pictures to compare.")
-    pairs = [
-        [_drawn(comparison.image, objects, id2label, tile) for objects in (comparison.truth, comparison.found)]
-        for comparison in comparisons
-    ]
-    columns = min(columns, len(pairs))
-    lines = -(-len(pairs) // columns)
-    side = max(drawn.width for drawn, _ in pairs)
-    width, height = 2 * (side + GAP_PX), tile + CAPTION_PX + GAP_PX
-    grid = Image.new("RGB", (columns * width, lines * height), "white")
-    draw = ImageDraw.Draw(grid)
-    for index, (comparison, pair) in enumerate(zip(comparisons, pairs, strict=True)):
-        x, y = index % columns * width, index // columns * height
-        draw.text((x + 2, y + 2), comparison.caption, fill="black")
-        for drawn, left in zip(pair, (x, x + side + GAP_PX), strict=True):
-            grid.paste(drawn, (left, y + CAPTION_PX))
-    return grid
+    drawn, captions = [], []
+    for comparison in comparisons:
+        for objects in (comparison.truth, comparison.found):
+            drawn.append(_drawn(comparison.image, objects, id2label, tile))
+        captions += [comparison.caption, ""]  # one above both
+    cell_wh = (max(image.width for image in drawn) + GAP_PX, tile + GAP_PX)
+    return tile_grid(drawn, cell_wh, 2 * columns, captions)
 
 
 def _drawn(image: Image.Image, objects: DrawnObjects, id2label: Mapping[int, str], tile: int) -> Image.Image:
-    """The picture at most `tile` wide and high, resized before it is drawn on, so that lines and letters are sharp."""
-    scale = min(tile / image.width, tile / image.height)
-    small = image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)))
+    """Returns the image in the size of a tile, resized before it is drawn on, so that lines and letters are sharp."""
+    small = fit_image(image, tile)
     ratios = np.array([small.width / image.width, small.height / image.height] * 2)
     boxes = np.asarray(objects.boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4) * ratios
     labels = [int(label) for label in objects.labels]

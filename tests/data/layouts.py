@@ -1,5 +1,4 @@
-"""Small data sets written to disk in every layout, from one description: pictures with filled rectangles as
-objects."""
+"""Small data sets on disk in every layout, from one description: pictures with filled rectangles as objects."""
 
 import json
 from pathlib import Path
@@ -7,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from detr_hf.data import DetectionData
 
 NAMES = ("cat", "dog", "owl")
 # Category ids with a gap, as COCO has them.
@@ -194,3 +195,16 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def objects_of(data: DetectionData, kind: str) -> list[list[tuple]]:
+    """For each row of a split: (class name, x, y, width, height) of its objects."""
+    names = data.id2label
+    split = data[data.split_for(kind)]
+    return [
+        [
+            (names[c], *(round(value, 3) for value in box))
+            for c, box in zip(row["objects"]["category"], row["objects"]["bbox"], strict=True)
+        ]
+        for row in split
+    ]

@@ -1,5 +1,7 @@
-"""Annotations with one field changed at random load, train and check, or fail with an error of ours: no crash, no
-hang, no other error."""
+"""Annotations with one field changed at random load, train and check, or fail with an error of ours.
+
+No crash, no hang, no other error.
+"""
 
 import copy
 import logging

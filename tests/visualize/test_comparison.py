@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from detr_hf.visualize.boxes import class_color
-from detr_hf.visualize.comparison import CAPTION_PX, GAP_PX, Comparison, DrawnObjects, comparison_grid
+from detr_hf.visualize.comparison import GAP_PX, Comparison, DrawnObjects, comparison_grid
+from detr_hf.visualize.grids import CAPTION_PX
 
 NAMES = {0: "cat", 1: "dog"}
 NOTHING = DrawnObjects(np.zeros((0, 4)), [], [])

@@ -1,31 +1,22 @@
 """`check`: looks at every annotation and every picture of a data set before training, and names what is wrong.
 
-Every picture is opened and decoded (JPEGs at an eighth of their size, which reads the whole file and costs a third),
-and hashed: two pictures are the same when their files are. 10,000 pictures of 640x480 take well under a minute on two
-cores.
+The pictures are `picture_checks`' part; here are the classes, counts and sizes that training would suffer from.
 """
 
-import hashlib
-import os
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Image as ImageFeature, IterableDataset
-from PIL import Image
 
 from ...errors import LayoutError
 from ..detection_data import Categories, DetectionData, split_kind
 from ..findings import FindingLog
-from ..pictures import DECODE_ERRORS, Header, header_of
 from ..readers.hf_objects import read_hf
 from ..readers.recognising import JudgedSplit, ReadData, ReadOptions, judge, read_source
+from .picture_checks import check_pictures
 from .report import CheckReport, SplitSummary
 
 DEFAULT_QUERIES = 100
@@ -33,27 +24,16 @@ STRIDE = 32
 # Share of objects below one feature cell: worth a note, worth a warning.
 SMALL_NOTE, SMALL_WARNING = 0.05, 0.25
 IMBALANCE = 20
-PICTURES_IN_FLIGHT = 256
 
 
 @dataclass(frozen=True)
 class ModelSide:
-    """What a check must know of the model: queries, pixels a feature cell, and the sides that pictures are resized
-    to."""
+    """What a check must know of the model: queries, pixels a feature cell, and the sides of resized images."""
 
     num_queries: int = DEFAULT_QUERIES
     stride: int = STRIDE
     shortest: int = 800
     longest: int = 1333
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What was seen of a picture: its header and content's digest, or the error that opening it gave."""
-
-    header: Header | None = None
-    digest: bytes | None = None
-    error: str | None = None
 
 
 def check(
@@ -66,7 +46,7 @@ def check(
     workers: int | None = None,
     **read_options: Any,
 ) -> CheckReport:
-    """Everything that is wrong or odd with a data set.
+    """Returns everything that is wrong or odd with a data set.
 
     Args:
         data: what `load_detection_dataset` takes, or the `DetectionData` it gave.
@@ -121,7 +101,7 @@ def _options(given: dict[str, Any]) -> ReadOptions:
 
 
 def model_side(model_config: Any, num_queries: int | None, size: tuple[int, int] | None) -> ModelSide:
-    """The numbers of a model that matter to a check, the original's where nothing is given."""
+    """Returns the numbers of a model that matter to a check, the original's where nothing is given."""
     queries = num_queries or getattr(model_config, "num_queries", None) or DEFAULT_QUERIES
     stride = STRIDE // 2 if getattr(model_config, "dilation", False) else STRIDE
     shortest, longest = size or (800, 1333)
@@ -129,7 +109,7 @@ def model_side(model_config: Any, num_queries: int | None, size: tuple[int, int]
 
 
 def read_loaded(data: DetectionData) -> ReadData:
-    """Loaded data as records again, with the findings of its loading."""
+    """Returns loaded data as records again, with the findings of its loading."""
     records = {}
     for name, split in data.splits.items():
         if isinstance(split, IterableDataset):
@@ -147,153 +127,8 @@ def read_loaded(data: DetectionData) -> ReadData:
     )
 
 
-def inspect_picture(source: Any) -> Picture:
-    """Opens, decodes and hashes one picture: a path or encoded bytes."""
-    try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        return Picture(error=f"cannot be read: {error}")
-    try:
-        image = Image.open(BytesIO(content))
-        header = header_of(image)
-        # A JPEG's draft is decoded at 1/8 and in grey, from all of its bytes.
-        image.draft("L", (max(image.width // 8, 1), max(image.height // 8, 1)))
-        image.load()
-    except DECODE_ERRORS as error:
-        return Picture(error=f"cannot be decoded: {type(error).__name__}: {error}" if content else "is an empty file")
-    return Picture(header, hashlib.blake2b(content, digest_size=16).digest())
-
-
-def picture_sources(split: JudgedSplit, read: ReadData) -> Iterator[tuple[int, Any]]:
-    """Row and path (or bytes) of each picture that there is."""
-    rows = np.flatnonzero(split.images).tolist()
-    table = read.hf_splits.get(split.records.name)
-    if table is None:
-        yield from ((row, split.records.paths[row]) for row in rows)
-        return
-    undecoded = table.select_columns("image").cast_column("image", ImageFeature(decode=False))
-    for row in rows:
-        image = undecoded[row]["image"] or {}
-        yield row, image["path"] if image.get("bytes") is None else image["bytes"]
-
-
-def inspect_all(sources: Iterable[tuple[int, Any]], workers: int | None) -> Iterator[tuple[int, Picture]]:
-    """Inspects pictures in threads (Pillow decodes outside of Python's lock), a few hundred in flight."""
-    sources = iter(sources)
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        while chunk := list(islice(sources, PICTURES_IN_FLIGHT)):
-            pictures = pool.map(inspect_picture, [source for _, source in chunk])
-            yield from zip([row for row, _ in chunk], pictures, strict=True)
-
-
-def check_pictures(read: ReadData, judged: dict[str, JudgedSplit], workers: int | None = None) -> None:
-    """Opens every picture: sizes, EXIF orientation, and pictures that occur more than once."""
-    seen: dict[bytes, tuple[str, str]] = {}
-    for name, split in judged.items():
-        for row, picture in inspect_all(picture_sources(split, read), workers):
-            if picture.error is not None:
-                _add(read, split, row, "image-unreadable", "error", f"the picture {picture.error}")
-                continue
-            _check_frame(read, split, row, picture.header)
-            first = seen.setdefault(picture.digest, (name, split.records.file_names[row]))
-            if first[0] != name:
-                message = f"the same picture is {first[1]} in split {first[0]!r}: a score measured on it means nothing"
-                _add(read, split, row, "image-in-two-splits", "warning", message)
-            elif first[1] != split.records.file_names[row]:
-                _add(read, split, row, "image-duplicate", "warning", f"the same picture is {first[1]} in this split")
-        if split.records.panoptic_paths is not None:
-            check_panoptic(read, split, workers)
-
-
-def _add(
-    read: ReadData, split: JudgedSplit, row: int, code: str, severity: str, message: str, object_id: Any = None
-) -> None:
-    read.log.add(code, severity, message, **split.records.place(row, object_id))
-
-
-def _check_frame(read: ReadData, split: JudgedSplit, row: int, header: Header) -> None:
-    """Compares the picture's size and orientation with what is recorded."""
-    recorded = (split.records.widths[row], split.records.heights[row])
-    stored, upright = (header.width, header.height), header.upright_wh
-    if recorded not in (stored, upright):
-        message = (
-            f"the picture is {upright[0]}x{upright[1]} (width x height), its annotations are for "
-            f"{recorded[0]}x{recorded[1]}"
-        )
-        _add(read, split, row, "image-size-mismatch", "error", message)
-    elif header.orientation != 1:
-        turned = f"EXIF orientation {header.orientation}"
-        if read.format == "yolo" or stored == upright:
-            message = (
-                f"{turned}: whether the boxes were drawn on the turned picture cannot be told; it is taken as turned"
-            )
-            _add(read, split, row, "exif-ambiguous", "warning", message)
-        elif recorded == stored:
-            message = (
-                f"{turned}: the annotations are for the picture as stored, which viewers turn; it is not turned here"
-            )
-            _add(read, split, row, "exif-ignored", "warning", message)
-        else:
-            _add(
-                read,
-                split,
-                row,
-                "exif-turned",
-                "info",
-                f"{turned}: the annotations are for the turned picture; it is turned when read",
-            )
-
-
-def check_panoptic(read: ReadData, split: JudgedSplit, workers: int | None) -> None:
-    """Compares each segment PNG with its picture's size and its listed segments."""
-    listed: list[set[Any]] = [set() for _ in split.records.image_ids]
-    for row, segment in zip(split.records.rows, split.records.object_ids, strict=True):
-        listed[row].add(segment)
-    rows = np.flatnonzero(split.images).tolist()
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for row, seen in zip(
-            rows, pool.map(inspect_segments, [split.records.panoptic_paths[row] for row in rows]), strict=True
-        ):
-            recorded = (split.records.widths[row], split.records.heights[row])
-            if isinstance(seen, str):
-                _add(read, split, row, "panoptic-unreadable", "error", seen)
-            elif seen[0] != recorded:
-                message = (
-                    f"the segment picture is {seen[0][0]}x{seen[0][1]}, the picture {recorded[0]}x{recorded[1]} "
-                    "(width x height)"
-                )
-                _add(read, split, row, "panoptic-size-mismatch", "error", message)
-            else:
-                for segment in sorted(listed[row] - seen[1], key=str):
-                    _add(
-                        read,
-                        split,
-                        row,
-                        "segment-absent",
-                        "warning",
-                        "the segment has no pixel in the PNG and is left out",
-                        segment,
-                    )
-                for segment in sorted(seen[1] - listed[row]):
-                    message = "the PNG holds a segment that segments_info does not list"
-                    _add(read, split, row, "segment-unlisted", "warning", message, segment)
-
-
-def inspect_segments(path: str) -> tuple[tuple[int, int], set[int]] | str:
-    """Width and height of a segment PNG and the ids in it (R + 256 G + 65536 B, without 0), or what is wrong with
-    it."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("RGB", "RGBA", "P"):
-                return f"{path} has mode {image.mode}; segment ids are coded in the colours of an RGB PNG"
-            colours = image.convert("RGB").getcolors(maxcolors=image.width * image.height)
-            return image.size, {red + 256 * green + 65536 * blue for _, (red, green, blue) in colours} - {0}
-    except DECODE_ERRORS as error:
-        return f"{path} cannot be decoded: {error}"
-
-
 def check_classes(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
-    """Gaps in ids, classes without objects, classes that only validation has, and balance."""
+    """Logs gaps in ids, classes without objects, classes that only validation has, and balance."""
     categories = read.categories
     ids = [value for value in categories.source_ids if isinstance(value, int)]
     if ids and categories.changed:
@@ -333,21 +168,20 @@ def check_classes(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
 
 
 def class_counts(split: JudgedSplit, categories: Categories) -> np.ndarray:
-    """Objects that are no crowds by class `(K,)`."""
+    """Returns how many objects that are no crowds each class has `(K,)`."""
     crowd = np.array(split.records.iscrowd, dtype=bool)
     return np.bincount(split.indices[split.kept & ~crowd], minlength=len(categories.names))
 
 
 def objects_per_image(split: JudgedSplit) -> np.ndarray:
-    """Objects that are no crowds by image `(images,)`."""
+    """Returns how many objects that are no crowds each image has `(images,)`."""
     rows = np.array(split.records.rows, dtype=np.int64)
     crowd = np.array(split.records.iscrowd, dtype=bool)
     return np.bincount(rows[split.kept & ~crowd], minlength=len(split.records.image_ids))
 
 
 def check_counts(split: JudgedSplit, read: ReadData, side: ModelSide) -> None:
-    """Splits without images or objects, images without objects, and images with more objects than the model has
-    queries."""
+    """Logs splits without images or objects, images without objects, and images with more objects than queries."""
     counts = objects_per_image(split)
     place = {"split": split.records.name}
     if not len(counts):
@@ -368,7 +202,7 @@ def check_counts(split: JudgedSplit, read: ReadData, side: ModelSide) -> None:
             f"{counts[row]} objects and the model has {side.num_queries} queries: the rest is never learnt; raise "
             "num_queries"
         )
-        _add(read, split, row, "more-objects-than-queries", "warning", message)
+        read.log.add("more-objects-than-queries", "warning", message, **split.records.place(row))
 
 
 def check_object_sizes(read: ReadData, judged: dict[str, JudgedSplit], side: ModelSide) -> None:
@@ -385,15 +219,14 @@ def check_object_sizes(read: ReadData, judged: dict[str, JudgedSplit], side: Mod
         if share >= SMALL_NOTE:
             message = (
                 f"{share:.0%} of the objects are smaller than one {side.stride}-pixel cell of the feature map when "
-                "pictures are resized to a "
-                f"shortest side of {side.shortest}: DETR finds such objects badly; larger pictures, tiles or "
-                "dilation=True help"
+                f"pictures are resized to a shortest side of {side.shortest}: DETR finds such objects badly; larger "
+                "pictures, tiles or dilation=True help"
             )
             read.log.add("objects-small", "warning" if share >= SMALL_WARNING else "info", message, split=name)
 
 
 def summarise(split: JudgedSplit, categories: Categories) -> SplitSummary:
-    """The counts of a split."""
+    """Returns the counts of a split."""
     counts = objects_per_image(split)
     classes = class_counts(split, categories).tolist()
     crowd = np.array(split.records.iscrowd, dtype=bool)

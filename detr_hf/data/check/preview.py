@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from ...visualize.boxes import draw_boxes
+from ...visualize.grids import fit_image, tile_grid
 from ..prepare.transform import prepare
 
 MASK_OPACITY = 0.4
-CAPTION_PX = 14
 
 
 def preview(
@@ -29,8 +29,7 @@ def preview(
     seed: int = 0,
     masks: bool = False,
 ) -> Image.Image:
-    """A picture of up to `count` rows of a split, each at most `tile` pixels wide and high, drawn evenly from the
-    split.
+    """Returns a grid of up to `count` rows of a split, drawn evenly from it, each at most `tile` pixels wide and high.
 
     The chance of the augmentation is that of `seed`; torch's generator is left as it was.
     """
@@ -39,45 +38,38 @@ def preview(
     if not count:
         raise ValueError("The split has no rows to preview.")
     positions = [round(index * (len(prepared) - 1) / max(count - 1, 1)) for index in range(count)]
-    tiles = []
+    tiles, captions = [], []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for position in positions:
-            tiles.append(_tile(prepared[position], processor, id2label, tile))
-    columns = math.ceil(math.sqrt(count))
-    lines = math.ceil(count / columns)
-    grid = Image.new("RGB", (columns * tile, lines * (tile + CAPTION_PX)), "white")
-    for index, (picture, caption) in enumerate(tiles):
-        x, y = index % columns * tile, index // columns * (tile + CAPTION_PX)
-        grid.paste(picture, (x, y + CAPTION_PX))
-        ImageDraw.Draw(grid).text((x + 2, y + 1), caption, fill="black")
-    return grid
+            image, caption = _tile(prepared[position], processor, id2label, tile)
+            tiles.append(image)
+            captions.append(caption)
+    return tile_grid(tiles, (tile, tile), math.ceil(math.sqrt(count)), captions)
 
 
 def _tile(item: dict[str, Any], processor: Any, id2label: Mapping[int, str], tile: int) -> tuple[Image.Image, str]:
-    """One prepared row as a small picture with its targets, and a caption."""
+    """Returns one prepared row as a small image with its targets, and a caption."""
     label = item["labels"]
-    picture = pixels_to_image(item["pixel_values"], processor)
+    image = pixels_to_image(item["pixel_values"], processor)
     if "masks" in label:
-        picture = _tint(picture, label["masks"])
-    seen = picture.size
-    scale = min(tile / picture.width, tile / picture.height)
-    picture = picture.resize((max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)))
-    boxes = decode_boxes(label["boxes"], (picture.height, picture.width)).numpy()
+        image = _tint(image, label["masks"])
+    small = fit_image(image, tile)
+    boxes = decode_boxes(label["boxes"], (small.height, small.width)).numpy()
     classes = label["class_labels"].tolist()
-    drawn = draw_boxes(picture, boxes, [id2label.get(index, f"? {index}") for index in classes], labels=classes)
-    return drawn, f"{item['file_name'][-40:]}  {seen[0]}x{seen[1]}  {len(classes)} objects"
+    drawn = draw_boxes(small, boxes, [id2label.get(index, f"? {index}") for index in classes], labels=classes)
+    return drawn, f"{item['file_name'][-40:]}  {image.width}x{image.height}  {len(classes)} objects"
 
 
 def decode_boxes(boxes_cxcywh_norm: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Boxes `(N, 4)` xyxy in pixels of a picture of `size_hw`, from the loss's cxcywh in [0, 1]."""
+    """Returns boxes `(N, 4)` xyxy in pixels of an image of `size_hw`, from the loss's cxcywh in [0, 1]."""
     centre, size = boxes_cxcywh_norm[:, :2], boxes_cxcywh_norm[:, 2:]
     corners = torch.cat([centre - size / 2, centre + size / 2], dim=1)
     return corners * corners.new_tensor([size_hw[1], size_hw[0], size_hw[1], size_hw[0]])
 
 
 def pixels_to_image(pixel_values: Tensor, processor: Any) -> Image.Image:
-    """The picture of processed pixels `(3, h, w)`: normalisation and rescaling undone."""
+    """Returns the image of processed pixels `(3, h, w)`: normalisation and rescaling undone."""
     pixels = pixel_values.float()
     if getattr(processor, "do_normalize", True):
         mean = pixels.new_tensor(processor.image_mean)[:, None, None]
@@ -88,10 +80,10 @@ def pixels_to_image(pixel_values: Tensor, processor: Any) -> Image.Image:
     return Image.fromarray(pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
-def _tint(picture: Image.Image, masks: Tensor) -> Image.Image:
-    """The picture with each mask `(N, h, w)` in the colours of the wheel."""
+def _tint(image: Image.Image, masks: Tensor) -> Image.Image:
+    """Returns the image with each mask `(N, h, w)` in the colours of the wheel."""
     for index, mask in enumerate(masks):
-        colour = Image.new("RGB", picture.size, f"hsl({index * 137 % 360}, 90%, 50%)")
+        colour = Image.new("RGB", image.size, f"hsl({index * 137 % 360}, 90%, 50%)")
         opacity = Image.fromarray((mask.to(torch.uint8) * round(255 * MASK_OPACITY)).contiguous().numpy())
-        picture = Image.composite(colour, picture, opacity)
-    return picture
+        image = Image.composite(colour, image, opacity)
+    return image

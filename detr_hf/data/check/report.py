@@ -12,8 +12,7 @@ SEVERITIES = ("error", "warning", "info")
 
 @dataclass
 class SplitSummary:
-    """Counts of one split; `classes` is objects by class name, `per_image` the fewest, median and most objects of an
-    image."""
+    """Counts of one split: `classes` objects by class name, `per_image` the fewest, median and most of an image."""
 
     images: int = 0
     objects: int = 0
@@ -37,12 +36,12 @@ class CheckReport:
 
     @property
     def findings(self) -> list[Finding]:
-        """The findings that were kept: all, up to a thousand of each code."""
+        """Returns the findings that were kept: all, up to a thousand of each code."""
         return list(self.log)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each code was found."""
+        """Returns how often each code was found."""
         return dict(self.log.counts)
 
     @property
@@ -61,11 +60,11 @@ class CheckReport:
         return not self.errors
 
     def exit_code(self, strict: bool = False) -> int:
-        """0 when there is no error (and, when strict, no warning), else 1."""
+        """Returns 0 when there is no error (and, when strict, no warning), else 1."""
         return 1 if self.errors or (strict and self.warnings) else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it."""
+        """Returns everything, as JSON can hold it."""
         return {
             "source": self.source,
             "format": self.format,
@@ -85,7 +84,7 @@ class CheckReport:
         )
 
     def text(self, limit: int = 5) -> str:
-        """Summary, then for each code its count and the first `limit` offenders."""
+        """Returns a summary, then for each code its count and the first `limit` offenders."""
         lines = [
             f"{self.source}: {self.format or 'not recognised'}, {len(self.id2label)} classes, checked in "
             f"{self.seconds:.1f} s"

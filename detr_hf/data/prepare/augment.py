@@ -1,6 +1,6 @@
 """Augmentation with torchvision.transforms.v2: three presets, or any callable `(image, target) -> (image, target)`.
 
-- `none`: the picture as it is.
+- `none`: the image as it is.
 - `paper`: DETR's recipe (datasets/coco.py of the original): flip; then multi-scale (shortest side 480..800 in steps of
   32, longest at most 1333), or with probability one half resize to 400, 500 or 600, crop 384..600 on a side, and
   multi-scale.
@@ -40,14 +40,14 @@ SMALLEST_BOX_PX = 1.0
 
 
 class RandomSizeCrop(v2.Transform):
-    """Cuts out a part whose sides are drawn evenly from `[shortest, longest]`, each at most the picture's."""
+    """Cuts out a part whose sides are drawn evenly from `[shortest, longest]`, each at most the image's."""
 
     def __init__(self, shortest: int, longest: int):
         super().__init__()
         self.shortest, self.longest = shortest, longest
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Top, left, height and width of the part."""
+        """Returns top, left, height and width of the part."""
         height, width = v2.query_size(flat_inputs)
         part_h, part_w = (_draw(min(self.shortest, side), min(self.longest, side)) for side in (height, width))
         return {"top": _draw(0, height - part_h), "left": _draw(0, width - part_w), "height": part_h, "width": part_w}
@@ -58,12 +58,12 @@ class RandomSizeCrop(v2.Transform):
 
 
 def _draw(low: int, high: int) -> int:
-    """An integer from low to high, both included."""
+    """Returns an integer from low to high, both included."""
     return int(torch.randint(low, high + 1, ()))
 
 
 class Augmentation:
-    """A preset: its transforms, and whether the picture leaves it in the size that the model shall see."""
+    """A preset: its transforms, and whether the image leaves it in the size that the model shall see."""
 
     def __init__(self, name: str, transform: Callable | None, resizes: bool):
         self.name = name
@@ -71,7 +71,7 @@ class Augmentation:
         self.resizes = resizes
 
     def __call__(self, image: tv_tensors.Image, target: dict[str, Any]) -> Sample:
-        """The augmented image and target."""
+        """Returns the augmented image and target."""
         return (image, target) if self.transform is None else self.transform(image, target)
 
     def __repr__(self) -> str:
@@ -79,20 +79,20 @@ class Augmentation:
 
 
 def none_preset() -> Augmentation:
-    """No augmentation; the image processor resizes."""
+    """Returns the preset that changes nothing; the image processor resizes."""
     return Augmentation("none", None, resizes=False)
 
 
 def paper_preset(shortest: int = PAPER_SHORTEST, longest: int = PAPER_LONGEST) -> Augmentation:
-    """The original's recipe, in proportion to the shortest side that the model is trained for."""
+    """Returns the original's recipe, in proportion to the shortest side that the model is trained for."""
     return Augmentation(
         "paper", v2.Compose([v2.RandomHorizontalFlip(), _paper_sizes(shortest, longest)]), resizes=True
     )
 
 
 def strong_preset(shortest: int = PAPER_SHORTEST, longest: int = PAPER_LONGEST) -> Augmentation:
-    """`paper` or large-scale jitter, with photometric distortion."""
-    # As many pixels as the largest picture of the recipe: a batch fits into the same memory.
+    """Returns `paper` or large-scale jitter, with photometric distortion."""
+    # As many pixels as the largest image of the recipe: a batch fits into the same memory.
     side = round(math.sqrt(shortest * longest))
     jitter = [v2.ScaleJitter((shortest, longest), JITTER), RandomSizeCrop(side, side)]
     sizes = v2.RandomChoice([_paper_sizes(shortest, longest), v2.Compose(jitter)])
@@ -112,7 +112,7 @@ def _paper_sizes(shortest: int, longest: int) -> v2.Transform:
 def augmentation(
     choice: str | Callable | None, shortest: int = PAPER_SHORTEST, longest: int = PAPER_LONGEST
 ) -> Callable:
-    """The preset of a name, or the callable that was given; sizes are those of the model's pictures.
+    """Returns the preset of a name, or the callable that was given; sizes are those of the model's images.
 
     Raises:
         ValueError: there is no such preset.
@@ -132,11 +132,10 @@ def augmentation(
 
 
 def sanitize(target: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Tensor]:
-    """The target with boxes cut at the picture's edges; objects below a pixel, or with masks and none left, are
-    removed.
+    """Returns the target with boxes cut at the image's edges, without objects below a pixel or whose mask is gone.
 
     Raises:
-        ValueError: the parts of the target are not equally many, or boxes are not finite.
+        ValueError: the parts of the target are not equally many, boxes are not finite, or masks have another size.
     """
     height, width = size_hw
     boxes = torch.as_tensor(target["boxes"], dtype=torch.float64).as_subclass(Tensor).reshape(-1, 4)
@@ -153,6 +152,11 @@ def sanitize(target: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Tens
     masks = target.get("masks")
     if masks is not None:
         masks = torch.as_tensor(masks).as_subclass(Tensor).bool()
+        if len(masks) and tuple(masks.shape[1:]) != tuple(size_hw):
+            raise ValueError(
+                f"The augmentation returned masks of (height, width) {tuple(masks.shape[1:])} for an image of "
+                f"{tuple(size_hw)}."
+            )
         keep &= masks.flatten(1).any(dim=1) if len(masks) else keep
     kept = {"boxes": boxes[keep], "labels": torch.as_tensor(target["labels"])[keep]}
     if "index" in target:

@@ -1,4 +1,4 @@
-"""The collator: pads pictures to their batch and refuses a label that training would suffer from, naming its image.
+"""The collator: pads images to their batch and refuses a label that training would suffer from, naming its image.
 
 A class index equal to the number of classes is the dangerous one: to DETR's loss it means "no object", so the model
 silently learns to see nothing there.
@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import AnnotationError
 from .transform import DetectionTransform
 
-# Centre and size are rounded to float32 and, for resized pictures, computed from rounded sides.
+# Centre and size are rounded to float32 and, for resized images, computed from rounded sides.
 BOX_TOLERANCE = 1e-3
 
 
@@ -30,7 +30,7 @@ class DetectionCollator:
 
     Calling it returns `pixel_values` (B, C, H, W) float32, zero where padded; `pixel_mask` (B, H, W) bool, True on the
     image; `labels`, a list of B dicts with `class_labels`, `boxes` (cxcywh in [0, 1] of the unpadded image),
-    `image_id` and so on, `masks` (N, H, W) padded as the pictures.
+    `image_id` and so on, `masks` (N, H, W) padded as the images.
 
     Raises:
         AnnotationError: a label is not valid; the message says which image.
@@ -51,13 +51,13 @@ class DetectionCollator:
         self.pad_to_multiple_of = pad_to_multiple_of
 
     def padding_to(self, multiple: int | None) -> "DetectionCollator":
-        """A collator like this one that pads to another multiple."""
+        """Returns a collator like this one that pads to another multiple."""
         other = copy.copy(self)
         other.pad_to_multiple_of = multiple
         return other
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The batch of prepared (or raw) rows."""
+        """Returns the batch of prepared (or raw) rows."""
         if not rows:
             raise ValueError("The batch is empty: the data loader gave no rows.")
         prepared = [self._prepared(row) for row in rows]
@@ -85,8 +85,7 @@ class DetectionCollator:
             return self.transform.one(dict(row))
         raise ValueError(
             f"A row has the keys {', '.join(map(str, row))}; expected pixel_values and labels. Use prepare(split, "
-            "processor), or give the "
-            "collator a processor; with Trainer, set remove_unused_columns=False."
+            "processor), or give the collator a processor; with Trainer, set remove_unused_columns=False."
         )
 
     def _padded_hw(self, sizes_hw: list[tuple[int, int]]) -> tuple[int, int]:
@@ -96,7 +95,7 @@ class DetectionCollator:
 
 
 def _pad(planes: Tensor, padded_hw: tuple[int, int]) -> Tensor:
-    """Planes `(..., h, w)` with zeros added at the bottom and right."""
+    """Returns planes `(..., h, w)` with zeros added at the bottom and right."""
     return torch.nn.functional.pad(planes, (0, padded_hw[1] - planes.shape[-1], 0, padded_hw[0] - planes.shape[-2]))
 
 
@@ -107,7 +106,7 @@ def _padded_masks(label: dict[str, Any], padded_hw: tuple[int, int]) -> dict[str
 
 
 def _name(row: Mapping[str, Any], position: int) -> str:
-    """What to call a row's image in an error: its file and id, or its place in the batch."""
+    """Returns what to call a row's image in an error: its file and id, or its place in the batch."""
     label = row.get("labels")
     image_id = label.get("image_id") if isinstance(label, Mapping) else None
     image_id = image_id.tolist() if isinstance(image_id, Tensor) else image_id
@@ -147,8 +146,7 @@ def check_labels(labels: Sequence[Any], names: Sequence[str], num_labels: int | 
     shown = ", ".join(f"{value:.4g}" for value in boxes[first].tolist())
     raise AnnotationError(
         f"{name}: object {place} has the box ({shown}), expected centre x, centre y, width, height as fractions of "
-        "the picture, "
-        "inside it and with an area."
+        "the picture, inside it and with an area."
     )
 
 

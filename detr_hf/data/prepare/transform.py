@@ -1,9 +1,11 @@
 """From a row of the schema to what the model reads: decode, augment, and the image processor.
 
-The image processor makes the pixels and targets in training and in inference, so both see pictures the same way; after
-a preset that has resized already it is told not to resize.
+The image processor makes the pixels in training as in inference, so both see pictures the same way; after a preset
+that has resized already it is told not to resize. The target is assembled from the row's arrays by the function that
+the processor uses for COCO annotations: boxes and masks stay arrays all the way.
 """
 
+import operator
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,17 +16,21 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from ...errors import AnnotationError, DataError
+from ...processing.annotations_detr import assemble_target
 from ...processing.mask_annotations_detr import panoptic_masks
 from ..pictures import load_pixels
-from ..readers.mask_text import decode_masks, encode_mask
+from ..readers.mask_text import decode_masks
 from .augment import augmentation, sanitize
+
+# An annotated area beyond this makes no sense, and that of the box is taken.
+LARGEST_AREA = 1e30
 
 
 class DetectionTransform:
     """Rows of the schema to `{"pixel_values", "labels", "file_name"}`, one picture at a time.
 
     Args:
-        processor: an image processor that takes COCO annotations.
+        processor: an image processor; it makes the pixels, and its `do_convert_annotations` says how boxes are given.
         augment: a preset's name or a callable, see `augment.py`.
         masks: whether targets hold masks.
 
@@ -54,17 +60,20 @@ class DetectionTransform:
             image, target = self.augment(tv_tensors.Image(pixels), target)
             size_hw = (image.height, image.width) if hasattr(image, "height") else tuple(image.shape[-2:])
             target = sanitize(target, size_hw)
+            if self.masks and "masks" not in target:
+                raise ValueError("masks are asked for and it returned none.")
         except DataError:
             raise
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             raise AnnotationError(
                 f"{name}: the augmentation {self.augment!r} failed: {type(error).__name__}: {error}"
             ) from error
-        annotation = {"image_id": row["image_id"], "annotations": self._annotations(row, target)}
-        return {**self._process(image, annotation, name), "file_name": name}
+        pixel_values = self._pixel_values(image, name)
+        labels = self._labels(row, target, name, size_hw, tuple(pixel_values.shape[-2:]))
+        return {"pixel_values": pixel_values, "labels": labels, "file_name": name}
 
     def _target(self, row: dict[str, Any], name: str, size_hw: tuple[int, int]) -> dict[str, Any]:
-        """The row's objects as tensors, boxes xyxy in pixels; crowds stay out: DETR does not train on them."""
+        """Returns the row's objects as tensors, boxes xyxy in pixels; crowds stay out: DETR does not train on them."""
         objects = row["objects"]
         height, width = size_hw
         count = len(objects["bbox"])
@@ -97,7 +106,7 @@ class DetectionTransform:
     def _panoptic_masks(
         self, row: dict[str, Any], ids: list[int], chosen: list[int], name: str, size_hw: tuple[int, int]
     ) -> tuple[list[int], Tensor]:
-        """Which of the chosen segments the PNG holds, and their masks `(N, H, W)`."""
+        """Returns which of the chosen segments the PNG holds, and their masks `(N, H, W)`."""
         source = row["panoptic"]
         path = source["path"] if isinstance(source, dict) else source.filename
         annotation = {
@@ -112,44 +121,54 @@ class DetectionTransform:
         wanted = [place for place, segment in enumerate(segments) if segment["index"] in set(chosen)]
         return [segments[place]["index"] for place in wanted], masks[wanted]
 
-    def _annotations(self, row: dict[str, Any], target: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """COCO annotations of the augmented picture."""
-        boxes = target["boxes"]
-        areas = self._areas(row, target)
-        sources = target["index"].tolist() if "index" in target else [None] * len(boxes)
-        ids = row["objects"].get("id")
-        annotations = []
-        for place, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
-            annotation = {
-                "id": ids[sources[place]] if ids and sources[place] is not None else place,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "category_id": int(target["labels"][place]),
-                "area": float(areas[place]),
-                "iscrowd": 0,
-            }
-            if "masks" in target:
-                annotation["segmentation"] = encode_mask(target["masks"][place].numpy())
-            annotations.append(annotation)
-        return annotations
+    def _labels(
+        self,
+        row: dict[str, Any],
+        target: dict[str, Tensor],
+        name: str,
+        image_hw: tuple[int, int],
+        resized_hw: tuple[int, int],
+    ) -> dict[str, Tensor | str]:
+        """Returns what the loss reads of the augmented image, which is `image_hw` before the resize."""
+        image_id = row["image_id"]
+        try:
+            return assemble_target(
+                image_id if isinstance(image_id, str) else operator.index(image_id),
+                image_hw,
+                resized_hw,
+                target["labels"],
+                target["boxes"],
+                self._areas(row, target),
+                target["masks"] if self.masks else None,
+                normalize_boxes=bool(getattr(self.processor, "do_convert_annotations", True)),
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise AnnotationError(f"{name}: {error}") from error
 
     @staticmethod
     def _areas(row: dict[str, Any], target: dict[str, Tensor]) -> Tensor:
-        """Areas `(N,)` in pixels of the augmented picture: of the mask; else the annotated one, shrunk as its box did;
-        else of the box."""
+        """Returns areas `(N,)` in pixels of the augmented image.
+
+        They are those of the masks; else the annotated ones, shrunk as their boxes did; else those of the boxes.
+        """
         boxes = target["boxes"]
-        areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+        box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
         if "masks" in target:
-            return target["masks"].flatten(1).sum(dim=1).double() if len(boxes) else areas
+            # mask by mask: a sum over rows of booleans takes twenty times as long
+            counts = [mask.count_nonzero() for mask in target["masks"]]
+            return torch.stack(counts).double() if counts else box_areas
         annotated = row["objects"].get("area")
         if "index" not in target or not annotated:
-            return areas
+            return box_areas
         ratios = [
             annotated[i] / max(row["objects"]["bbox"][i][2] * row["objects"]["bbox"][i][3], 1e-9)
             for i in target["index"].tolist()
         ]
-        return areas * torch.tensor(ratios, dtype=areas.dtype)
+        areas = box_areas * torch.tensor(ratios, dtype=box_areas.dtype)
+        return torch.where((areas >= 0) & (areas < LARGEST_AREA), areas, box_areas)  # false for NaN too
 
-    def _process(self, image: Any, annotation: dict[str, Any], name: str) -> dict[str, Any]:
+    def _pixel_values(self, image: Any, name: str) -> Tensor:
+        """Returns the processor's pixels `(3, h, w)` of the augmented image."""
         options: dict[str, Any] = {"do_pad": False, "return_tensors": "pt"}
         if getattr(self.augment, "resizes", False):
             options["do_resize"] = False
@@ -157,14 +176,13 @@ class DetectionTransform:
             options["input_data_format"] = "channels_first"
             image = image.as_subclass(Tensor)
         try:
-            batch = self.processor(image, annotations=annotation, return_segmentation_masks=self.masks, **options)
+            return self.processor(image, **options)["pixel_values"][0]
         except (ValueError, TypeError) as error:
             raise AnnotationError(f"{name}: {error}") from error
-        return {"pixel_values": batch["pixel_values"][0], "labels": dict(batch["labels"][0])}
 
 
 def model_sides(processor: Any) -> tuple[int, int]:
-    """The shortest and longest side that a processor resizes to; the recipe's 800 and 1333 when it has other rules."""
+    """Returns the shortest and longest side that a processor resizes to; 800 and 1333 when it has other rules."""
     size = dict(getattr(processor, "size", None) or {})
     if size.get("height") and size.get("width"):
         return min(size["height"], size["width"]), max(size["height"], size["width"])
@@ -187,7 +205,7 @@ class PreparedDataset(torch.utils.data.Dataset):
 
 
 def prepare(rows: Any, processor: Any, augment: str | Callable | None = "none", masks: bool = False) -> Any:
-    """A split that gives `{"pixel_values" (3, h, w), "labels", "file_name"}` when it is read.
+    """Returns a split that gives `{"pixel_values" (3, h, w), "labels", "file_name"}` when it is read.
 
     `rows` is a `datasets.Dataset` or `IterableDataset` in the schema, or any map-style data set of such rows (digit
     scenes).
@@ -218,6 +236,6 @@ class StreamedRows(torch.utils.data.IterableDataset):
             yield self.transform.one(row)
 
     def set_epoch(self, epoch: int) -> None:
-        """Another order for each epoch, where the stream is shuffled."""
+        """Sets the epoch, which gives another order where the stream is shuffled."""
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(epoch)

@@ -1,12 +1,10 @@
-"""COCO JSON: detection (boxes, masks, crowds) and panoptic with its PNGs, in the folder layouts that people have.
+"""COCO JSON, read element by element: detection (boxes, masks, crowds) and panoptic with its PNGs.
 
-Found by name: `instances_train2017.json`, `annotations_train.json`, `train.json`, Roboflow's
-`train/_annotations.coco.json`, CVAT's `annotations/instances_default.json`, or one JSON beside a folder of pictures.
-The file is read element by element: the 448 MB of COCO's training annotations never stand in memory as Python objects.
+The 448 MB of COCO's training annotations never stand in memory as Python objects. Where the files lie is
+`coco_layout`'s matter.
 """
 
 import json
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,42 +14,13 @@ from typing import Any
 from ...errors import LayoutError
 from ..detection_data import Categories
 from ..findings import FindingLog
+from .coco_layout import CocoSource, find_image_folder, panoptic_folder
+from .faults import id_fault
 from .paths import join_inside, unsafe_reason
-from .records import SplitRecords, id_fault
+from .records import SplitRecords
 
-logger = logging.getLogger(__name__)
-
-# A JSON file's name without these parts is its split.
-DETECTION_WORDS = (
-    "instances",
-    "annotations",
-    "annotation",
-    "labels",
-    "label",
-    "coco",
-    "result",
-    "results",
-    "dataset",
-    "data",
-)
-OTHER_TASKS = ("captions", "person_keypoints", "image_info", "stuff")
 SPACE = re.compile(r"[ \t\r\n]*")
-COCO_KEYS = [re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories")]
 POLYGONS = re.compile(r'"segmentation"\s*:\s*(\[[\[\]0-9\s.,eE+-]*\])\s*[,}]')
-PROBE_BYTES = 1 << 20
-PROBE_NAMES = 32
-
-
-@dataclass
-class CocoSource:
-    """One annotation file: its split, kind (`"detection"` or `"panoptic"`) and, when given, the folder of its
-    pictures."""
-
-    split: str
-    kind: str
-    json_path: Path
-    root: Path
-    image_root: Path | None = None
 
 
 @dataclass
@@ -63,70 +32,53 @@ class CocoFile:
     row_of: dict[int | str, int] = field(default_factory=dict)
 
 
-def describe_json(path: Path, root: Path) -> tuple[str | None, str]:
-    """Kind (None: another task's file) and split that a JSON file's name and folder tell."""
-    stem = path.name.lower().removesuffix(".json")
-    if any(stem.startswith(word) for word in OTHER_TASKS):
-        return None, stem
-    kind = "panoptic" if stem.startswith("panoptic") else "detection"
-    words = [word for word in re.split(r"[-_. ]+", path.name[: -len(".json")]) if word]
-    split = "_".join(word for word in words if word.lower() not in (*DETECTION_WORDS, "panoptic"))
-    if not split:
-        own_folder = path.parent != root and path.parent.name.lower() not in ("annotations", "labels", "panoptic")
-        split = path.parent.name if own_folder else "train"
-    return kind, split
-
-
-def looks_like_coco(path: Path) -> bool:
-    """Whether a JSON file has COCO's lists, judged by its first and last megabyte."""
-    with open(path, "rb") as file:
-        head = file.read(PROBE_BYTES)
-        file.seek(max(path.stat().st_size - PROBE_BYTES, 0))
-        tail = file.read(PROBE_BYTES)
-    return sum(bool(key.search(head) or key.search(tail)) for key in COCO_KEYS) >= 2
-
-
-def find_coco(root: Path, task: str | None = None, image_root: Path | None = None) -> list[CocoSource]:
-    """The annotation files of a folder, one a split; an empty list when there is none.
-
-    `task` is `"detection"` (wins when both are there) or `"panoptic"`.
+def read_coco(source: CocoSource, keep_masks: bool = True) -> CocoFile:
+    """Returns one annotation file as records; faults are in `records.log`.
 
     Raises:
-        LayoutError: two files claim the same split.
+        LayoutError: the file is no COCO JSON, or the folder of its pictures cannot be told.
     """
-    candidates = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/_annotations.coco.json")]
-    candidates += [
-        path for name in ("annotations", "labels", "instances", "coco") for path in root.glob(f"*/{name}.json")
-    ]
-    sources: dict[tuple[str, str], CocoSource] = {}
-    for path in sorted(set(candidates)):
-        kind, split = describe_json(path, root)
-        named = re.search(r"instances|annotations|panoptic", path.name.lower()) is not None
-        if kind is None or not (named or looks_like_coco(path)):
-            continue
-        if (kind, split) in sources:
-            raise LayoutError(
-                f"{root} is ambiguous: {sources[kind, split].json_path.relative_to(root)} and "
-                f"{path.relative_to(root)} both look like "
-                f"the {kind} annotations of split {split!r}. Pass the path of the one JSON file that is meant."
-            )
-        sources[kind, split] = CocoSource(split, kind, path, root, image_root)
-    kinds = {kind for kind, _ in sources}
-    chosen = task or ("detection" if "detection" in kinds else "panoptic")
-    if task is None and len(kinds) > 1:
-        logger.info("%s holds panoptic annotations too; task='panoptic' reads those.", root)
-    return [source for (kind, _), source in sources.items() if kind == chosen]
-
-
-def coco_file_source(path: Path, image_root: Path | None, task: str | None) -> CocoSource:
-    """The source for one JSON file that was named by the user."""
-    kind, split = describe_json(path, path.parent)
-    return CocoSource(split, task or kind or "detection", path, path.parent, image_root)
+    records = SplitRecords(source.split, keep_masks=keep_masks)
+    file = CocoFile([], records)
+    if source.kind == "panoptic":
+        records.panoptic_paths = []
+    images: list[Any] = []
+    waiting: list[tuple[Any, str]] = []
+    seen = set()
+    started = False
+    for key, element, text in iterate_lists(source.json_path):
+        seen.add(key)
+        if key == "images" and not started:
+            images.append(element)
+        elif key == "images":
+            raise LayoutError(f"{source.json_path} has two lists of images with annotations between them.")
+        elif key == "categories":
+            file.categories.append(element)
+        elif key == "annotations":
+            if "images" not in seen:
+                waiting.append((element, text))
+                continue
+            if not started:
+                _begin(source, file, images)
+                started = True
+            _add_annotation(source, file, element, text)
+    missing = {"images", "annotations"} - seen
+    if missing and not (missing == {"annotations"} and images):
+        raise LayoutError(
+            f"{source.json_path} is no COCO file: the lists {', '.join(sorted(missing))} are missing or empty; found "
+            f"{sorted(seen)[:10]}."
+        )
+    if not started:
+        _begin(source, file, images)
+    for element, text in waiting:
+        _add_annotation(source, file, element, text)
+    if records.panoptic_paths is not None:
+        _fill_panoptic_gaps(records)
+    return file
 
 
 def iterate_lists(path: Path) -> Iterator[tuple[str, Any, str]]:
-    """Key, element and its JSON text for each element of the top-level lists of a JSON object; a value that is no list
-    comes whole.
+    """Yields key, element and its JSON text for the elements of an object's lists; any other value comes whole.
 
     Raises:
         LayoutError: the file is not JSON, or no object at its top level.
@@ -181,51 +133,6 @@ def _iterate_text(text: str) -> Iterator[tuple[str, Any, str]]:
             return
 
 
-def read_coco(source: CocoSource, keep_masks: bool = True) -> CocoFile:
-    """One annotation file as records; faults are in `records.log`.
-
-    Raises:
-        LayoutError: the file is no COCO JSON, or the folder of its pictures cannot be told.
-    """
-    records = SplitRecords(source.split, keep_masks=keep_masks)
-    file = CocoFile([], records)
-    if source.kind == "panoptic":
-        records.panoptic_paths = []
-    images: list[Any] = []
-    waiting: list[tuple[Any, str]] = []
-    seen = set()
-    started = False
-    for key, element, text in iterate_lists(source.json_path):
-        seen.add(key)
-        if key == "images" and not started:
-            images.append(element)
-        elif key == "images":
-            raise LayoutError(f"{source.json_path} has two lists of images with annotations between them.")
-        elif key == "categories":
-            file.categories.append(element)
-        elif key == "annotations":
-            if "images" not in seen:
-                waiting.append((element, text))
-                continue
-            if not started:
-                _begin(source, file, images)
-                started = True
-            _add_annotation(source, file, element, text)
-    missing = {"images", "annotations"} - seen
-    if missing and not (missing == {"annotations"} and images):
-        raise LayoutError(
-            f"{source.json_path} is no COCO file: the lists {', '.join(sorted(missing))} are missing or empty; found "
-            f"{sorted(seen)[:10]}."
-        )
-    if not started:
-        _begin(source, file, images)
-    for element, text in waiting:
-        _add_annotation(source, file, element, text)
-    if records.panoptic_paths is not None:
-        _fill_panoptic_gaps(records)
-    return file
-
-
 def _begin(source: CocoSource, file: CocoFile, images: list[Any]) -> None:
     """Adds the images, once the folder of the pictures is known."""
     records = file.records
@@ -273,7 +180,7 @@ def _begin(source: CocoSource, file: CocoFile, images: list[Any]) -> None:
 
 
 def _size_of(image: dict[str, Any], records: SplitRecords, place: dict[str, Any]) -> tuple[int, int]:
-    """Width and height that the entry records, 0 x 0 when it has none or they are no sizes."""
+    """Returns width and height that the entry records, 0 x 0 when it has none or they are no sizes."""
     sides = [image.get("width"), image.get("height")]
     if sides == [None, None]:
         return 0, 0
@@ -312,8 +219,7 @@ def _add_annotation(source: CocoSource, file: CocoFile, annotation: Any, text: s
 
 
 def _add_detection(records: SplitRecords, row: int, annotation: dict[str, Any], text: str = "") -> None:
-    """Adds an object; `text` is the annotation's JSON, from which the polygons are cut instead of being written
-    anew."""
+    """Adds an object; its polygons are cut from `text`, the annotation's JSON, instead of being written anew."""
     object_id = annotation.get("id")
     if id_fault(object_id) is not None:
         if object_id is not None:
@@ -343,7 +249,7 @@ def _add_detection(records: SplitRecords, row: int, annotation: dict[str, Any], 
 
 
 def _polygon_text(text: str) -> str | None:
-    """The value of `segmentation` in an annotation's JSON, when it is a list of numbers and the key occurs once."""
+    """Returns the value of `segmentation` in an annotation's JSON, if it is numbers and the key occurs once."""
     if text.count('"segmentation"') != 1:
         return None
     found = POLYGONS.search(text)
@@ -380,77 +286,8 @@ def _fill_panoptic_gaps(records: SplitRecords) -> None:
             records.fault("panoptic-missing", "the image has no panoptic annotation", row)
 
 
-def panoptic_folder(source: CocoSource) -> Path:
-    """The folder of the segment PNGs: it is named like the JSON file, beside it or in the root.
-
-    Raises:
-        LayoutError: there is no such folder.
-    """
-    stem = source.json_path.stem
-    looked = [
-        folder
-        for parent in dict.fromkeys((source.json_path.parent, source.root))
-        for folder in (parent / stem, parent / f"{stem}_masks")
-    ]
-    looked.append(source.root / "panoptic" / source.split)
-    for folder in looked:
-        if folder.is_dir():
-            return folder
-    raise LayoutError(
-        f"The segment pictures of {source.json_path} were not found; looked for {', '.join(map(str, looked))}."
-    )
-
-
-def find_image_folder(source: CocoSource, file_names: list[str]) -> Path:
-    """The folder below which the file names of a JSON file exist; looked for by some of the names.
-
-    Raises:
-        LayoutError: none of the folders holds one, or several hold equally many.
-    """
-    parent, root, split = source.json_path.parent, source.root, source.split
-    short = re.sub(r"[-_]?\d{4}$", "", split)
-    looked = [
-        parent / split,
-        parent,
-        root / split,
-        root / "images" / split,
-        parent / "images",
-        root / "images",
-        root / "data",
-        root,
-    ]
-    looked += [
-        root / "JPEGImages",
-        root / short,
-        root / "images" / short,
-        root.parent / split,
-        root.parent / "images" / split,
-    ]
-    looked = list(dict.fromkeys(folder for folder in looked if folder.is_dir()))
-    step = max(len(file_names) // PROBE_NAMES, 1)
-    probe = file_names[::step]
-    counts = {folder: sum((folder / name).is_file() for name in probe) for folder in looked}
-    most = max(counts.values(), default=0)
-    best = [folder for folder, count in counts.items() if count == most]
-    if not file_names:
-        return parent
-    if most == 0:
-        raise LayoutError(
-            f"The pictures of {source.json_path} were not found: {probe[0]!r} and {len(probe) - 1} others were looked "
-            "for in "
-            f"{', '.join(map(str, looked))}. Pass image_root=, the folder that the file names start from."
-        )
-    if len({folder.resolve() for folder in best}) > 1:
-        raise LayoutError(
-            f"{source.json_path} is ambiguous: its file names exist in {' and in '.join(map(str, best))}. Pass "
-            "image_root=, "
-            "the folder that is meant."
-        )
-    return best[0]
-
-
 def merge_categories(listed: dict[str, list[Any]], log: FindingLog) -> Categories:
-    """One class list from the categories of every split, ordered by id; contradictions go to the log."""
+    """Returns one class list from the categories of every split, ordered by id; contradictions go to the log."""
     entries: dict[int | str, tuple[str, bool]] = {}
     for split, categories in listed.items():
         here = set()

@@ -15,7 +15,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image as ImageFeature, It
 from ...errors import AnnotationError, LayoutError, PictureError
 from ..detection_data import Categories, detection_features
 from ..pictures import read_header
-from .records import SplitRecords, box_fault, id_fault, suspect_format, to_xywh
+from .faults import box_fault, id_fault
+from .records import SplitRecords, suspect_format, to_xywh
 
 BOX_KEYS = ("bbox", "boxes", "bboxes", "box")
 CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels", "class", "classes")
@@ -24,7 +25,7 @@ PEEK_ROWS = 16
 
 
 def load_hf(path: str, local: bool, streaming: bool, **load_options: Any) -> dict[str, Any]:
-    """The splits of a saved folder, a folder that `datasets` can read, or a Hub id.
+    """Returns the splits of a saved folder, a folder that `datasets` can read, or a Hub id.
 
     Raises:
         LayoutError: `datasets` cannot load it; its own words are repeated.
@@ -51,7 +52,7 @@ def _to_streams(loaded: Any) -> Any:
 
 
 def as_splits(loaded: Any) -> dict[str, Any]:
-    """Splits by name of anything that `datasets` returns; a single one keeps its own split name, or is `"train"`."""
+    """Returns the splits by name of anything that `datasets` gives; a single one keeps its name, or is `"train"`."""
     if isinstance(loaded, Dataset | IterableDataset):
         return {str(loaded.split) if loaded.split else "train": loaded}
     if isinstance(loaded, DatasetDict | IterableDatasetDict | dict):
@@ -60,7 +61,7 @@ def as_splits(loaded: Any) -> dict[str, Any]:
 
 
 def object_fields(row_or_features: dict[str, Any], where: str) -> tuple[str, str]:
-    """Names of the box and the class field of an `objects` column.
+    """Returns the names of the box field and of the class field in an `objects` column.
 
     Raises:
         LayoutError: a field is missing, or two could be it.
@@ -81,15 +82,14 @@ def object_fields(row_or_features: dict[str, Any], where: str) -> tuple[str, str
         if len(present) != 1:
             raise LayoutError(
                 f"{where}: `objects` has the fields {', '.join(map(str, objects))}; looked for exactly one of "
-                f"{', '.join(keys)}, "
-                f"found {', '.join(present) or 'none'}. Rename or remove columns first."
+                f"{', '.join(keys)}, found {', '.join(present) or 'none'}. Rename or remove columns first."
             )
         found.append(present[0])
     return found[0], found[1]
 
 
 def class_names(features: Any, category_key: str) -> list[str] | None:
-    """The names of the ClassLabel below `objects`, or None."""
+    """Returns the names of the ClassLabel below `objects`, or None."""
     objects = (features or {}).get("objects")
     objects = getattr(objects, "feature", objects)
     field = objects.get(category_key) if isinstance(objects, dict) else None
@@ -99,7 +99,7 @@ def class_names(features: Any, category_key: str) -> list[str] | None:
 
 
 def hf_categories(splits: dict[str, Any], id2label: dict[Any, str] | None, where: str) -> Categories:
-    """The classes: from `id2label`, from a ClassLabel, or the names that occur when classes are texts.
+    """Returns the classes: from `id2label`, from a ClassLabel, or the names that occur when classes are texts.
 
     Raises:
         LayoutError: the ids are plain integers, or the data is streamed and has no ClassLabel; `id2label` is needed.
@@ -124,8 +124,7 @@ def hf_categories(splits: dict[str, Any], id2label: dict[Any, str] | None, where
     if any(isinstance(split, IterableDataset) for split in splits.values()):
         raise LayoutError(
             f"{where} is streamed and its features have no ClassLabel, so its classes are not known before it is read "
-            "to the end. "
-            "Pass id2label={id in the data: name}, or load it without streaming."
+            "to the end. Pass id2label={id in the data: name}, or load it without streaming."
         )
     texts = sorted(
         {str(value) for split in splits.values() for value in _category_values(split, where) if isinstance(value, str)}
@@ -144,7 +143,7 @@ def _category_values(split: Dataset, where: str) -> Iterator[Any]:
 
 
 def objects_as_columns(objects: Any, key: str) -> list[Any]:
-    """One field of an `objects` value as a list, whichever way round it is stored; an absent field is empty."""
+    """Returns a field of an `objects` value as a list, whichever way round it is stored; empty where it is absent."""
     if isinstance(objects, dict):
         values = objects.get(key)
         return [] if values is None else list(values)
@@ -152,7 +151,7 @@ def objects_as_columns(objects: Any, key: str) -> list[Any]:
 
 
 def read_hf(name: str, split: Dataset, keep_masks: bool = True) -> SplitRecords:
-    """The objects of a split as records; boxes as they are stored, sizes from the columns or the pictures' headers."""
+    """Returns a split as records; boxes are as stored, sizes from the columns or the pictures' headers."""
     box_key, category_key = object_fields(split.features, f"split {name!r}")
     records = SplitRecords(name, keep_masks=keep_masks)
     undecoded = split.cast_column("image", ImageFeature(decode=False))
@@ -226,8 +225,7 @@ def peek_box_format(split: IterableDataset, box_format: str, where: str) -> None
     if suspect:
         raise AnnotationError(
             f"{where}: the boxes of the first {PEEK_ROWS} rows look {suspect}, read as {box_format!r}. Pass "
-            "box_format= to say which of "
-            "xywh, xyxy, cxcywh, xywh_norm, xyxy_norm, cxcywh_norm they are."
+            "box_format= to say which of xywh, xyxy, cxcywh, xywh_norm, xyxy_norm, cxcywh_norm they are."
         )
 
 
@@ -245,7 +243,7 @@ class RowConverter:
         self.keep_masks = keep_masks
 
     def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
-        """The row in the schema of `detection_features`."""
+        """Returns the row in the schema of `detection_features`."""
         box_key, category_key = object_fields(row, f"row {number}")
         image_id, file_name = _row_names(row, number)
         width, height = row.get("width"), row.get("height")
@@ -298,7 +296,7 @@ class RowConverter:
 def stream_split(
     name: str, split: IterableDataset, categories: Categories, box_format: str, keep_masks: bool
 ) -> IterableDataset:
-    """A stream in the schema; nothing is read until it is iterated."""
+    """Returns a stream in the schema; nothing is read until it is iterated."""
     if split.features is not None:
         split = split.cast_column("image", ImageFeature(decode=False))
     converter = RowConverter(name, categories, box_format, keep_masks)

@@ -8,7 +8,6 @@ import json
 import math
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ...errors import AnnotationError
@@ -19,7 +18,7 @@ LARGEST_PICTURE = 2**28
 
 
 def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None:
-    """What is wrong with a COCO segmentation of a `height x width` picture (0 x 0: unknown size), or None."""
+    """Returns what is wrong with a COCO segmentation of a `height x width` picture (0 x 0: unknown), or None."""
     if isinstance(segmentation, dict):
         return _rle_fault(segmentation, height, width)
     if not isinstance(segmentation, list):
@@ -52,23 +51,8 @@ def _rle_fault(rle: dict, height: int, width: int) -> str | None:
     return None
 
 
-def encode_runs(mask: np.ndarray) -> list[int]:
-    """Column-major run lengths of a mask `(H, W)`, starting with zeros."""
-    flat = np.asarray(mask, dtype=bool).T.reshape(-1)
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    edges = np.concatenate(([0], changes, [flat.size]))
-    runs = np.diff(edges).tolist()
-    return [0, *runs] if flat.size and flat[0] else runs
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """An uncompressed COCO run length dict of a mask `(H, W)`."""
-    height, width = mask.shape
-    return {"size": [int(height), int(width)], "counts": encode_runs(mask)}
-
-
 def decode_masks(segmentations: list[str | None], height: int, width: int, names: list[str]) -> Tensor:
-    """Masks `(N, height, width)` bool of segmentations as JSON text; an empty mask where there is none.
+    """Returns masks `(N, height, width)` bool of segmentations as JSON text; an empty mask where there is none.
 
     Raises:
         AnnotationError: a segmentation is malformed; `names (N,)` says whose it is.

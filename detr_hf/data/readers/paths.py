@@ -9,13 +9,13 @@ import re
 from pathlib import Path
 
 from ...errors import AnnotationError
+from ...processing.image_opening_detr import PICTURE_SUFFIXES
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif", ".ppm", ".pgm"}
 URL_OR_DRIVE = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+://|[A-Za-z]:[\\/])")
 
 
 def unsafe_reason(file_name: object) -> str | None:
-    """Why a file name must not be opened, or None when it stays inside its folder."""
+    """Returns why a file name must not be opened, or None when it stays inside its folder."""
     if not isinstance(file_name, str) or not file_name.strip():
         return f"the file name is {str(file_name)[:80]!r}, expected a text that is not empty"
     if "\0" in file_name or len(file_name) > 4096:
@@ -29,7 +29,7 @@ def unsafe_reason(file_name: object) -> str | None:
 
 
 def join_inside(folder: Path, file_name: str) -> str:
-    """`folder / file_name` as text.
+    """Returns `folder / file_name` as text.
 
     Raises:
         AnnotationError: the name is absolute, a URL, or leaves the folder.
@@ -41,7 +41,7 @@ def join_inside(folder: Path, file_name: str) -> str:
 
 
 def list_pictures(folder: Path) -> list[str]:
-    """Names of all pictures below `folder`, relative to it with `/`, sorted; hidden files and folders are left out."""
+    """Returns the names of all pictures below `folder`, relative to it with `/`, sorted; no hidden ones."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -53,8 +53,7 @@ def list_pictures(folder: Path) -> list[str]:
 
 
 class FileIndex:
-    """Answers whether files exist by listing each folder once: 118,000 pictures cost one listing, not 118,000
-    calls."""
+    """Answers whether files exist, listing each folder once: 118,000 pictures cost one listing, not as many calls."""
 
     def __init__(self) -> None:
         self.folders: dict[str, set[str]] = {}

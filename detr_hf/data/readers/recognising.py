@@ -14,7 +14,7 @@ from ...errors import LayoutError, PictureError
 from ..detection_data import Categories
 from ..findings import FindingLog
 from ..pictures import read_header
-from . import coco, hf_objects, voc, yolo
+from . import coco, coco_layout, hf_objects, voc, yolo
 from .records import BOX_FORMATS, SplitRecords, check_boxes, check_categories, check_files, check_ids
 
 FORMATS = ("coco", "yolo", "voc", "hf")
@@ -57,8 +57,10 @@ class ReadData:
 
 @dataclass
 class JudgedSplit:
-    """A split's records after the checks: `boxes (N, 4)` xywh pixels, class `indices (N,)`, what is `kept (N,)`,
-    usable `images`."""
+    """A split's records after the checks.
+
+    `boxes (N, 4)` are xywh in pixels, `indices (N,)` the classes, `kept (N,)` and `images` say what can be used.
+    """
 
     records: SplitRecords
     boxes: np.ndarray
@@ -68,13 +70,13 @@ class JudgedSplit:
 
 
 def recognise(root: Path, options: ReadOptions) -> str:
-    """The format of a folder.
+    """Returns the format of a folder.
 
     Raises:
         LayoutError: none or several fit.
     """
     found = []
-    if coco.find_coco(root, options.task, options.image_root):
+    if coco_layout.find_coco(root, options.task, options.image_root):
         found.append("coco")
     if yolo.find_yaml(root) is not None or yolo.has_yolo_folders(root):
         found.append("yolo")
@@ -101,8 +103,7 @@ def has_hf_files(root: Path) -> bool:
 
 
 def choose_splits(available: list[str], wanted: Any, source: str) -> dict[str, str]:
-    """New name to source name of the splits to read; `wanted` is None (all), a name, names, or a dict of new to source
-    name.
+    """Returns the splits to read, new name to source name; `wanted` is None (all), a name, names, or such a dict.
 
     Raises:
         LayoutError: a wanted split is not there.
@@ -165,9 +166,9 @@ def _read_hub(name: str, options: ReadOptions) -> ReadData:
 
 def _read_coco(path: Path, options: ReadOptions) -> ReadData:
     if path.is_file():
-        sources = [coco.coco_file_source(path, options.image_root, options.task)]
+        sources = [coco_layout.coco_file_source(path, options.image_root, options.task)]
     else:
-        sources = coco.find_coco(path, options.task, options.image_root)
+        sources = coco_layout.find_coco(path, options.task, options.image_root)
     if not sources:
         raise LayoutError(
             f"{path} holds no COCO annotations for the task {options.task or 'detection'};\n{LOOKED_FOR}."

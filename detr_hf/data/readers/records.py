@@ -1,5 +1,4 @@
-"""What readers collect: the images and objects of one split in columns, checked at once and turned into an Arrow
-table.
+"""What readers collect: images and objects of a split in columns, checked at once and turned into an Arrow table.
 
 Columns of numbers, not a dict per annotation: COCO's 860,000 annotations are a hundred megabytes here and several
 gigabytes as Python objects. Faults do not stop a reader; they go to a `FindingLog`, so that `check` can show all of
@@ -10,7 +9,6 @@ import json
 import math
 from array import array
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import pyarrow as pa
 
 from ..detection_data import Categories, detection_features
 from ..findings import FindingLog
+from .faults import box_fault, id_fault, number_fault
 from .mask_text import segmentation_fault
 from .paths import FileIndex
 
@@ -25,37 +24,6 @@ BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywh_norm", "xyxy_norm", "cxcywh_norm"
 # A box may leave its picture by this much before it is worth a word: annotation tools round.
 TOLERANCE_PX = 1.5
 LARGEST_COORDINATE = 1e7
-
-
-def number_fault(value: Any) -> str | None:
-    """Why a value is no plain number, or None (NaN and infinities are numbers here)."""
-    if type(value) is float or type(value) is int:
-        return None
-    return f"{str(value)[:60]!r} ({type(value).__name__})"
-
-
-def id_fault(value: Any) -> str | None:
-    """Why a value cannot be an id, or None: ids are integers below 2**63 or texts."""
-    if type(value) is int:
-        return None if -(2**63) <= value < 2**63 else f"{str(value)[:40]} is too large"
-    if type(value) is str:
-        return None if value else "it is an empty text"
-    return f"{str(value)[:60]!r} is a {type(value).__name__}, expected an integer or a text"
-
-
-def box_fault(bbox: Any) -> str | None:
-    """Why a value is not four numbers, or None."""
-    if not isinstance(bbox, list | tuple):
-        return f"bbox is {str(bbox)[:60]!r} ({type(bbox).__name__}), expected four numbers"
-    if len(bbox) != 4:
-        return f"bbox has {len(bbox)} numbers, expected four"
-    for value in bbox:
-        fault = number_fault(value)
-        if fault:
-            return f"bbox holds {fault}, expected numbers"
-        if type(value) is int and abs(value) > 2**53:
-            return "bbox holds a number beyond 2**53"
-    return None
 
 
 @dataclass
@@ -133,7 +101,7 @@ class SplitRecords:
         return True
 
     def place(self, row: int, object_id: int | str | None = None) -> dict[str, Any]:
-        """The place fields of a `Finding`."""
+        """Returns the place fields of a `Finding`."""
         return {
             "split": self.name,
             "file_name": self.file_names[row],
@@ -148,19 +116,18 @@ class SplitRecords:
         self.log.add(code, severity, message, **self.place(row, object_id))
 
     def boxes_array(self) -> np.ndarray:
-        """Boxes `(N, 4)` float64."""
+        """Returns boxes `(N, 4)` float64."""
         return (
             np.frombuffer(self.boxes, dtype=np.float64).reshape(-1, 4).copy() if len(self.boxes) else np.zeros((0, 4))
         )
 
     def sizes_wh(self) -> np.ndarray:
-        """Width and height of each image `(images, 2)` float64; 0 where it is not known."""
+        """Returns width and height of each image `(images, 2)` float64; 0 where it is not known."""
         return np.stack([np.array(self.widths, dtype=np.float64), np.array(self.heights, dtype=np.float64)], axis=1)
 
 
 def to_xywh(boxes: np.ndarray, box_format: str, sizes_wh: np.ndarray) -> np.ndarray:
-    """Boxes `(N, 4)` of any of `BOX_FORMATS` as x, y, width, height in pixels; `sizes_wh (N, 2)` is each box's
-    picture."""
+    """Returns boxes `(N, 4)` of any of `BOX_FORMATS` as xywh in pixels; `sizes_wh (N, 2)` are their pictures'."""
     layout, _, norm = box_format.partition("_")
     boxes = boxes.astype(np.float64, copy=True)
     if norm:
@@ -173,8 +140,7 @@ def to_xywh(boxes: np.ndarray, box_format: str, sizes_wh: np.ndarray) -> np.ndar
 
 
 def suspect_format(boxes: np.ndarray, sizes_wh: np.ndarray) -> str | None:
-    """`"xyxy"` or `"normalised"` when boxes `(N, 4)`, read as x, y, width, height in pixels, look like that; else
-    None.
+    """Returns `"xyxy"` or `"normalised"` when boxes `(N, 4)`, taken as xywh in pixels, look like that; else None.
 
     xyxy: a quarter of the boxes leave their picture, and nearly all would be proper boxes inside it as corners.
     normalised: no number is above 1 (a box of at most a pixel, in pictures of 16 pixels and more).
@@ -192,7 +158,7 @@ def suspect_format(boxes: np.ndarray, sizes_wh: np.ndarray) -> str | None:
 
 
 def check_boxes(records: SplitRecords, box_format: str, explicit_format: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes as xywh pixels `(N, 4)` and which of them can be kept `(N,)`; every fault goes to the log."""
+    """Returns boxes as xywh pixels `(N, 4)` and which of them can be kept `(N,)`; every fault goes to the log."""
     rows = np.array(records.rows, dtype=np.int64)
     sizes_wh = records.sizes_wh()[rows] if len(rows) else np.zeros((0, 2))
     boxes = to_xywh(records.boxes_array(), box_format, sizes_wh)
@@ -239,20 +205,17 @@ def _suspect_message(suspect: str, box_format: str) -> str:
     if suspect == "normalised":
         return (
             f"all box numbers are at most 1: they look like fractions of the picture, read as {box_format!r} in "
-            "pixels. If so, pass "
-            "box_format='xywh_norm', 'xyxy_norm' or 'cxcywh_norm'; if not, pass box_format='xywh' to say that it is "
-            "meant so"
+            "pixels. If so, pass box_format='xywh_norm', 'xyxy_norm' or 'cxcywh_norm'; if not, pass box_format='xywh' "
+            "to say that it is meant so"
         )
     return (
         "many boxes leave their picture and nearly all would fit as corners: they look like x0, y0, x1, y1, read as "
-        f"{box_format!r}. "
-        "If so, pass box_format='xyxy'; if not, pass box_format='xywh' to say that it is meant so"
+        f"{box_format!r}. If so, pass box_format='xyxy'; if not, pass box_format='xywh' to say that it is meant so"
     )
 
 
 def check_ids(records: SplitRecords) -> None:
-    """Logs object ids that occur twice (within an image, for panoptic segments), and objects that are the same
-    twice."""
+    """Logs object ids that occur twice (for panoptic segments: in an image), and objects that are the same twice."""
     if not len(records.rows):
         return
     rows = np.array(records.rows, dtype=np.float64)
@@ -266,20 +229,20 @@ def check_ids(records: SplitRecords) -> None:
 
 
 def codes(values: list[int | str]) -> np.ndarray:
-    """A number for each value `(N,)` float64, equal where the values are equal."""
+    """Returns a number for each value `(N,)` float64, equal where the values are equal."""
     known: dict[int | str, int] = {}
     return np.array([known.setdefault(value, len(known)) for value in values], dtype=np.float64)
 
 
 def repeated_rows(matrix: np.ndarray) -> list[int]:
-    """Positions of the rows of a matrix `(N, columns)` that occurred before."""
+    """Returns positions of the rows of a matrix `(N, columns)` that occurred before."""
     order = np.lexsort(matrix.T)
     same = (matrix[order[1:]] == matrix[order[:-1]]).all(axis=1)
     return np.sort(order[1:][same]).tolist()
 
 
 def check_categories(records: SplitRecords, categories: Categories, kept: np.ndarray) -> np.ndarray:
-    """The class index of each object `(N,)`, -1 and a finding where the data set does not define the id."""
+    """Returns the class index of each object `(N,)`, -1 and a finding where the data set does not define the id."""
     indices = np.array([categories.index_of.get(value, -1) for value in records.category_ids], dtype=np.int64)
     kept &= indices >= 0
     if not categories.source_ids:
@@ -292,7 +255,7 @@ def check_categories(records: SplitRecords, categories: Categories, kept: np.nda
 
 
 def check_files(records: SplitRecords) -> np.ndarray:
-    """Which images have a file `(images,)` bool; the missing ones are logged."""
+    """Returns which images have a file `(images,)` bool; the missing ones are logged."""
     index = FileIndex()
     present = np.array([path is None or path in index for path in records.paths], dtype=bool)
     for row in np.flatnonzero(~present):
@@ -313,8 +276,10 @@ def build_table(
     kept: np.ndarray,
     images: np.ndarray,
 ) -> pa.Table:
-    """The Arrow table of a split: `boxes (N, 4)` xywh, class `indices (N,)`, `kept (N,)` objects of the kept
-    `images`."""
+    """Returns the Arrow table of a split.
+
+    `boxes (N, 4)` are xywh, `indices (N,)` class indices; `kept (N,)` are the objects to keep of the kept `images`.
+    """
     rows = np.array(records.rows, dtype=np.int64)
     new_row = np.cumsum(images) - 1
     kept = kept & images[rows] if len(rows) else kept
@@ -359,15 +324,10 @@ def build_table(
 
 
 def numbered(ids: list[int | str]) -> list[int]:
-    """The ids themselves when all are integers, else 1, 2, 3, ..."""
+    """Returns the ids themselves when all are integers, else 1, 2, 3, ..."""
     return ids if all(type(value) is int for value in ids) else list(range(1, len(ids) + 1))
 
 
 def _image_column(paths: list[str | None]) -> pa.StructArray:
     empty = pa.nulls(len(paths), type=pa.binary())
     return pa.StructArray.from_arrays([empty, pa.array(paths, type=pa.string())], names=["bytes", "path"])
-
-
-def relative_name(path: Path, root: Path) -> str:
-    """`path` relative to `root` with `/`, or its own name when it lies elsewhere."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

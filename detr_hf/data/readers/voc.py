@@ -12,9 +12,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ...errors import AnnotationError, LayoutError, PictureError
+from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ..detection_data import Categories
 from ..pictures import read_header
-from .paths import PICTURE_SUFFIXES, join_inside, unsafe_reason
+from .paths import join_inside, unsafe_reason
 from .records import SplitRecords
 
 
@@ -28,7 +29,7 @@ class VocSplit:
 
 
 def find_voc(root: Path, image_root: Path | None = None) -> list[VocSplit]:
-    """The splits of a VOC folder; an empty list when it is none.
+    """Returns the splits of a VOC folder; an empty list when it is none.
 
     Raises:
         LayoutError: several VOC folders lie inside, or the picture folder cannot be told.
@@ -94,7 +95,7 @@ def _splits_of_home(home: Path, image_root: Path | None) -> list[VocSplit]:
 
 
 def read_voc(split: VocSplit) -> SplitRecords:
-    """The pictures and objects of a split; category ids are the class names."""
+    """Returns the pictures and objects of a split; category ids are the class names."""
     records = SplitRecords(split.name)
     for number, path in enumerate(split.xml_paths, start=1):
         try:
@@ -144,7 +145,7 @@ def _read_xml(records: SplitRecords, number: int, path: Path, image_root: Path) 
 
 
 def _picture_name(listed: str | None, xml_path: Path, image_root: Path) -> str:
-    """The picture's name: as listed when that file exists, else the XML's own name with a picture's suffix."""
+    """Returns the picture's name: as listed when that file exists, else the XML's own with a picture's suffix."""
     listed = (listed or "").strip()
     if listed:
         reason = unsafe_reason(listed)
@@ -167,6 +168,6 @@ def _number(text: str | None) -> float:
 
 
 def voc_categories(splits: list[SplitRecords]) -> Categories:
-    """The class names found, in alphabetical order."""
+    """Returns the class names found, in alphabetical order."""
     names = sorted({str(name) for records in splits for name in records.category_ids})
     return Categories(names, list(names))

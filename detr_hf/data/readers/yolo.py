@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import AnnotationError, LayoutError, PictureError
+from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ..detection_data import Categories
 from ..pictures import read_header
-from .paths import PICTURE_SUFFIXES, join_inside, list_pictures, unsafe_reason
+from .paths import join_inside, list_pictures, unsafe_reason
 from .records import SplitRecords
 
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
@@ -33,7 +34,7 @@ class YoloLayout:
 
 
 def find_yaml(root: Path) -> Path | None:
-    """The data.yaml of a folder, or None.
+    """Returns the data.yaml of a folder, or None.
 
     Raises:
         LayoutError: several YAML files could be it.
@@ -66,7 +67,7 @@ def has_yolo_folders(root: Path) -> bool:
 
 
 def layout_from_yaml(path: Path, image_root: Path | None = None) -> YoloLayout:
-    """What a data.yaml describes.
+    """Returns what a data.yaml describes.
 
     Raises:
         LayoutError: it is no YAML, has no split, or names folders that do not exist or lie outside.
@@ -98,7 +99,7 @@ def layout_from_yaml(path: Path, image_root: Path | None = None) -> YoloLayout:
 
 
 def _inside(base: Path, entry: Any, yaml_path: Path, default: Path | None = None) -> Path:
-    """The file or folder that an entry of a data.yaml means, kept below the folder of the YAML."""
+    """Returns the file or folder that an entry of a data.yaml means, kept below the folder of the YAML."""
     if not isinstance(entry, str):
         raise LayoutError(f"{yaml_path}: {str(entry)[:80]!r} is no path.")
     parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
@@ -111,9 +112,8 @@ def _inside(base: Path, entry: Any, yaml_path: Path, default: Path | None = None
         return default
     raise LayoutError(
         f"{yaml_path} names {entry!r}, which is not below {base}; looked for "
-        f"{', '.join(map(str, looked)) or 'nothing'}. "
-        "Paths outside of the data set's folder are not followed: correct the file, or pass image_root=, the folder "
-        "to start from."
+        f"{', '.join(map(str, looked)) or 'nothing'}. Paths outside of the data set's folder are not followed: "
+        "correct the file, or pass image_root=, the folder to start from."
     )
 
 
@@ -147,8 +147,10 @@ def _names_of(content: dict[str, Any], path: Path) -> dict[int, str]:
 
 
 def layout_from_folders(root: Path) -> YoloLayout:
-    """YOLO folders without a YAML: `images/train` and `labels/train`, `train/images` and `train/labels`, or no
-    splits."""
+    """Returns what folders without a YAML hold: `images/train` and `labels/train`, `train/images` and `train/labels`.
+
+    Pictures that lie in `images` itself are one split, `train`.
+    """
     pictures: dict[str, list[tuple[Path, str]]] = {}
     if (root / "images").is_dir():
         folders = [folder for folder in sorted((root / "images").iterdir()) if folder.is_dir()]
@@ -174,8 +176,7 @@ def layout_from_folders(root: Path) -> YoloLayout:
 
 
 def label_path(folder: Path, name: str) -> Path:
-    """The text file of a picture: the last `images` folder in its path becomes `labels`, else it lies beside the
-    picture."""
+    """Returns the text file of a picture: in `labels` instead of the last `images` of its path, else beside it."""
     path = Path(join_inside(folder, name)).with_suffix(".txt")
     parts = list(path.parts)
     for index in range(len(parts) - 2, -1, -1):
@@ -186,7 +187,7 @@ def label_path(folder: Path, name: str) -> Path:
 
 
 def read_yolo(layout: YoloLayout, split: str, keep_masks: bool = True) -> SplitRecords:
-    """The pictures and objects of a split as records; boxes become x, y, width, height in pixels."""
+    """Returns the pictures and objects of a split as records; boxes become x, y, width, height in pixels."""
     records = SplitRecords(split, keep_masks=keep_masks)
     for number, (folder, name) in enumerate(layout.pictures[split], start=1):
         path = join_inside(folder, name)
@@ -259,7 +260,7 @@ def _add_line(records: SplitRecords, row: int, place: str, category: int, values
 
 
 def yolo_categories(layout: YoloLayout, id2label: dict[Any, str] | None) -> Categories:
-    """The classes of a YOLO data set.
+    """Returns the classes of a YOLO data set.
 
     Raises:
         LayoutError: no file names them, and `id2label` was not given.
