@@ -182,7 +182,8 @@ def is_checkpoint(argument: str) -> bool:
 
 def looks_like_hub_id(argument: str) -> bool:
     """Whether this is `name` or `owner/name` rather than the path of a picture."""
-    from ..inference.pictures import GLOB_SIGNS, PICTURE_SUFFIXES
+    from ..inference.pictures import GLOB_SIGNS
+    from ..processing.image_opening_detr import PICTURE_SUFFIXES
 
     path = Path(argument)
     return (

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# What a folder is searched for; a file that is named itself is opened whatever its ending.
-PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+from ..processing.image_opening_detr import PICTURE_SUFFIXES
+
 GLOB_SIGNS = re.compile(r"[*?\[]")
 
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..pictures import PICTURE_SUFFIXES
+from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from .base import Picture, Piece, SourceOptions
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..pictures import PICTURE_SUFFIXES, find_pictures
+from ...processing.image_opening_detr import PICTURE_SUFFIXES
+from ..pictures import find_pictures
 from .base import PARQUET_SUFFIXES, TAR_SUFFIXES, VIDEO_SUFFIXES, Picture, Piece, Source, SourceOptions
 
 
