@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from ..model.predictions_detr import Predictions
 from .collecting import DetectionEvaluator
 from .truth import ground_truth_of
 
@@ -28,8 +29,7 @@ def labels_by_name(model_id2label: Mapping[int, str], data_id2label: Mapping[int
     if not shared:
         raise ValueError(
             f"Model and data have no class in common: {_some(model_id2label)} and {_some(data_id2label)}. Fine-tune "
-            "the model on these classes "
-            "first, or rename them."
+            "the model on these classes first, or rename them."
         )
     unknown = [name for label, name in data_id2label.items() if int(label) not in shared.values()]
     if unknown:
@@ -84,7 +84,7 @@ def evaluate_model(
         logits = with_classes_of_data(
             outputs.logits.float(), columns, [to_data[label] for label in columns], len(id2label)
         )
-        evaluator.update(logits, outputs.pred_boxes.float(), batch["labels"])
+        evaluator.update(Predictions(logits, outputs.pred_boxes.float()), batch["labels"])
         if on_batch is not None:
             on_batch(len(batch["labels"]))
     return evaluator
