@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .data.check.checking import check as check
     from .data.detection_data import DetectionData as DetectionData
     from .data.loading import load_detection_dataset as load_detection_dataset
+    from .evaluation.report import Evaluation as Evaluation
+    from .evaluation.running import evaluate as evaluate
     from .export.exporting import export_model as export_model
     from .hub.datasets import push_dataset as push_dataset
     from .inference.detector import Detector as Detector
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
         DETRImageProcessor as DETRImageProcessor,
         DETRImageProcessorPil as DETRImageProcessorPil,
     )
-    from .training.arguments import DETRTrainingArguments as DETRTrainingArguments
+    from .training.arguments import MODEL_OPTIONS as MODEL_OPTIONS, DETRTrainingArguments as DETRTrainingArguments
     from .training.trainer import DETRTrainer as DETRTrainer
 
 __getattr__, __dir__ = lazy_names(__name__)

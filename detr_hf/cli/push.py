@@ -1,11 +1,14 @@
 """`detr-hf push`: publish a checkpoint, with card, code and digests, in one commit."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .convert import Layout
+
+if TYPE_CHECKING:
+    from ..model.modeling_detr import DETRForObjectDetection
 
 
 def push(
@@ -57,19 +60,16 @@ def push(
     typer.echo(f"{model} is now at {commit.commit_url}")
 
 
-def measured(detector: object, data: str | None) -> dict[str, object]:
-    """AP and pictures of a data set's validation split, as arguments of a push."""
+def measured(detector: "DETRForObjectDetection", data: str | None) -> dict[str, object]:
+    """Returns AP and pictures of a data set's validation split, as arguments of a push."""
     if data is None:
         return {}
-    from ..checkpoints.processors import image_processor_for
     from ..data import load_detection_dataset
-    from ..evaluation import evaluate_model
+    from ..evaluation import evaluate
     from ..hub.pushing import validation_rows
 
     loaded = load_detection_dataset(data)
     rows = validation_rows(loaded)
     if rows is None:
         raise typer.BadParameter(f"{data} has no validation or test split to measure on", param_hint="--data")
-    processor = image_processor_for(detector)
-    evaluation = evaluate_model(detector, processor, rows, loaded.id2label).compute()
-    return {"processor": processor, "data": loaded, "examples": rows, "evaluation": evaluation}
+    return {"data": loaded, "examples": rows, "evaluation": evaluate(detector, rows)}

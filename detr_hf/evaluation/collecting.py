@@ -21,6 +21,7 @@ from torch import Tensor
 from ..model.predictions_detr import Predictions
 from ..processing.post_processing_detr import detections
 from .coco import CocoMetrics, evaluate_boxes
+from .results import coco_results
 
 logger = logging.getLogger(__name__)
 
@@ -174,33 +175,28 @@ class DetectionEvaluator:
             source_category_ids: the data's category id by label (`DetectionData.source_category_ids`); by default the
                 label itself.
         """
-        ids = list(self._images)
-        return [
-            {
-                "image_id": ids[row["image"]],
-                "category_id": int(row["label"]) if source_category_ids is None else source_category_ids[row["label"]],
-                "bbox": [round(float(value), 3) for value in row["box"]],
-                "score": float(row["score"]),
-            }
-            for row in self._found.rows
-        ]
+        return coco_results(self.coco_detections(), self.image_ids(), source_category_ids)
+
+    def image_ids(self) -> dict[int, Any]:
+        """Returns the data's image id by the one that `coco_ground_truth` and `coco_detections` have for it."""
+        return dict(zip(self._coco_image_ids(), self._images, strict=True))
 
     def compute(self, backend: str | None = None) -> CocoMetrics:
-        """COCO's numbers of all that was added.
+        """Returns COCO's numbers of all that was added.
 
         Raises:
             ValueError: no picture was added, or one that the ground truth does not know.
         """
+        self.check()
+        return evaluate_boxes(self.coco_ground_truth(), self.coco_detections(), backend)
+
+    def check(self) -> None:
+        """Raises a ValueError where no picture was added, and warns where some of the ground truth were not."""
         if not self._images:
             raise ValueError("There is nothing to evaluate: no picture was added.")
-        truth = self.coco_ground_truth()
-        if len(self._images) < len(truth["images"]):
-            logger.warning(
-                "Only %d of the %d pictures of the ground truth were evaluated.",
-                len(self._images),
-                len(truth["images"]),
-            )
-        return evaluate_boxes(truth, self.coco_detections(), backend)
+        of_all = len(self._images if self.ground_truth is None else self.ground_truth["images"])
+        if len(self._images) < of_all:
+            logger.warning("Only %d of the %d pictures of the ground truth were evaluated.", len(self._images), of_all)
 
     def _coco_image_ids(self) -> list[int]:
         if all(isinstance(image_id, int) for image_id in self._images):

@@ -53,7 +53,7 @@ def facts_of(
         model: the detector.
         name: of the model, without its owner.
         processor: its image processor.
-        evaluation: `CocoMetrics`, or None.
+        evaluation: what `evaluate` returns, its `CocoMetrics`, or None.
         data: the data set it was trained on, or None.
         license: an identifier of the Hub.
         tags: further tags.
@@ -103,6 +103,7 @@ def data_facts_of(data: Any) -> dict[str, Any]:
 
 
 def _evaluation_facts(evaluation: Any, data: Mapping[str, Any] | None) -> dict[str, Any]:
+    evaluation = getattr(evaluation, "coco", evaluation)  # of what `evaluate` returns COCO's numbers alone
     numbers = dict(evaluation) if isinstance(evaluation, Mapping) else evaluation.to_dict()
     name = data["name"] if data else "validation pictures"
     kind = (data or {}).get("hub_id") or name

@@ -6,5 +6,10 @@ from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .boxes import draw_boxes as draw_boxes
+    from .comparison import (
+        Comparison as Comparison,
+        DrawnObjects as DrawnObjects,
+        comparison_grid as comparison_grid,
+    )
 
 __getattr__, __dir__ = lazy_names(__name__)
