@@ -141,7 +141,7 @@ def test_rows_without_class_names_have_those_of_the_detector():
     first, objects = truth["annotations"][0], rows[0]["objects"]
     assert first["bbox"] == objects["bbox"][0] and first["category_id"] == objects["category"][0]
     assert {"id", "image_id", "area", "iscrowd"} <= set(first)
-    with pytest.raises(ValueError, match="categories .*, and the classes are .* Give the data with its class names"):
+    with pytest.raises(ValueError, match=r"categories .*, and the classes are .* Give the data with its class names"):
         evaluate(Finds(0), rows)
     finder = Finds(0)
     finder.id2label = {label: f"digit {label}" for label in range(10)}
