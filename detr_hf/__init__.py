@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         DETRImageProcessor as DETRImageProcessor,
         DETRImageProcessorPil as DETRImageProcessorPil,
     )
-    from .training.arguments import MODEL_OPTIONS as MODEL_OPTIONS, DETRTrainingArguments as DETRTrainingArguments
+    from .training.arguments import DETRTrainingArguments as DETRTrainingArguments
     from .training.trainer import DETRTrainer as DETRTrainer
 
 __getattr__, __dir__ = lazy_names(__name__)

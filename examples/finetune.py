@@ -33,7 +33,6 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from detr_hf import (
-    MODEL_OPTIONS,
     DETRConfig,
     DETRForObjectDetection,
     DETRImageProcessor,
@@ -112,8 +111,8 @@ def parse() -> tuple[Start, DETRTrainingArguments]:
     if parser.parse_known_args()[0].model is None:
         parser.set_defaults(**FROM_BACKBONE)
     start, args = parser.parse_args_into_dataclasses()
-    if start.options not in MODEL_OPTIONS:
-        parser.error(f"--options is {start.options!r}; choose {', '.join(MODEL_OPTIONS)}.")
+    if start.options not in DETRTrainingArguments.model_options:
+        parser.error(f"--options is {start.options!r}; choose {', '.join(DETRTrainingArguments.model_options)}.")
     return start, args
 
 
@@ -131,7 +130,7 @@ def build_processor(start: Start) -> DETRImageProcessor:
 
 def build_model(start: Start, data: Any) -> DETRForObjectDetection:
     """The checkpoint with the classes of the data, or a small DETR around the backbone."""
-    changes: dict[str, Any] = dict(MODEL_OPTIONS[start.options])
+    changes: dict[str, Any] = dict(DETRTrainingArguments.model_options[start.options])
     if start.num_queries is not None:
         changes["num_queries"] = start.num_queries
     if start.model is not None:

@@ -34,7 +34,7 @@ def push(
     ] = None,
 ) -> None:
     """Push a checkpoint to the Hub. The token is that of `hf auth login`, or HF_TOKEN."""
-    from ..hub.pushing import lay_out, push as push_model
+    from ..hub.pushing import Publication, lay_out, push as push_model
     from ..model.modeling_detr import DETRForObjectDetection
     from .console import quiet_loading
 
@@ -45,7 +45,7 @@ def push(
     known = {"format": to.value, "license": license, **measured(detector, data)}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        lay_out(folder, detector, repo, **known)
+        lay_out(folder, detector, repo, Publication(**known))
         typer.echo(f"What would be pushed to {repo} is in {folder}.")
         return
     commit = push_model(
