@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .data.check.checking import check as check
     from .data.detection_data import DetectionData as DetectionData
     from .data.loading import load_detection_dataset as load_detection_dataset
+    from .evaluation.report import Evaluation as Evaluation
+    from .evaluation.running import evaluate as evaluate
     from .export.exporting import export_model as export_model
     from .hub.datasets import push_dataset as push_dataset
     from .inference.detector import Detector as Detector

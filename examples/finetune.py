@@ -38,15 +38,13 @@ from detr_hf import (
     DETRImageProcessor,
     DETRTrainer,
     DETRTrainingArguments,
+    Evaluation,
+    check,
+    evaluate,
     load_detection_dataset,
 )
-from detr_hf.checkpoints.processors import processor_of
-from detr_hf.data.check.checking import check
-from detr_hf.data.pictures import load_pixels
-from detr_hf.evaluation import count_mistakes, evaluate_boxes, evaluate_model, metrics_table
-from detr_hf.evaluation.report import metrics_dict
-from detr_hf.training.arguments import MODEL_OPTIONS
-from detr_hf.visualize.comparison import Comparison, DrawnObjects, comparison_grid
+from detr_hf.data import load_pixels
+from detr_hf.visualize import Comparison, DrawnObjects, comparison_grid
 
 logger = logging.getLogger("finetune")
 
@@ -113,8 +111,8 @@ def parse() -> tuple[Start, DETRTrainingArguments]:
     if parser.parse_known_args()[0].model is None:
         parser.set_defaults(**FROM_BACKBONE)
     start, args = parser.parse_args_into_dataclasses()
-    if start.options not in MODEL_OPTIONS:
-        parser.error(f"--options is {start.options!r}; choose {', '.join(MODEL_OPTIONS)}.")
+    if start.options not in DETRTrainingArguments.model_options:
+        parser.error(f"--options is {start.options!r}; choose {', '.join(DETRTrainingArguments.model_options)}.")
     return start, args
 
 
@@ -132,7 +130,7 @@ def build_processor(start: Start) -> DETRImageProcessor:
 
 def build_model(start: Start, data: Any) -> DETRForObjectDetection:
     """The checkpoint with the classes of the data, or a small DETR around the backbone."""
-    changes: dict[str, Any] = dict(MODEL_OPTIONS[start.options])
+    changes: dict[str, Any] = dict(DETRTrainingArguments.model_options[start.options])
     if start.num_queries is not None:
         changes["num_queries"] = start.num_queries
     if start.model is not None:
@@ -149,24 +147,20 @@ def build_model(start: Start, data: Any) -> DETRForObjectDetection:
     return DETRForObjectDetection(config)
 
 
-def report(folder: Path, model_folder: str, rows: Any, id2label: dict[int, str], start: Start) -> dict[str, Any]:
-    """Measures the saved model on a split, writes table, numbers and picture, and returns the numbers."""
+def report(folder: Path, model_folder: str, data: Any, start: Start) -> Evaluation:
+    """Measures the saved model on the validation split, writes table and picture, and returns what it reached."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = DETRForObjectDetection.from_pretrained(model_folder)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    evaluator = evaluate_model(model, processor_of(model), rows, id2label)
-    truth, found = evaluator.coco_ground_truth(), evaluator.coco_detections()
-    metrics, mistakes = evaluate_boxes(truth, found), count_mistakes(truth, found, SHOWN_SCORE)
-    table = metrics_table(metrics, mistakes)
-    (folder / "metrics.txt").write_text(table + "\n")
-    logger.info("%s", table)
-    picture = draw_comparisons(rows, found, id2label, start.shown)
+    split = data.split_for("validation")
+    reached = evaluate(model_folder, data, split=split, threshold=SHOWN_SCORE)
+    (folder / "metrics.txt").write_text(reached.table() + "\n")
+    logger.info("%s", reached.table())
+    picture = draw_comparisons(data[split], reached.detections, data.id2label, start.shown)
     picture.save(folder / "comparison.png", optimize=True)
-    return metrics_dict(metrics, mistakes)
+    return reached
 
 
 def draw_comparisons(rows: Any, found: np.ndarray, id2label: dict[int, str], count: int) -> Image.Image:
-    """`count` pictures spread evenly over the split; `found (N, 7)` is of `DetectionEvaluator.coco_detections`."""
+    """Returns `count` pictures spread evenly over the split; `found (N, 7)` is `Evaluation.detections`."""
     plain = rows.with_format(None).cast_column("image", type(rows.features["image"])(decode=False))
     comparisons = []
     for position in np.linspace(0, len(plain) - 1, min(count, len(plain))).round().astype(int).tolist():
@@ -208,12 +202,12 @@ def main() -> None:
     if not trainer.is_world_process_zero():
         return
     folder = Path(start.report or args.output_dir)
-    numbers = report(folder, args.output_dir, data[data.split_for("validation")], data.id2label, start)
+    reached = report(folder, args.output_dir, data, start)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     cost = {"training_seconds": round(seconds, 1), "steps": trainer.state.global_step, "device": device}
     cost["processes"] = args.world_size
     settings = {"start": vars(start), "recipe": args.recipe, "learning_rate": args.learning_rate, "seed": args.seed}
-    (folder / "metrics.json").write_text(json.dumps({**cost, **settings, **numbers}, indent=1) + "\n")
+    reached.save(folder / "metrics.json", {**cost, **settings})
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=0) + "\n")
     logger.info("%s. Report: %s. Model: %s", cost, folder, args.output_dir)
 

@@ -25,9 +25,9 @@ from digits.recipe import Recipe, rank_and_world_size
 from digits.report import HARDER_PX, FinishedRun, card_facts, continued_facts, evaluate, make_processor, write_card
 from digits.silent import renew_silent_units
 
-from detr_hf.data.digits import DigitScenes
-from detr_hf.hub.manifest import write_manifest
-from detr_hf.model.modeling_detr import DETRForObjectDetection
+from detr_hf import DETRForObjectDetection
+from detr_hf.data import DigitScenes
+from detr_hf.hub import write_manifest
 
 logger = logging.getLogger("train_digits")
 DEMO_SCENE = 631  # not among the 500 that are measured

@@ -30,7 +30,7 @@ ARROWS = {
     "checkpoints": ("model", "processing"),
     "visualize": (),
     "data": ("processing", "visualize"),
-    "evaluation": ("data", "processing"),
+    "evaluation": ("checkpoints", "data", "model", "processing"),
     "export": ("model", "processing"),
     "inference": ("checkpoints", "export", "model", "processing", "visualize"),
     "hub": ("checkpoints", "data", "inference", "model", "processing", "visualize"),

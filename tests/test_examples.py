@@ -1,6 +1,8 @@
 """The fine-tuning example and its peer run from data to report, on drawn pictures and a backbone of a few layers."""
 
 import argparse
+import ast
+import importlib
 import importlib.util
 import json
 import os
@@ -66,6 +68,20 @@ def backbone_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
     save_file(model.state_dict(), path)
     return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_import_public_names_alone(path):
+    """What a user would copy: `from detr_hf import ...`, or from a room that declares what it exports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+        for name in (name for name in modules if name.partition(".")[0] == "detr_hf"):
+            public = getattr(importlib.import_module(name), "__all__", ())
+            assert name.count(".") <= 1 and hasattr(importlib.import_module(name), "__path__"), f"{name} is no face"
+            assert public, f"{name} declares no public names"
+            if isinstance(node, ast.ImportFrom):
+                assert {alias.name for alias in node.names} <= set(public), f"line {node.lineno}"
 
 
 def small_flags(data, backbone_file, folder):

@@ -1,12 +1,11 @@
 """`detr-hf eval`: COCO's numbers of a checkpoint, or of a results file, on a data set."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def evaluate(
@@ -37,74 +36,45 @@ def evaluate(
 ) -> None:
     """Measure a model: COCO's twelve numbers, AP by class, kinds of mistakes."""
     from ..data import load_detection_dataset
-    from ..evaluation import count_mistakes, evaluate_boxes, metrics_table, precision_recall, write_results
-    from ..evaluation.report import metrics_dict
+    from ..evaluation import evaluate as measure, evaluate_results, write_results
     from .console import quiet_loading
-    from .predict import write_json
 
     quiet_loading()
     loaded = load_detection_dataset(data, format=format)
-    rows = loaded[choose_split(loaded, split)]
-    if model.lower().endswith(".json"):
-        truth, found = from_results(Path(model), rows, loaded)
-    else:
-        evaluator = run_model(model, rows, loaded, batch_size, workers, device)
-        truth, found = evaluator.coco_ground_truth(), evaluator.coco_detections()
-        if results is not None:
-            write_results(results, evaluator.results(loaded.source_category_ids))
-            typer.echo(f"Detections: {results}", err=True)
-    metrics, mistakes = evaluate_boxes(truth, found), count_mistakes(truth, found, threshold)
-    typer.echo(metrics_table(metrics, mistakes))
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            json_file,
-            {"model": model, "data": data, **metrics_dict(metrics, mistakes, precision_recall(truth, found))},
+    if split is not None and split not in loaded:
+        raise typer.BadParameter(
+            f"there is no split {split!r}; there are {', '.join(map(repr, loaded))}", param_hint="--split"
         )
+    if model.lower().endswith(".json"):
+        found = evaluate_results(model, loaded, split=split, threshold=threshold)
+    else:
+        with progress() as advance:
+            found = measure(
+                model,
+                loaded,
+                split=split,
+                threshold=threshold,
+                batch_size=batch_size,
+                num_workers=workers,
+                device=device,
+                on_batch=advance,
+            )
+        if results is not None:
+            write_results(results, found.results())
+            typer.echo(f"Detections: {results}", err=True)
+    typer.echo(found.table())
+    if json_file is not None:
+        found.save(json_file, {"model": model, "data": data}, curves=True)
         typer.echo(f"All numbers: {json_file}", err=True)
 
 
-def choose_split(data: Any, split: str | None) -> str:
-    """The split to evaluate on."""
-    if split is not None:
-        if split not in data:
-            raise typer.BadParameter(
-                f"there is no split {split!r}; there are {', '.join(map(repr, data))}", param_hint="--split"
-            )
-        return split
-    return next(iter(data)) if len(data) == 1 else data.split_for("validation")
-
-
-def from_results(path: Path, rows: Any, data: Any) -> "tuple[dict[str, Any], np.ndarray]":
-    """Ground truth and detections of a results file, whose ids are the source's."""
-    from ..evaluation.results import read_results, results_array
-    from ..evaluation.truth import ground_truth_of
-
-    truth = ground_truth_of(rows, data.id2label)
-    if truth is None:
-        raise typer.BadParameter(
-            "a results file can be evaluated on a data set that is read whole, not on a stream", param_hint="DATA"
-        )
-    plain = rows.with_format(None)
-    sources = plain["source_image_id"] if "source_image_id" in rows.column_names else plain["image_id"]
-    image_ids = dict(zip(sources, plain["image_id"], strict=True))
-    return truth, results_array(read_results(path), image_ids, data.mapping, str(path))
-
-
-def run_model(model: str, rows: Any, data: Any, batch_size: int, workers: int, device: str | None) -> Any:
-    """The detections of a checkpoint."""
-    import torch
+@contextmanager
+def progress() -> Iterator[Callable[[int, int | None], None]]:
+    """Within it a terminal shows how many pictures are done; gives what is to be told so, with how many there are."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..checkpoints.processors import processor_of
-    from ..evaluation import evaluate_model
-    from ..model.modeling_detr import DETRForObjectDetection
-
-    detector = DETRForObjectDetection.from_pretrained(model)
-    detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=len(rows) if hasattr(rows, "__len__") else None)
-        advance = lambda count: progress.update(task, advance=count)  # noqa: E731
-        return evaluate_model(detector, processor_of(detector), rows, data.id2label, batch_size, workers, advance)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda count, total: bar.update(task, advance=count, total=total)

@@ -1,11 +1,14 @@
 """`detr-hf push`: publish a checkpoint, with card, code and digests, in one commit."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .convert import Layout
+
+if TYPE_CHECKING:
+    from ..model.modeling_detr import DETRForObjectDetection
 
 
 def push(
@@ -31,7 +34,7 @@ def push(
     ] = None,
 ) -> None:
     """Push a checkpoint to the Hub. The token is that of `hf auth login`, or HF_TOKEN."""
-    from ..hub.pushing import lay_out, push as push_model
+    from ..hub.pushing import Publication, lay_out, push as push_model
     from ..model.modeling_detr import DETRForObjectDetection
     from .console import quiet_loading
 
@@ -42,7 +45,7 @@ def push(
     known = {"format": to.value, "license": license, **measured(detector, data)}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        lay_out(folder, detector, repo, **known)
+        lay_out(folder, detector, repo, Publication(**known))
         typer.echo(f"What would be pushed to {repo} is in {folder}.")
         return
     commit = push_model(
@@ -57,19 +60,16 @@ def push(
     typer.echo(f"{model} is now at {commit.commit_url}")
 
 
-def measured(detector: object, data: str | None) -> dict[str, object]:
-    """AP and pictures of a data set's validation split, as arguments of a push."""
+def measured(detector: "DETRForObjectDetection", data: str | None) -> dict[str, object]:
+    """Returns AP and pictures of a data set's validation split, as arguments of a push."""
     if data is None:
         return {}
-    from ..checkpoints.processors import processor_of
     from ..data import load_detection_dataset
-    from ..evaluation import evaluate_model
+    from ..evaluation import evaluate
     from ..hub.pushing import validation_rows
 
     loaded = load_detection_dataset(data)
     rows = validation_rows(loaded)
     if rows is None:
         raise typer.BadParameter(f"{data} has no validation or test split to measure on", param_hint="--data")
-    processor = processor_of(detector)
-    evaluation = evaluate_model(detector, processor, rows, loaded.id2label).compute()
-    return {"processor": processor, "data": loaded, "examples": rows, "evaluation": evaluation}
+    return {"data": loaded, "examples": rows, "evaluation": evaluate(detector, rows)}

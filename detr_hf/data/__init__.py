@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .detection_data import DetectionData as DetectionData
     from .digits import DigitScenes as DigitScenes
     from .loading import load_detection_dataset as load_detection_dataset
+    from .pictures import load_pixels as load_pixels
     from .prepare.augment import Augmentation as Augmentation, augmentation as augmentation
     from .prepare.collate import DetectionCollator as DetectionCollator
     from .prepare.transform import DetectionTransform as DetectionTransform

@@ -137,9 +137,15 @@ def _in_crowd(box: np.ndarray, crowds: np.ndarray) -> bool:
 
 
 def precision_recall(
-    ground_truth: Mapping[str, Any], detections: Any, iou: float = 0.5, backend: str | None = None
+    ground_truth: Mapping[str, Any],
+    detections: Any,
+    iou: float = 0.5,
+    backend: str | None = None,
+    iou_type: str = "bbox",
 ) -> dict[str, Any]:
-    """Precision at COCO's 101 recalls, by class and in the mean, for plotting; classes without objects are left out.
+    """Returns precision at COCO's 101 recalls, by class and in the mean, for plotting.
+
+    Classes without objects are left out; `iou` is the least that counts, `iou_type` its kind as in `coco_metrics`.
 
     Returns:
         `recall` (101 numbers), `classes`: name to `precision` and the `score` threshold that reaches each recall (0
@@ -149,7 +155,7 @@ def precision_recall(
     place = int(np.abs(thresholds - iou).argmin())
     if abs(thresholds[place] - iou) > 1e-6:
         raise ValueError(f"iou is {iou}; precision is computed at 0.5, 0.55, ... 0.95.")
-    arrays = evaluation_arrays(ground_truth, detections, backend)
+    arrays = evaluation_arrays(ground_truth, detections, backend, iou_type)
     categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
     classes = {}
     for index, category in enumerate(categories):

@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes: the twelve numbers, and AP per class.
+"""COCO's average precision of boxes or masks: the twelve numbers, and AP per class.
 
 The numbers are computed by hotcoco where it is installed, else by pycocotools; both give the same (a test compares
 them). What differs on purpose from calling either: a detection of an unknown picture or class, and a box that is not
@@ -18,6 +18,8 @@ import numpy as np
 
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 BACKENDS = ("hotcoco", "pycocotools")
+# The kind of IoU that decides what a detection covers -> what a detection has for it.
+SHAPES = {"bbox": "bbox", "segm": "segmentation"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def _none_for_nan(value: float) -> float | None:
 def evaluate_boxes(
     ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]] | np.ndarray, backend: str | None = None
 ) -> CocoMetrics:
-    """COCO metrics of `detections` against `ground_truth`.
+    """Returns COCO's metrics of `detections` against `ground_truth`, compared by their boxes.
 
     Args:
         ground_truth: a COCO dictionary, `images`, `categories` and `annotations`; boxes are `[x, y, width, height]` in
@@ -65,9 +67,22 @@ def evaluate_boxes(
         ValueError: a detection names an unknown image or category or has a bad box, or `backend` is unknown.
         ImportError: the backend, or every backend, is missing.
     """
+    return coco_metrics(ground_truth, detections, "bbox", backend)
+
+
+def coco_metrics(
+    ground_truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]] | np.ndarray,
+    iou_type: str,
+    backend: str | None = None,
+) -> CocoMetrics:
+    """Returns COCO's metrics by a kind of IoU: `"bbox"`, or `"segm"`, for which both sides have `segmentation`.
+
+    A detection's mask is a run-length encoding; otherwise arguments and errors are those of `evaluate_boxes`.
+    """
     backend = choose_backend(backend)
     truth = _complete(ground_truth)
-    arrays = evaluation_arrays(ground_truth, detections, backend)
+    arrays = evaluation_arrays(ground_truth, detections, backend, iou_type)
     if arrays is None:
         return _metrics_of_nothing(truth, backend)
     precision = arrays.precision
@@ -95,19 +110,34 @@ class EvaluationArrays:
 
 
 def evaluation_arrays(
-    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]] | np.ndarray, backend: str | None = None
+    ground_truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]] | np.ndarray,
+    backend: str | None = None,
+    iou_type: str = "bbox",
 ) -> EvaluationArrays | None:
-    """The arrays behind `evaluate_boxes`, with its arguments and errors; None where there are no objects or no
-    detections."""
+    """Returns the arrays behind `coco_metrics`, with its arguments and errors.
+
+    None where there are no objects or no detections.
+    """
+    if iou_type not in SHAPES:
+        raise ValueError(f"iou_type is {iou_type!r}; choose from {', '.join(map(repr, SHAPES))}.")
     truth = _complete(ground_truth)
-    results = _checked_array(detections, truth) if isinstance(detections, np.ndarray) else _checked(detections, truth)
+    if not isinstance(detections, np.ndarray):
+        results = _checked(detections, truth, SHAPES[iou_type])
+    elif iou_type == "bbox":
+        results = _checked_array(detections, truth)
+    else:
+        raise ValueError(
+            f"An array of detections has boxes alone; for iou_type={iou_type!r} give results, each with its "
+            f"{SHAPES[iou_type]!r}."
+        )
     if not len(results) or not truth["annotations"]:
         return None
-    return _run(choose_backend(backend), truth, results)
+    return _run(choose_backend(backend), truth, results, iou_type)
 
 
 def choose_backend(backend: str | None = None) -> str:
-    """The library to evaluate with: the one asked for, else the first of `BACKENDS` that is installed."""
+    """Returns the library to evaluate with: the one asked for, else the first of `BACKENDS` that is installed."""
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; choose from {', '.join(map(repr, BACKENDS))}.")
     for candidate in BACKENDS if backend is None else (backend,):
@@ -125,7 +155,8 @@ def _complete(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
     return {**ground_truth, "annotations": annotations}
 
 
-def _checked(detections: Sequence[Mapping[str, Any]], truth: dict[str, Any]) -> list[dict[str, Any]]:
+def _checked(detections: Sequence[Mapping[str, Any]], truth: dict[str, Any], shape: str) -> list[dict[str, Any]]:
+    """Returns the detections with their box or mask (`shape`) and nothing else that could be taken for one."""
     images = {image["id"] for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
     results = []
@@ -140,14 +171,29 @@ def _checked(detections: Sequence[Mapping[str, Any]], truth: dict[str, Any]) -> 
                 f"Detection {number} has category {detection['category_id']!r}; the ground truth has "
                 f"{sorted(categories)[:20]}. Map the model's labels to the data set's category ids first."
             )
-        values = [*map(float, detection["bbox"]), float(detection["score"])]
-        if len(values) != 5 or not all(map(math.isfinite, values)):
-            raise ValueError(
-                f"Detection {number} has box {detection['bbox']} and score {detection['score']}; expected four finite "
-                "numbers [x, y, width, height] and a finite score."
-            )
-        results.append({**detection, "bbox": values[:4], "score": values[4]})
+        same = {name: value for name, value in detection.items() if name not in SHAPES.values()}
+        results.append({**same, **(_box_and_score if shape == "bbox" else _mask_and_score)(number, detection)})
     return results
+
+
+def _box_and_score(number: int, detection: Mapping[str, Any]) -> dict[str, Any]:
+    values = [*map(float, detection["bbox"]), float(detection["score"])]
+    if len(values) != 5 or not all(map(math.isfinite, values)):
+        raise ValueError(
+            f"Detection {number} has box {detection['bbox']} and score {detection['score']}; expected four finite "
+            "numbers [x, y, width, height] and a finite score."
+        )
+    return {"bbox": values[:4], "score": values[4]}
+
+
+def _mask_and_score(number: int, detection: Mapping[str, Any]) -> dict[str, Any]:
+    mask, score = detection.get("segmentation"), float(detection["score"])
+    if not isinstance(mask, Mapping) or not {"size", "counts"} <= set(mask) or not math.isfinite(score):
+        raise ValueError(
+            f"Detection {number} has segmentation {str(mask)[:60]} and score {score}; expected a run-length encoding, "
+            "{'size': [height, width], 'counts': ...}, and a finite score."
+        )
+    return {"segmentation": dict(mask), "score": score}
 
 
 def _checked_array(detections: np.ndarray, truth: dict[str, Any]) -> np.ndarray:
@@ -170,7 +216,9 @@ def _checked_array(detections: np.ndarray, truth: dict[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(detections, dtype=np.float64)
 
 
-def _run(backend: str, truth: dict[str, Any], results: list[dict[str, Any]] | np.ndarray) -> EvaluationArrays:
+def _run(
+    backend: str, truth: dict[str, Any], results: list[dict[str, Any]] | np.ndarray, iou_type: str
+) -> EvaluationArrays:
     if backend == "hotcoco":
         from hotcoco import COCO, COCOeval
     else:
@@ -188,7 +236,7 @@ def _run(backend: str, truth: dict[str, Any], results: list[dict[str, Any]] | np
                 "annotations": [dict(annotation) for annotation in truth["annotations"]],
             }
             coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        evaluation = COCOeval(coco, coco.loadRes(results), iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -240,9 +288,11 @@ def _metrics_of_nothing(truth: dict[str, Any], backend: str) -> CocoMetrics:
 __all__ = [
     "BACKENDS",
     "METRIC_NAMES",
+    "SHAPES",
     "CocoMetrics",
     "EvaluationArrays",
     "choose_backend",
+    "coco_metrics",
     "evaluate_boxes",
     "evaluation_arrays",
 ]

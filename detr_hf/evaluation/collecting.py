@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.predictions_detr import Predictions
 from ..processing.post_processing_detr import detections
 from .coco import CocoMetrics, evaluate_boxes
+from .results import coco_results
 
 logger = logging.getLogger(__name__)
 
@@ -78,22 +80,21 @@ class DetectionEvaluator:
 
     @torch.no_grad()
     def update(
-        self, logits: Tensor, pred_boxes: Tensor, labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None = None
+        self, predictions: Predictions, labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None = None
     ) -> None:
         """Adds a batch.
 
         Args:
-            logits: (B, Q, K + 1), the last class is no-object.
-            pred_boxes: (B, Q, 4), cxcywh in [0, 1] of the unpadded picture.
+            predictions: of the last decoder layer: logits (B, Q, K + 1) and boxes (B, Q, 4).
             labels: the batch's targets, with `image_id` and `orig_size` (height, width) as the image processor makes
-                them. Without `orig_size` boxes are measured in pixels of the resized picture, `pixel_mask`'s.
-            pixel_mask: (B, H, W), 1 on the picture.
+                them. Without `orig_size` boxes are measured in pixels of the resized image, `pixel_mask`'s.
+            pixel_mask: (B, H, W), 1 on the image.
 
         Raises:
-            ValueError: outputs are not finite, or a picture comes twice.
+            ValueError: outputs are not finite, or an image comes twice.
         """
         sizes_hw = _sizes_hw(labels, pixel_mask)
-        found = detections(logits, pred_boxes, threshold=None, target_sizes=sizes_hw)
+        found = detections(predictions.logits, predictions.boxes_cxcywh_norm, threshold=None, target_sizes=sizes_hw)
         for index, (label, (height, width)) in enumerate(zip(labels, sizes_hw, strict=True)):
             image_id = _image_id(label, len(self._images), self.repeats)
             is_new = self.add(image_id, (height, width), **found[index])
@@ -129,9 +130,8 @@ class DetectionEvaluator:
         shares = gather_object([(list(self._images.items()), self._found.rows.copy(), self._truth.rows.copy())])
         self._images, self._found, self._truth = {}, Columns(FOUND), Columns(TRUTH)
         for images, found, truth in shares:
-            numbers = np.full(
-                len(images), -1, dtype=np.int64
-            )  # number in the share -> number here; -1: counted already
+            # number in the share -> number here; -1: counted already
+            numbers = np.full(len(images), -1, dtype=np.int64)
             for number, (image_id, size_hw) in enumerate(images):
                 if image_id not in self._images:
                     numbers[number] = len(self._images)
@@ -175,33 +175,28 @@ class DetectionEvaluator:
             source_category_ids: the data's category id by label (`DetectionData.source_category_ids`); by default the
                 label itself.
         """
-        ids = list(self._images)
-        return [
-            {
-                "image_id": ids[row["image"]],
-                "category_id": int(row["label"]) if source_category_ids is None else source_category_ids[row["label"]],
-                "bbox": [round(float(value), 3) for value in row["box"]],
-                "score": float(row["score"]),
-            }
-            for row in self._found.rows
-        ]
+        return coco_results(self.coco_detections(), self.image_ids(), source_category_ids)
+
+    def image_ids(self) -> dict[int, Any]:
+        """Returns the data's image id by the one that `coco_ground_truth` and `coco_detections` have for it."""
+        return dict(zip(self._coco_image_ids(), self._images, strict=True))
 
     def compute(self, backend: str | None = None) -> CocoMetrics:
-        """COCO's numbers of all that was added.
+        """Returns COCO's numbers of all that was added.
 
         Raises:
             ValueError: no picture was added, or one that the ground truth does not know.
         """
+        self.check()
+        return evaluate_boxes(self.coco_ground_truth(), self.coco_detections(), backend)
+
+    def check(self) -> None:
+        """Raises a ValueError where no picture was added, and warns where some of the ground truth were not."""
         if not self._images:
             raise ValueError("There is nothing to evaluate: no picture was added.")
-        truth = self.coco_ground_truth()
-        if len(self._images) < len(truth["images"]):
-            logger.warning(
-                "Only %d of the %d pictures of the ground truth were evaluated.",
-                len(self._images),
-                len(truth["images"]),
-            )
-        return evaluate_boxes(truth, self.coco_detections(), backend)
+        of_all = len(self._images if self.ground_truth is None else self.ground_truth["images"])
+        if len(self._images) < of_all:
+            logger.warning("Only %d of the %d pictures of the ground truth were evaluated.", len(self._images), of_all)
 
     def _coco_image_ids(self) -> list[int]:
         if all(isinstance(image_id, int) for image_id in self._images):
@@ -222,8 +217,7 @@ def _sizes_hw(labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None) ->
     if pixel_mask is None:
         raise ValueError(
             "The labels have no 'orig_size' (height, width) and the batch no pixel_mask, so boxes have no scale. The "
-            "image processor makes "
-            "both from annotations."
+            "image processor makes both from annotations."
         )
     mask = pixel_mask.bool()
     return [(int(one.any(dim=1).sum()), int(one.any(dim=0).sum())) for one in mask]
@@ -235,8 +229,7 @@ def _image_id(label: Mapping[str, Any], position: int, repeats: bool) -> Any:
         if repeats:
             raise ValueError(
                 "The labels have no 'image_id', which tells in a distributed evaluation whether a picture was counted "
-                "already. Use the image "
-                "processor's labels, or add an id to each."
+                "already. Use the image processor's labels, or add an id to each."
             )
         return position
     image_id = label["image_id"]

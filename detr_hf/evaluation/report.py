@@ -1,11 +1,18 @@
 """An evaluation as a table for people and a dictionary for machines."""
 
+import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from .analysis import ERRORS, Mistakes
-from .coco import CocoMetrics
+import numpy as np
+
+from .analysis import ERRORS, Mistakes, count_mistakes, precision_recall
+from .coco import CocoMetrics, evaluate_boxes
+from .results import coco_results
 
 DESCRIPTIONS = {
     "AP": "average precision, IoU 0.50 to 0.95",
@@ -23,8 +30,77 @@ DESCRIPTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a detector reached on a split.
+
+    Attributes:
+        coco: COCO's numbers and AP by class.
+        mistakes: what detections with a score of `threshold` or more got wrong.
+        threshold: in [0, 1].
+        ground_truth: a COCO dictionary, whose category ids are labels.
+        detections: (N, 7) of every score: image id, x, y, width, height, score, label.
+        image_ids: the source's image id by that of `detections`; None where they are the same.
+        category_ids: the source's category id by label; None where they are the same.
+        seconds: that finding took, with reading and without the numbers; None where results were read.
+    """
+
+    coco: CocoMetrics
+    mistakes: Mistakes
+    threshold: float
+    ground_truth: Mapping[str, Any]
+    detections: np.ndarray
+    image_ids: Mapping[int, Any] | None = None
+    category_ids: Sequence[Any] | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def of(
+        cls, ground_truth: Mapping[str, Any], detections: np.ndarray, threshold: float = 0.5, **known: Any
+    ) -> "Evaluation":
+        """Returns the evaluation of detections; `known` are further attributes."""
+        coco, mistakes = evaluate_boxes(ground_truth, detections), count_mistakes(ground_truth, detections, threshold)
+        return cls(coco, mistakes, threshold, ground_truth, detections, **known)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """COCO's twelve numbers by name: `metrics["AP"]`; NaN where there is nothing to measure a number on."""
+        return self.coco.summary
+
+    @property
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Class name to its `"AP"`, `"AP50"` and number of `"objects"`."""
+        return self.coco.per_class
+
+    def results(self) -> list[dict[str, Any]]:
+        """Returns every detection as a COCO result, with the ids of the data's source."""
+        return coco_results(self.detections, self.image_ids, self.category_ids)
+
+    def table(self, max_classes: int = 100) -> str:
+        """Returns the twelve numbers, AP by class (the best first) and the mistakes, as text in columns."""
+        return metrics_table(self.coco, self.mistakes, max_classes)
+
+    def to_dict(self, curves: bool = False) -> dict[str, Any]:
+        """Returns the numbers for a JSON file; with `curves` also precision by recall."""
+        found = precision_recall(self.ground_truth, self.detections) if curves else None
+        return metrics_dict(self.coco, self.mistakes, found)
+
+    def save(self, path: str | Path, about: Mapping[str, Any] | None = None, curves: bool = False) -> None:
+        """Writes `about`, for example the model's name, and the numbers as JSON: the file is whole or not there."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        text = json.dumps({**(about or {}), **self.to_dict(curves)}, indent=1)
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={self.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
+        return f"Evaluation({shown}, images={self.coco.num_images})"
+
+
 def metrics_table(metrics: CocoMetrics, mistakes: Mistakes | None = None, max_classes: int = 100) -> str:
-    """The twelve numbers, AP by class (the best first) and the mistakes, as text in columns."""
+    """Returns the twelve numbers, AP by class (the best first) and the mistakes, as text in columns."""
     lines = [f"{name:6} {_number(metrics.summary[name])}  {text}" for name, text in DESCRIPTIONS.items()]
     width = max([5, *(len(name) for name in metrics.per_class)])
     lines += ["", f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  objects"]
@@ -49,7 +125,7 @@ def _number(value: float) -> str:
 def metrics_dict(
     metrics: CocoMetrics, mistakes: Mistakes | None = None, curves: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Everything for a JSON file."""
+    """Returns everything for a JSON file."""
     content = metrics.to_dict()
     if mistakes is not None:
         content["mistakes"] = mistakes.to_dict()
@@ -58,4 +134,4 @@ def metrics_dict(
     return content
 
 
-__all__ = ["DESCRIPTIONS", "metrics_dict", "metrics_table"]
+__all__ = ["DESCRIPTIONS", "Evaluation", "metrics_dict", "metrics_table"]

@@ -1,5 +1,5 @@
-"""COCO results files: a JSON list of `{"image_id", "category_id", "bbox", "score"}`, boxes x, y, width, height in
-pixels."""
+"""COCO results: a list of `{"image_id", "category_id", "bbox", "score"}`, boxes x, y, width, height in pixels; as JSON
+the usual file."""
 
 import json
 import os
@@ -19,16 +19,14 @@ def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> Non
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("w", encoding="utf-8") as file:
         file.write("[")
-        for number, result in enumerate(
-            results
-        ):  # one at a time: the text of all would take more memory than the numbers
+        for number, result in enumerate(results):  # one at a time: the text of all would take more memory
             file.write((",\n" if number else "\n") + json.dumps(result))
         file.write("\n]\n")
     os.replace(unfinished, path)
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:
-    """The detections of a results file.
+    """Returns the detections of a results file.
 
     Raises:
         ValueError: it is not a results file; the message says what was found.
@@ -58,7 +56,7 @@ def results_array(
     labels: Mapping[Any, int],
     source: str = "the results",
 ) -> np.ndarray:
-    """Results as (N, 7): image id, x, y, width, height, score, label.
+    """Returns results as (N, 7): image id, x, y, width, height, score, label.
 
     Args:
         results: detections with the ids of the data set's source.
@@ -82,4 +80,27 @@ def results_array(
     return rows
 
 
-__all__ = ["read_results", "results_array", "write_results"]
+def coco_results(
+    detections: np.ndarray, image_ids: Mapping[int, Any] | None = None, category_ids: Sequence[Any] | None = None
+) -> list[dict[str, Any]]:
+    """Returns detections (N, 7) as COCO results: what `results_array` takes, the other way.
+
+    Args:
+        detections: image id, x, y, width, height, score, label.
+        image_ids: the evaluation's image id to the source's; by default they are the same.
+        category_ids: the source's category id by label; by default the label itself.
+    """
+    results = []
+    for image_id, x, y, width, height, score, label in detections.tolist():
+        results.append(
+            {
+                "image_id": int(image_id) if image_ids is None else image_ids[int(image_id)],
+                "category_id": int(label) if category_ids is None else category_ids[int(label)],
+                "bbox": [round(side, 3) for side in (x, y, width, height)],
+                "score": score,
+            }
+        )
+    return results
+
+
+__all__ = ["coco_results", "read_results", "results_array", "write_results"]

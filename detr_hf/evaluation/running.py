@@ -1,20 +1,36 @@
-"""A detector over a split: pictures are read, detected and forgotten one batch at a time."""
+"""`evaluate`: a detector over a split. Pictures are read, detected and forgotten one batch at a time.
+
+A model sees batches padded to their largest image, as the original is measured and as `DETRTrainer` measures; a
+`Detector` never pads, and is measured as it will be used. The classes of model and data are matched by name.
+"""
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from ..checkpoints.processors import processor_of
+from ..errors import LayoutError
+from ..model.modeling_detr import DETRForObjectDetection
+from ..model.predictions_detr import Predictions
 from .collecting import DetectionEvaluator
-from .truth import ground_truth_of
+from .report import Evaluation
+from .results import read_results, results_array
+from .truth import coco_truth, ground_truth_of
 
 logger = logging.getLogger(__name__)
 
 
 def labels_by_name(model_id2label: Mapping[int, str], data_id2label: Mapping[int, str]) -> dict[int, int]:
-    """The model's label to the data's, by class name without regard to case; classes of the model alone are left out.
+    """Returns the data's label by the model's, matched by class name without regard to case.
+
+    Classes of the model alone are left out.
 
     Raises:
         ValueError: no class is in both.
@@ -28,8 +44,7 @@ def labels_by_name(model_id2label: Mapping[int, str], data_id2label: Mapping[int
     if not shared:
         raise ValueError(
             f"Model and data have no class in common: {_some(model_id2label)} and {_some(data_id2label)}. Fine-tune "
-            "the model on these classes "
-            "first, or rename them."
+            "the model on these classes first, or rename them."
         )
     unknown = [name for label, name in data_id2label.items() if int(label) not in shared.values()]
     if unknown:
@@ -46,52 +61,221 @@ def _some(id2label: Mapping[int, str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+class FindsObjects(Protocol):
+    """What is asked of a detector that is no torch model: `detr_hf.Detector`, also of an exported artefact."""
+
+    id2label: Mapping[int, str]
+
+    def stream(self, images: Iterable[Any], threshold: float) -> Iterator[Any]:
+        """Yields the `Detections` of each image, in order."""
+
+
+OnBatch = Callable[[int, int | None], None]
+
+
+def evaluate(
+    model: DETRForObjectDetection | FindsObjects | str | Path,
+    data: Any,
+    *,
+    split: str | None = None,
+    processor: Any = None,
+    threshold: float = 0.5,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    device: Any = None,
+    on_batch: OnBatch | None = None,
+) -> Evaluation:
+    """Returns what a detector reaches on a split: COCO's numbers, AP by class, its mistakes, every detection.
+
+    Args:
+        model: a model, the folder or Hub id of one, or a `Detector`.
+        data: what `load_detection_dataset` returns, or the rows of one split of it.
+        split: its name; by default the one for validation, or the only one.
+        processor: the model's image processor; by default its checkpoint's.
+        threshold: the score from which mistakes are counted; COCO's numbers see every detection.
+        batch_size, num_workers: images at a time, and processes that read them; a `Detector` has threads of its own.
+        device: where a model runs that is given by name; by default on a GPU if there is one.
+        on_batch: is told, again and again, how many more images are done, and of how many; None for a stream.
+
+    Raises:
+        LayoutError: the split is not there, or which one is meant is not clear.
+        TypeError: this is no detector, or no data set.
+        ValueError: model and data have no class in common, outputs are not finite, or there is no image.
+    """
+    rows = rows_of(data, split)
+    if isinstance(model, str | Path):
+        model = DETRForObjectDetection.from_pretrained(model)
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    is_detector = hasattr(model, "stream")
+    if not is_detector and not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; expected a DETR, a Detector, or a checkpoint's name.")
+    id2label = _classes_of(data, rows, model.id2label if is_detector else model.config.id2label)
+    began = time.perf_counter()
+    if is_detector:
+        evaluator = _found_by_detector(model, rows, id2label, on_batch)
+    else:
+        processor = processor_of(model) if processor is None else processor
+        evaluator = _found_by_model(model, processor, rows, id2label, (batch_size, num_workers), on_batch)
+    seconds = time.perf_counter() - began
+    evaluator.check()
+    return Evaluation.of(
+        evaluator.coco_ground_truth(),
+        evaluator.coco_detections(),
+        threshold,
+        image_ids=_source_image_ids(rows) or evaluator.image_ids(),
+        category_ids=getattr(data, "source_category_ids", None),
+        seconds=seconds,
+    )
+
+
+def evaluate_results(path: str | Path, data: Any, *, split: str | None = None, threshold: float = 0.5) -> Evaluation:
+    """Returns what the detections of a COCO results file, whose ids are the source's, reach on a split.
+
+    Args:
+        path: the file.
+        data: what `load_detection_dataset` returns.
+        split, threshold: as for `evaluate`.
+
+    Raises:
+        LayoutError: as for `evaluate`.
+        ValueError: it is no results file, or it names an image or category that the data does not have.
+    """
+    rows = rows_of(data, split)
+    truth = ground_truth_of(rows, data.id2label)
+    if truth is None:
+        raise ValueError("a results file can be evaluated on a data set that is read whole, not on a stream")
+    sources = _source_image_ids(rows) or {image["id"]: image["id"] for image in truth["images"]}
+    found = results_array(
+        read_results(path), {source: image_id for image_id, source in sources.items()}, data.mapping, str(path)
+    )
+    return Evaluation.of(truth, found, threshold, image_ids=sources, category_ids=data.source_category_ids)
+
+
+def rows_of(data: Any, split: str | None = None) -> Any:
+    """Returns the rows of the split to evaluate on: the one named, else the one for validation or the only one.
+
+    Raises:
+        LayoutError: it is not there, or which one is meant is not clear.
+        TypeError: this is no data set.
+    """
+    if isinstance(data, str | Path):
+        raise TypeError(f"data is {str(data)!r}; give what load_detection_dataset({str(data)!r}) returns.")
+    if not isinstance(data, Mapping):
+        if split is not None:
+            raise TypeError(f"data is one split already, a {type(data).__name__}: leave split={split!r} out.")
+        return data
+    if split is None and len(data) == 1:
+        split = next(iter(data))
+    elif split is None:
+        split = data.split_for("validation") if hasattr(data, "split_for") else "validation"
+    if split not in data:
+        raise LayoutError(f"There is no split {split!r}; there are {', '.join(map(repr, data))}. Name one: split=...")
+    return data[split]
+
+
+def _length(rows: Any) -> int | None:
+    return len(rows) if hasattr(rows, "__len__") else None
+
+
+def _classes_of(data: Any, rows: Any, otherwise: Mapping[int, str]) -> dict[int, str]:
+    """Returns the data's classes by label; those of the model where the data names none."""
+    for source in (data, rows):
+        if getattr(source, "id2label", None):
+            return dict(source.id2label)
+    objects = (getattr(rows, "features", None) or {}).get("objects")
+    category = objects.get("category") if isinstance(objects, Mapping) else None
+    names = getattr(getattr(category, "feature", None), "names", None)
+    return dict(otherwise) if names is None else dict(enumerate(names))
+
+
+def _source_image_ids(rows: Any) -> dict[int, Any] | None:
+    """Returns the source's image ids by the rows', where those are numbers that the reader gave."""
+    if "source_image_id" not in (getattr(rows, "column_names", None) or []) or not hasattr(rows, "__len__"):
+        return None
+    plain = rows.with_format(None)
+    return dict(zip(plain["image_id"], plain["source_image_id"], strict=True))
+
+
 @torch.no_grad()
-def evaluate_model(
+def _found_by_model(
     model: Any,
     processor: Any,
     rows: Any,
     id2label: Mapping[int, str],
-    batch_size: int = 8,
-    num_workers: int = 0,
-    on_batch: Callable[[int], None] | None = None,
+    loading: tuple[int, int],
+    on_batch: OnBatch | None,
 ) -> DetectionEvaluator:
-    """The detections of a model on a split, ready for `compute`, `results` and `analysis`.
-
-    Args:
-        model: a detector with `logits` and `pred_boxes`, relative to the unpadded picture.
-        processor: its image processor.
-        rows: a split in the schema of `detr_hf.data`.
-        id2label: the data's classes; the model's are matched to them by name.
-        batch_size, num_workers: pictures at a time, and processes that read them.
-        on_batch: is told how many pictures a batch had.
-    """
+    """Returns the detections of a model with `logits` and `pred_boxes`; `loading` is batch size and workers."""
     from ..data.prepare.collate import DetectionCollator
     from ..data.prepare.transform import prepare
 
     to_data = labels_by_name(model.config.id2label, id2label)
     columns = sorted(to_data)
     evaluator = DetectionEvaluator(id2label, ground_truth_of(rows, id2label))
-    loader = DataLoader(
-        prepare(rows, processor), batch_size, num_workers=num_workers, collate_fn=DetectionCollator(id2label=id2label)
+    batch_size, workers = loading
+    batches = DataLoader(
+        prepare(rows, processor), batch_size, num_workers=workers, collate_fn=DetectionCollator(id2label=id2label)
     )
-    model.eval()
-    for batch in loader:
-        outputs = model(
-            pixel_values=batch["pixel_values"].to(model.device, model.dtype),
-            pixel_mask=batch["pixel_mask"].to(model.device),
-        )
-        logits = with_classes_of_data(
-            outputs.logits.float(), columns, [to_data[label] for label in columns], len(id2label)
-        )
-        evaluator.update(logits, outputs.pred_boxes.float(), batch["labels"])
-        if on_batch is not None:
-            on_batch(len(batch["labels"]))
+    with evaluating(model):
+        for batch in batches:
+            outputs = model(
+                pixel_values=batch["pixel_values"].to(model.device, model.dtype),
+                pixel_mask=batch["pixel_mask"].to(model.device),
+            )
+            logits = with_classes_of_data(
+                outputs.logits.float(), columns, [to_data[label] for label in columns], len(id2label)
+            )
+            evaluator.update(Predictions(logits, outputs.pred_boxes.float()), batch["labels"])
+            if on_batch is not None:
+                on_batch(len(batch["labels"]), _length(rows))
     return evaluator
 
 
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Within it the model does not train; afterwards it does what it did."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _found_by_detector(
+    detector: FindsObjects, rows: Iterable[Any], id2label: Mapping[int, str], on_batch: OnBatch | None
+) -> DetectionEvaluator:
+    """Returns the detections of a `Detector`, which tells of each query its best class alone."""
+    to_data = labels_by_name(detector.id2label, id2label)
+    seen: list[dict[str, Any]] = []  # the rows without their pictures
+    evaluator = DetectionEvaluator(id2label)
+    for number, found in enumerate(detector.stream(_pictures(rows, seen), threshold=0.0)):
+        labels = np.array([to_data.get(int(label), -1) for label in found.labels])
+        known = labels >= 0
+        evaluator.add(seen[number]["image_id"], found.size_hw, found.scores[known], labels[known], found.boxes[known])
+        if on_batch is not None:
+            on_batch(1, _length(rows))
+    evaluator.ground_truth = coco_truth(seen, id2label)
+    return evaluator
+
+
+def _pictures(rows: Iterable[Any], seen: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+    """Yields the image (H, W, 3) of each row, in the frame of its annotations; the rest of the row goes to `seen`."""
+    from ..data.pictures import load_pixels
+
+    if getattr(rows, "features", None):
+        from datasets import Image
+
+        rows = rows.with_format(None).cast_column("image", Image(decode=False))
+    # by number where that can be, as a map-style data set may have no end
+    for row in (rows[number] for number in range(len(rows))) if hasattr(rows, "__len__") else rows:
+        seen.append({name: row[name] for name in ("image_id", "width", "height", "objects")})
+        name = str(row.get("file_name") or f"image {row['image_id']}")
+        yield load_pixels(row["image"], name, (row["width"], row["height"])).permute(1, 2, 0).numpy()
+
+
 def with_classes_of_data(logits: torch.Tensor, columns: list[int], labels: list[int], num_labels: int) -> torch.Tensor:
-    """Log-probabilities (B, Q, K + 1) in the data's classes; those that the data does not have count as no object."""
+    """Returns log-probabilities (B, Q, K + 1) of the data's classes; the model's others count as no object."""
     probabilities = logits.softmax(-1)
     result = probabilities.new_zeros(*logits.shape[:-1], num_labels + 1)
     result[..., labels] = probabilities[..., columns]
@@ -99,4 +283,4 @@ def with_classes_of_data(logits: torch.Tensor, columns: list[int], labels: list[
     return result.clamp(min=torch.finfo(result.dtype).tiny).log()
 
 
-__all__ = ["evaluate_model", "labels_by_name", "with_classes_of_data"]
+__all__ = ["evaluate", "evaluate_results", "labels_by_name", "rows_of", "with_classes_of_data"]

@@ -1,12 +1,11 @@
 """The ground truth of a split as a COCO dictionary, from its rows and without opening a picture."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
 def ground_truth_of(rows: Any, id2label: Mapping[int, str]) -> dict[str, Any] | None:
-    """The objects of a split, crowds too, as COCO has them; category ids are labels. None where the rows are not a
-    `datasets.Dataset`.
+    """Returns the objects of a split, crowds too, as COCO has them; None where the rows are no `datasets.Dataset`.
 
     Args:
         rows: a split in the schema of `detr_hf.data`, prepared or not.
@@ -18,13 +17,29 @@ def ground_truth_of(rows: Any, id2label: Mapping[int, str]) -> dict[str, Any] | 
         return None
     if not isinstance(rows, Dataset) or not {"image_id", "width", "height", "objects"} <= set(rows.column_names):
         return None
-    columns = rows.with_format(None).select_columns(["image_id", "width", "height", "objects"])
+    return coco_truth(rows.with_format(None).select_columns(["image_id", "width", "height", "objects"]), id2label)
+
+
+def coco_truth(rows: Iterable[Mapping[str, Any]], id2label: Mapping[int, str]) -> dict[str, Any]:
+    """Returns the objects of rows in the schema of `detr_hf.data` as a COCO dictionary, whose category ids are labels.
+
+    Pictures are not looked at, and may be missing.
+
+    Raises:
+        ValueError: a category that is no label.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for row in columns:
+    for row in rows:
         images.append({"id": row["image_id"], "width": row["width"], "height": row["height"]})
         annotations.extend(_annotations(row, len(annotations)))
     categories = [{"id": int(label), "name": str(name)} for label, name in id2label.items()]
+    unknown = {annotation["category_id"] for annotation in annotations} - {category["id"] for category in categories}
+    if unknown:
+        raise ValueError(
+            f"The rows have objects of the categories {sorted(unknown)[:5]}, and the classes are {dict(id2label)}. "
+            "Give the data with its class names, as load_detection_dataset returns it."
+        )
     return {"images": images, "categories": categories, "annotations": annotations}
 
 
@@ -49,4 +64,4 @@ def _annotations(row: Mapping[str, Any], first: int) -> list[dict[str, Any]]:
     return annotations
 
 
-__all__ = ["ground_truth_of"]
+__all__ = ["coco_truth", "ground_truth_of"]

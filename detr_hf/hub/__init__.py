@@ -12,6 +12,6 @@ if TYPE_CHECKING:
     from .datasets import push_dataset as push_dataset
     from .facts import facts_of as facts_of
     from .manifest import verified_arguments as verified_arguments, verify as verify, write_manifest as write_manifest
-    from .pushing import push as push
+    from .pushing import Publication as Publication, push as push
 
 __getattr__, __dir__ = lazy_names(__name__)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+from ..model.heads_detr import DETECTION, HEADS
+
 WRITTEN_HERE = "<!-- Written by detr_hf from facts.json. -->"
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 METRIC_TITLES = {"APs": "AP small", "APm": "AP medium", "APl": "AP large"}
@@ -55,7 +57,8 @@ def task_of(facts: Mapping[str, Any]) -> str:
     """Returns the Hub's name of what the model does."""
     if facts.get("task"):
         return facts["task"]
-    return "image-segmentation" if "Segmentation" in str(facts["model"].get("auto_class")) else "object-detection"
+    auto_class = facts["model"].get("auto_class")
+    return next((head.task for head in HEADS if head.auto_class == auto_class and head.task), DETECTION.task)
 
 
 def _results(facts: Mapping[str, Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..model.heads_detr import AUTO_MAP
+from ..model.heads_detr import head_of
 
 LIBRARIES = ("torch", "timm", "transformers")
 _FIELDS = (
@@ -53,7 +53,7 @@ def facts_of(
         model: the detector.
         name: of the model, without its owner.
         processor: its image processor.
-        evaluation: `CocoMetrics`, or None.
+        evaluation: what `evaluate` returns, its `CocoMetrics`, or None.
         data: the data set it was trained on, or None.
         license: an identifier of the Hub.
         tags: further tags.
@@ -77,12 +77,11 @@ def model_facts(model: Any) -> dict[str, Any]:
     """Returns architecture, classes and size."""
     config = model.config
     kind = type(model).__name__
-    auto = next((auto for auto, path in AUTO_MAP.items() if path.endswith(f".{kind}")), "AutoModelForObjectDetection")
     aids = [part for part in ("training_aids",) if hasattr(model, part)]
     aid_numbers = sum(tensor.numel() for part in aids for tensor in getattr(model, part).parameters())
     return {
         "class": kind,
-        "auto_class": auto,
+        "auto_class": head_of(kind).auto_class,
         **{name: getattr(config, name) for name in _FIELDS},
         "labels": [config.id2label[label] for label in sorted(config.id2label)],
         "parameters": sum(tensor.numel() for tensor in model.parameters()) - aid_numbers,
@@ -103,6 +102,7 @@ def data_facts_of(data: Any) -> dict[str, Any]:
 
 
 def _evaluation_facts(evaluation: Any, data: Mapping[str, Any] | None) -> dict[str, Any]:
+    evaluation = getattr(evaluation, "coco", evaluation)  # of what `evaluate` returns COCO's numbers alone
     numbers = dict(evaluation) if isinstance(evaluation, Mapping) else evaluation.to_dict()
     name = data["name"] if data else "validation pictures"
     kind = (data or {}).get("hub_id") or name

@@ -14,12 +14,12 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints.hub_errors import chain, explained, is_transport_error, status_of
 from ..checkpoints.processors import processor_of
-from ..errors import HubError
 from ..processing.image_processing_base_detr import DETRImageProcessingMixin
 from .card import WRITTEN_HERE
 from .facts import facts_of
@@ -33,35 +33,13 @@ PAUSE_SECONDS = 1.0  # before the second try; twice as long before each further 
 UNCHANGED = "Nothing was committed: the repository is as it was."
 
 
-def push(
-    model: Any,
-    repo_id: str,
-    *,
-    processor: Any = None,
-    evaluation: Any = None,
-    data: Any = None,
-    examples: Any = None,
-    log_history: list[dict[str, Any]] | None = None,
-    facts: Mapping[str, Any] | None = None,
-    format: str = "detr_hf",
-    license: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
-    max_shard_size: int | str = "50GB",
-    tags: list[str] | None = None,
-    overwrite_card: bool = False,
-) -> Any:
-    """Makes or replaces a model repository, and returns `huggingface_hub`'s `CommitInfo`.
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What goes to the Hub with a model.
 
-    Args:
-        model: the detector; training-only aids are left out.
-        repo_id: "name" or "owner/name"; it is made if it does not exist.
+    Attributes:
         processor: the image processor; by default the one of the checkpoint that the model was loaded from.
-        evaluation: `CocoMetrics` for the card and the Hub's metadata.
+        evaluation: what `evaluate` returned, or `CocoMetrics`, for the card and the Hub's metadata.
         data: the data set that the model was trained on, as `load_detection_dataset` returns it; named in the card.
         examples: rows with an `image`, of which ten are drawn with what the model finds; by default the validation
             split of `data`.
@@ -69,32 +47,54 @@ def push(
         facts: more for the card, or in place of what is known from the model; see `facts.py`.
         format: "detr_hf", or "transformers" for a checkpoint that stock transformers loads without our code.
         license: an identifier of the Hub such as "apache-2.0".
-        private, token, revision, create_pr, commit_message, commit_description, max_shard_size, tags: as in
-            transformers. A branch that does not exist is made.
+        tags, max_shard_size: as in transformers.
+    """
+
+    processor: Any = None
+    evaluation: Any = None
+    data: Any = None
+    examples: Any = None
+    log_history: list[dict[str, Any]] | None = None
+    facts: Mapping[str, Any] | None = None
+    format: str = "detr_hf"
+    license: str | None = None
+    tags: list[str] | None = None
+    max_shard_size: int | str = "50GB"
+
+
+def push(
+    model: Any,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    overwrite_card: bool = False,
+    **published: Any,
+) -> Any:
+    """Makes or replaces a model repository, and returns `huggingface_hub`'s `CommitInfo`.
+
+    Args:
+        model: the detector; training-only aids are left out.
+        repo_id: "name" or "owner/name"; it is made if it does not exist.
+        private, token, revision, create_pr, commit_message, commit_description: as in transformers. A branch that
+            does not exist is made.
         overwrite_card: replace a card that was written by somebody else, or by hand.
+        **published: what goes along, by the names of `Publication`: `processor`, `evaluation`, `data`, `license`, ...
 
     Raises:
         HubError: the push failed; the message says why and what to do, and nothing was changed.
+        TypeError: a name that `Publication` does not have.
         ValueError: a model that the format cannot hold.
     """
+    publication = Publication(**published)
     with explained("push to", repo_id, revision=revision, token=token, after=UNCHANGED):
         repo_id = make_repository(repo_id, private=private, token=token, revision=revision)
         with tempfile.TemporaryDirectory(prefix="detr_hf_push_") as scratch:
-            lay_out(
-                Path(scratch),
-                model,
-                repo_id,
-                processor,
-                evaluation=evaluation,
-                data=data,
-                examples=examples,
-                log_history=log_history,
-                facts=facts,
-                format=format,
-                license=license,
-                tags=tags,
-                max_shard_size=max_shard_size,
-            )
+            lay_out(Path(scratch), model, repo_id, publication)
             return commit_folder(
                 Path(scratch),
                 repo_id,
@@ -107,45 +107,38 @@ def push(
             )
 
 
-def lay_out(
-    folder: Path,
-    model: Any,
-    repo_id: str,
-    processor: Any = None,
-    *,
-    evaluation: Any = None,
-    data: Any = None,
-    examples: Any = None,
-    log_history: list[dict[str, Any]] | None = None,
-    facts: Mapping[str, Any] | None = None,
-    format: str = "detr_hf",
-    license: str | None = None,
-    tags: list[str] | None = None,
-    max_shard_size: int | str = "50GB",
-) -> None:
-    """Writes into an empty folder what `push` would commit to `repo_id`; the arguments are those of `push`."""
-    processor = processor_of(model) if processor is None else processor
+def lay_out(folder: Path, model: Any, repo_id: str, publication: Publication) -> None:
+    """Writes into an empty folder what `push` would commit to `repo_id`."""
+    processor = processor_of(model) if publication.processor is None else publication.processor
     if not isinstance(processor, DETRImageProcessingMixin):
         raise TypeError(
             f"processor is a {type(processor).__name__}; expected a DETRImageProcessor (of either backend)."
         )
-    examples = validation_rows(data) if examples is None else examples
+    examples = validation_rows(publication.data) if publication.examples is None else publication.examples
     pictures = {}
     if examples is not None:
         pictures[EXAMPLES] = draw_examples(model, processor, examples)
-    curves = draw_curves(log_history or [])
+    curves = draw_curves(publication.log_history or [])
     if curves is not None:
         pictures[CURVES] = curves
-    known = facts_of(model, repo_id.split("/")[-1], processor, evaluation, data, license=license, tags=tags)
+    known = facts_of(
+        model,
+        repo_id.split("/")[-1],
+        processor,
+        publication.evaluation,
+        publication.data,
+        license=publication.license,
+        tags=publication.tags,
+    )
     if known["base_model"] == repo_id:  # pushed back to where it came from
         known["base_model"] = None
     stage(
         folder,
         model,
         processor,
-        {**known, "repo_id": repo_id, **(facts or {})},
-        format=format,
-        max_shard_size=max_shard_size,
+        {**known, "repo_id": repo_id, **(publication.facts or {})},
+        format=publication.format,
+        max_shard_size=publication.max_shard_size,
         pictures=pictures,
     )
 
@@ -274,4 +267,4 @@ def validation_rows(data: Any) -> Any:
     return None
 
 
-__all__ = ["HubError", "commit_folder", "lay_out", "make_repository", "push", "validation_rows"]
+__all__ = ["Publication", "commit_folder", "lay_out", "make_repository", "push", "validation_rows"]

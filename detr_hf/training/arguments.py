@@ -8,7 +8,7 @@ What differs on purpose from transformers' defaults is every field below.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -61,6 +61,8 @@ class DETRTrainingArguments(TrainingArguments):
     Raises:
         ValueError: a value makes no sense for DETR; the message says why.
     """
+
+    model_options: ClassVar[dict[str, dict[str, bool | int | float]]] = MODEL_OPTIONS  # of a recipe, by its name
 
     recipe: str = _option(
         "auto",

@@ -13,16 +13,35 @@ class Splits:
     validation: Any = None
 
 
+def splits_of_run(args: Any, given: Splits, data: Mapping[str, Any] | None, processor: Any) -> Splits:
+    """Returns the splits to train and measure on: those `given`, and in their place the prepared ones of `data`.
+
+    Raises:
+        ValueError: there is nothing to train or evaluate on.
+    """
+    splits = given
+    if data is not None:
+        prepared = prepare_splits(data, processor, getattr(args, "augment", "none"))
+        splits = Splits(
+            prepared.train if given.train is None else given.train,
+            prepared.validation if given.validation is None else given.validation,
+        )
+    check_splits(args, splits.train, splits.validation)
+    return splits
+
+
 def prepare_splits(data: Mapping[str, Any], processor: Any, augment: str) -> Splits:
-    """The train and validation splits of `load_detection_dataset`'s data, as rows of tensors; only training is
-    augmented."""
+    """Returns the train and validation splits of `load_detection_dataset`'s data as rows of tensors.
+
+    Only training is augmented.
+    """
     from ..data.prepare.transform import prepare
 
     if not isinstance(data, Mapping):
         raise TypeError(
             f"data is a {type(data).__name__}; expected what load_detection_dataset returns, or a dictionary with "
-            "'train' and "
-            "'validation'. Prepared data sets go to train_dataset and eval_dataset, a collator to data_collator."
+            "'train' and 'validation'. Prepared data sets go to train_dataset and eval_dataset, a collator to "
+            "data_collator."
         )
     train, validation = split_named(data, "train"), split_named(data, "validation")
     return Splits(
@@ -32,7 +51,7 @@ def prepare_splits(data: Mapping[str, Any], processor: Any, augment: str) -> Spl
 
 
 def split_named(data: Mapping[str, Any], kind: str) -> str | None:
-    """The name of the split for `kind` ('train', 'validation' or 'test'), or None.
+    """Returns the name of the split for `kind` ('train', 'validation' or 'test'), or None.
 
     Raises:
         LayoutError: several could be meant.
@@ -83,10 +102,9 @@ def check_splits(args: Any, train: Any, validation: Any) -> None:
     if validation is None and args.eval_strategy != "no":
         raise ValueError(
             f"There is no validation split, and eval_strategy is {args.eval_strategy.value!r}, the default here. Give "
-            "eval_dataset, name a split "
-            "validation (load_detection_dataset(..., splits={'validation': ...})), or train without measuring: "
-            "eval_strategy='no'."
+            "eval_dataset, name a split validation (load_detection_dataset(..., splits={'validation': ...})), or "
+            "train without measuring: eval_strategy='no'."
         )
 
 
-__all__ = ["Splits", "check_classes", "check_splits", "prepare_splits", "split_named"]
+__all__ = ["Splits", "check_classes", "check_splits", "prepare_splits", "split_named", "splits_of_run"]

@@ -18,7 +18,7 @@ from transformers.utils import PushInProgress
 from ..checkpoints.hub_errors import explain
 from ..hub.card import METRICS, render_card
 from ..hub.facts import data_facts_of, facts_of, hardware_name
-from ..hub.pushing import commit_folder, lay_out, make_repository
+from ..hub.pushing import Publication, commit_folder, lay_out, make_repository
 from ..hub.staging import CARD
 from ..model.pretrained_detr import DETRPreTrainedModel
 
@@ -66,8 +66,7 @@ class HubPublishing:
 
         Args:
             **known: of transformers' arguments `license`, `tags`, `model_name`, `finetuned_from`, `dataset`; the
-            others
-                have no place in the card.
+                others have no place in the card.
         """
         model = self.accelerator.unwrap_model(self.model)
         if not isinstance(model, DETRPreTrainedModel):  # an adapter (PEFT): Trainer knows what it saved of it
@@ -174,23 +173,20 @@ class HubPublishing:
         model = self.accelerator.unwrap_model(self.model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             model = type(model).from_pretrained(saved)
-        rows = self.eval_dataset if with_pictures and _has_pictures(self.eval_dataset) else None
+        publication = Publication(
+            processor=self.processing_class,
+            examples=self.eval_dataset if with_pictures and _has_pictures(self.eval_dataset) else None,
+            log_history=self.state.log_history if with_pictures else None,
+            facts=self._run_facts(known),
+            format=format,
+        )
         with self._averaged_weights():
-            lay_out(
-                folder,
-                model,
-                self.hub_model_id,
-                self.processing_class,
-                examples=rows,
-                log_history=self.state.log_history if with_pictures else None,
-                facts=self._run_facts(known),
-                format=format,
-            )
+            lay_out(folder, model, self.hub_model_id, publication)
 
     # --- what the card says of the run ---
 
     def _run_facts(self, known: dict[str, Any]) -> dict[str, Any]:
-        """The facts that only the trainer knows."""
+        """Returns the facts that only the trainer knows."""
         data = data_facts_of(self._data) if self._data is not None else None
         dataset = known.get("dataset")
         if dataset and data:
@@ -207,7 +203,7 @@ class HubPublishing:
         return facts | {key: value for key, value in named.items() if value}
 
     def _evaluation_facts(self, data: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The numbers of the weights as they are: the last evaluation, or the logged one of the best checkpoint."""
+        """Returns the numbers of these weights: of the last evaluation, or as logged for the best checkpoint."""
         name = data["name"] if data else "the validation split"
         where = {"dataset": name, "type": str((data or {}).get("hub_id") or name)}
         if self._evaluated_step == self.state.global_step and self.last_evaluation is not None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from detr_hf.evaluation import coco
-from detr_hf.evaluation.coco import BACKENDS, METRIC_NAMES, evaluate_boxes
+from detr_hf.evaluation.analysis import precision_recall
+from detr_hf.evaluation.coco import BACKENDS, METRIC_NAMES, coco_metrics, evaluate_boxes
 
 INSTALLED = [name for name in BACKENDS if importlib.util.find_spec(name)]
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="neither hotcoco nor pycocotools is installed")
@@ -149,6 +150,66 @@ def test_bad_detections_are_refused_with_their_number(detection, message):
     truth = ground_truth([{"image_id": 0, "category_id": 0, "bbox": [0, 0, 20, 20]}])
     with pytest.raises(ValueError, match=f"Detection 1 .*{message}"):
         evaluate_boxes(truth, [found(0, 0, [0, 0, 1, 1], 0.5), detection])
+
+
+def masked(box, image_wh=(640, 480), hole=False):
+    """A filled rectangle as a run-length encoding; with a `hole` its frame of two pixels alone."""
+    pycocotools_mask = pytest.importorskip("pycocotools.mask")
+    x, y, width, height = box
+    pixels = np.zeros((image_wh[1], image_wh[0]), np.uint8, order="F")
+    pixels[y : y + height, x : x + width] = 1
+    if hole:
+        pixels[y + 2 : y + height - 2, x + 2 : x + width - 2] = 0
+    encoded = pycocotools_mask.encode(pixels)
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
+
+
+def scenes_of_rectangles():
+    """Objects and detections whose boxes are whole pixels, each with the mask that fills its box."""
+    rng = np.random.default_rng(4)
+    annotations, detections = [], []
+    for image, label in enumerate(rng.integers(0, 2, 6)):
+        box = [int(side) for side in (*rng.integers(0, 100, 2), *rng.integers(20, 150, 2))]
+        one = {"image_id": image, "category_id": int(label), "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        annotations.append({**one, "segmentation": masked(box)})
+        moved = [side + int(shift) for side, shift in zip(box, rng.integers(0, 12, 4), strict=True)]
+        result = found(image, int(label), moved, float(rng.random()))
+        detections.append({**result, "segmentation": masked(moved)})
+    return ground_truth(annotations, num_images=6), detections
+
+
+@both
+def test_masks_that_fill_their_boxes_give_the_numbers_of_the_boxes(backend):
+    truth, detections = scenes_of_rectangles()
+    boxes, masks = (coco_metrics(truth, detections, kind, backend) for kind in ("bbox", "segm"))
+    assert 0.05 < boxes.summary["AP"] < 0.95
+    assert masks.summary == pytest.approx(boxes.summary, nan_ok=True)
+    curves = [precision_recall(truth, detections, 0.5, backend, kind)["mean"] for kind in ("bbox", "segm")]
+    assert curves[0] == pytest.approx(curves[1])
+
+
+@both
+def test_a_mask_counts_by_its_pixels_not_by_its_box(backend):
+    truth, _ = scenes_of_rectangles()
+    framed = [
+        {
+            **found(one["image_id"], one["category_id"], one["bbox"], 0.9),
+            "segmentation": masked(one["bbox"], hole=True),
+        }
+        for one in truth["annotations"]
+    ]
+    assert coco_metrics(truth, framed, "bbox", backend).summary["AP"] == pytest.approx(1)
+    assert coco_metrics(truth, framed, "segm", backend).summary["AP"] < 0.1
+
+
+def test_what_is_no_mask_and_no_kind_of_iou_is_refused():
+    truth, detections = scenes_of_rectangles()
+    with pytest.raises(ValueError, match="iou_type is 'keypoints'; choose from 'bbox', 'segm'"):
+        coco_metrics(truth, detections, "keypoints")
+    with pytest.raises(ValueError, match=r"Detection 0 has segmentation .* expected a run-length encoding"):
+        coco_metrics(truth, [{**detections[0], "segmentation": [[0, 0, 1, 1]]}], "segm")
+    with pytest.raises(ValueError, match="has boxes alone"):
+        coco_metrics(truth, np.ones((1, 7)), "segm")
 
 
 def test_backend_is_checked_and_its_absence_explained(monkeypatch):

@@ -10,6 +10,7 @@ from detr_hf.evaluation.analysis import count_mistakes
 from detr_hf.evaluation.collecting import FOUND
 from detr_hf.evaluation.running import labels_by_name, with_classes_of_data
 from detr_hf.evaluation.truth import ground_truth_of
+from detr_hf.model import Predictions
 
 NAMES = {0: "cat", 1: "dog", 2: "owl"}
 
@@ -41,7 +42,7 @@ def batch(first_id: int, count: int, seed: int, queries: int = 8):
         )
         boxes[index, :number] = target + 0.02 * torch.randn(number, 4, generator=generator)
         logits[index, range(number), classes] += 4.0
-    return logits, boxes.clamp(0, 1), labels
+    return Predictions(logits, boxes.clamp(0, 1)), labels
 
 
 def filled(batches=((0, 3, 1), (3, 2, 2))) -> DetectionEvaluator:
@@ -65,7 +66,7 @@ def test_numbers_are_those_of_the_same_detections_as_coco_results():
 
 
 def test_ground_truth_is_in_pixels_of_the_original_picture():
-    labels = batch(0, 3, 1)[2]
+    labels = batch(0, 3, 1)[1]
     annotations = filled(((0, 3, 1),)).coco_ground_truth()["annotations"]
     expected = [box for label in labels for box in label["boxes"] * label["orig_size"].flip(0).repeat(2)]
     assert len(annotations) == len(expected) > 0
@@ -89,25 +90,25 @@ def test_a_picture_that_comes_twice_is_an_error_or_counted_once():
 
 
 def test_outputs_that_are_not_finite_are_refused():
-    logits, boxes, labels = batch(0, 2, 1)
-    logits[1, 0, 0] = torch.nan
+    predictions, labels = batch(0, 2, 1)
+    predictions.logits[1, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
-        DetectionEvaluator(NAMES).update(logits, boxes, labels)
+        DetectionEvaluator(NAMES).update(predictions, labels)
 
 
 def test_without_sizes_the_mask_gives_the_scale():
-    logits, boxes, labels = batch(0, 2, 1)
+    predictions, labels = batch(0, 2, 1)
     plain = [{key: label[key] for key in ("class_labels", "boxes")} for label in labels]
     mask = torch.zeros(2, 40, 60)
     mask[0, :20, :50] = mask[1] = 1
     evaluator = DetectionEvaluator(NAMES)
-    evaluator.update(logits, boxes, plain, mask)
+    evaluator.update(predictions, plain, mask)
     assert [(image["height"], image["width"]) for image in evaluator.coco_ground_truth()["images"]] == [
         (20, 50),
         (40, 60),
     ]
     with pytest.raises(ValueError, match="no 'orig_size'"):
-        DetectionEvaluator(NAMES).update(logits, boxes, plain)
+        DetectionEvaluator(NAMES).update(predictions, plain)
 
 
 def test_a_hundred_detections_a_picture_take_32_bytes_each():
