@@ -228,6 +228,21 @@ def aids(
 
 
 @app.command()
+def commits(
+    base: Annotated[str, typer.Argument(help="A commit, branch or tag of this repository.")],
+    parts: Annotated[str, typer.Option(help="Several with commas.")] = "forward,criterion,train-step",
+    backbone: Backbone = "resnet50",
+    runs: Runs = 9,
+    out: Out = RESULTS,
+) -> None:
+    """This checkout beside another commit of it; a ratio above 1 says that this checkout is the faster."""
+    from .commits import compare_commits
+
+    names = [name.strip() for name in parts.split(",") if name.strip()]
+    _finish("commits", compare_commits(base, names, runs, backbone=backbone), out)
+
+
+@app.command()
 def convergence(
     data: Annotated[str, typer.Argument(help="digits, or the folder of a data set.")] = "digits",
     arms: Annotated[str, typer.Option(help="Several with commas; all lists them.")] = "transformers-best,detr,fast",

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -95,20 +96,31 @@ def compare(
     """
     for _ in range(warmup):
         ours(), peer()
+    timed = (partial(_times, run, device, repeats) for run in (ours, peer))
+    result = compare_timed(*timed, runs, warmup=0)
+    if device != "cpu":
+        del result["cpu_ratio"]
+    return result
+
+
+def compare_timed(
+    ours: Callable[[], tuple[float, float]], peer: Callable[[], tuple[float, float]], runs: int, warmup: int = 1
+) -> dict[str, Any]:
+    """Returns what `compare` does, of two calls that each return their own wall time and processor time."""
+    for _ in range(warmup):
+        ours(), peer()
     pairs = []
     for index in range(runs):
         first, second = (ours, peer) if index % 2 == 0 else (peer, ours)
-        times = _times(first, device, repeats), _times(second, device, repeats)
+        times = first(), second()
         pairs.append(times if index % 2 == 0 else times[::-1])
-    result = {
+    return {
         "ours_s": statistics.median(our_times[0] for our_times, _ in pairs),
         "peer_s": statistics.median(their_times[0] for _, their_times in pairs),
         "ratio": spread([their_times[0] / our_times[0] for our_times, their_times in pairs]),
         "pairs": runs,
+        "cpu_ratio": spread([their_times[1] / our_times[1] for our_times, their_times in pairs]),
     }
-    if device == "cpu":
-        result["cpu_ratio"] = spread([their_times[1] / our_times[1] for our_times, their_times in pairs])
-    return result
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -221,14 +233,14 @@ def _lines(name: str, value: Any) -> Iterator[str]:
 
 
 def _comparison(value: dict[str, Any]) -> str:
-    ratio = value["ratio"]
-    text = f"detr_hf {value['ours_s'] * 1e3:.4g} ms, transformers {value['peer_s'] * 1e3:.4g} ms, "
+    ratio, (ours, peer) = value["ratio"], value.get("sides", ("detr_hf", "transformers"))
+    text = f"{ours} {value['ours_s'] * 1e3:.4g} ms, {peer} {value['peer_s'] * 1e3:.4g} ms, "
     text += (
         f"ratio {ratio['median']:.2f} (quartiles {ratio['low']:.2f} to {ratio['high']:.2f}, {value['pairs']} pairs)"
     )
     if "cpu_ratio" in value:
         text += f", of processor times {value['cpu_ratio']['median']:.2f}"
-    known = ("ratio", "cpu_ratio", "ours_s", "peer_s", "pairs")
+    known = ("ratio", "cpu_ratio", "ours_s", "peer_s", "pairs", "sides")
     rest = {key: item for key, item in value.items() if key not in known}
     return text + "".join(f"; {key} {_number(item)}" for key, item in rest.items())
 
@@ -240,6 +252,7 @@ def _number(value: Any) -> str:
 __all__ = [
     "check_device",
     "compare",
+    "compare_timed",
     "counted_syncs",
     "describe",
     "differences",
