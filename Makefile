@@ -39,7 +39,7 @@ test-common: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward --batch 2 --padded
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward --padded
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks train-step
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks criterion
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks preprocess

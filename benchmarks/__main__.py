@@ -1,10 +1,12 @@
 """`python -m benchmarks NAME`: this package beside transformers' own DETR, on this machine.
 
 Every verb builds both sides with the same random weights (nothing is downloaded), checks that they agree, times them
-in turn in one process, prints the median of the paired ratios with its quartiles, and writes a JSON file.
+in turn in one process, prints the median of the paired ratios with its quartiles, and writes a JSON file below
+benchmarks/results, in the folder of this machine.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,17 +33,27 @@ Compile = Annotated[bool, typer.Option("--compile", help="Compile this package's
 CompilePeer = Annotated[bool, typer.Option("--compile-peer", help="Compile transformers' model as well.")]
 Backbone = Annotated[str, typer.Option(help="A ResNet of timm.")]
 Runs = Annotated[int, typer.Option(min=2, help="Pairs of timings.")]
-Out = Annotated[Path, typer.Option(help="Folder of the JSON file.")]
+# What follows is read from the context, by `_folder`.
+Out = Annotated[Path | None, typer.Option(help="Folder of the JSON file; by default that of the machine.")]
+Machine = Annotated[
+    str | None,
+    typer.Option(help="Its folder in benchmarks/results; by default guessed: amx, zen5, avx2, h100..."),
+]
 Tuned = Annotated[bool, typer.Option("--tuned-allocator", help="Run both sides with glibc set to keep freed memory.")]
 RESULTS = Path("benchmarks/results")
+# Options that say nothing of what was measured, or whose value is in the command's part of the name already.
+NOT_IN_THE_NAME = {"out", "machine", "runs", "seconds", "part"}
+# How the name of a record tells an option; any other as --OPTION-VALUE.
+IN_THE_NAME = {"dtype": "{}", "peer_dtype": "peer-{}", "compile": "compiled", "compile_peer": "compiled-peer"}
 
 
 @app.command()
 def forward(
+    context: typer.Context,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     peer_dtype: Annotated[str | None, typer.Option(help="For transformers' model, where not the same.")] = None,
-    batch: Batch = 1,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures at a time; 1, or 2 with --padded.")] = None,
     height: Height = 800,
     width: Width = 1066,
     padded: Annotated[bool, typer.Option("--padded", help="Every second picture fills 3/4 of its canvas.")] = False,
@@ -50,22 +62,24 @@ def forward(
     backbone: Backbone = "resnet50",
     runs: Runs = 9,
     tuned_allocator: Tuned = False,
-    out: Out = RESULTS,
+    out: Out = None,
+    machine: Machine = None,
 ) -> None:
     """Inference: pixels to logits and boxes, in eval mode without gradients."""
     if _ran_tuned(tuned_allocator):
         return
     from .forward import compare_forward
 
-    size_hw = (height, width)
+    batch, size_hw = batch or (2 if padded else 1), (height, width)
     record = compare_forward(
         device, dtype, batch, size_hw, padded, compile, compile_peer, runs, peer_dtype, backbone=backbone
     )
-    _finish("forward", record, out)
+    _finish(context, "forward", record)
 
 
 @app.command("train-step")
 def train_step(
+    context: typer.Context,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 or float16 by autocast.")] = "float32",
     batch: Batch = 2,
@@ -76,7 +90,8 @@ def train_step(
     backbone: Backbone = "resnet50",
     runs: Runs = 7,
     tuned_allocator: Tuned = False,
-    out: Out = RESULTS,
+    out: Out = None,
+    machine: Machine = None,
 ) -> None:
     """Training: forward, loss, backward, AdamW; time, peak memory and host syncs of a step."""
     if _ran_tuned(tuned_allocator):
@@ -86,52 +101,57 @@ def train_step(
     record = compare_train_steps(
         device, dtype, batch, (height, width), compile, compile_peer, backbone=backbone, runs=runs
     )
-    _finish("train-step", record, out)
+    _finish(context, "train-step", record)
 
 
 @app.command()
 def criterion(
+    context: typer.Context,
     device: Device = "cpu",
     batch: Batch = 16,
     objects: Annotated[int, typer.Option(min=0, help="Boxes in each picture.")] = 20,
     layers: Annotated[int, typer.Option(min=1, help="Decoder layers.")] = 6,
     queries: Annotated[int, typer.Option(min=1)] = 100,
     runs: Runs = 15,
-    out: Out = RESULTS,
+    out: Out = None,
+    machine: Machine = None,
 ) -> None:
     """The loss: matching, forward and backward over all decoder layers."""
     from .criterion import compare_criteria
 
-    _finish("criterion", compare_criteria(device, batch, objects, layers, queries, runs=runs), out)
+    _finish(context, "criterion", compare_criteria(device, batch, objects, layers, queries, runs=runs))
 
 
 @app.command()
 def preprocess(
+    context: typer.Context,
     batch: Batch = 16,
     height: Height = 480,
     width: Width = 640,
     runs: Runs = 9,
     tuned_allocator: Tuned = False,
-    out: Out = RESULTS,
+    out: Out = None,
+    machine: Machine = None,
 ) -> None:
     """Pictures to tensors, and outputs to detections."""
     if _ran_tuned(tuned_allocator):
         return
     from .preprocess import compare_processors
 
-    _finish("preprocess", compare_processors(batch, (height, width), runs=runs), out)
+    _finish(context, "preprocess", compare_processors(batch, (height, width), runs=runs))
 
 
 @app.command()
-def start(runs: Runs = 5, out: Out = RESULTS) -> None:
+def start(context: typer.Context, runs: Runs = 5, out: Out = None, machine: Machine = None) -> None:
     """Cold starts: importing, and `detr-hf --help`, each in new processes."""
     from .start import compare_starts
 
-    _finish("start", compare_starts(runs=runs), out)
+    _finish(context, "start", compare_starts(runs=runs))
 
 
 @app.command()
 def growth(
+    context: typer.Context,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     sides: Annotated[str, typer.Option(help="Sides of square pictures, at batch 1.")] = "400,800,1200,1600",
@@ -139,7 +159,8 @@ def growth(
     queries: Annotated[str, typer.Option(help="Numbers of queries, at side 400.")] = "100,300,900",
     backbone: Backbone = "resnet50",
     runs: Runs = 3,
-    out: Out = RESULTS,
+    out: Out = None,
+    machine: Machine = None,
 ) -> None:
     """Latency and peak memory against side, batch and queries, with a drawing."""
     from .growth import compare_growth
@@ -148,35 +169,43 @@ def growth(
         name: [int(value) for value in text.split(",") if value.strip()]
         for name, text in (("side", sides), ("batch", batches), ("queries", queries))
     }
-    _finish("growth", compare_growth(axes, device, dtype, backbone=backbone, runs=runs, out=out), out)
+    record = compare_growth(axes, device, dtype, backbone=backbone, runs=runs, out=_folder(context))
+    _finish(context, "growth", record)
 
 
 @app.command()
 def padding(
-    scenes: Annotated[int, typer.Option(min=1, help="Validation scenes of digits.")] = 50, out: Out = RESULTS
+    context: typer.Context,
+    scenes: Annotated[int, typer.Option(min=1, help="Validation scenes of digits.")] = 50,
+    out: Out = None,
+    machine: Machine = None,
 ) -> None:
     """How far a larger picture in the batch moves a picture's targets and outputs, on both sides."""
     from .padding import compare_padding
 
-    _finish("padding", compare_padding(scenes), out)
+    _finish(context, "padding", compare_padding(scenes))
 
 
 @app.command()
 def gpu(
+    context: typer.Context,
     seconds: Annotated[float, typer.Option(help="Start no further section after this time.")] = 220.0,
-    out: Out = RESULTS,
+    out: Out = None,
+    machine: Machine = None,
 ) -> None:
     """The table of a GPU in bfloat16: inference at batch 1, 8 and 32, training, host syncs, matching."""
     from .gpu import gpu_table
 
-    out.mkdir(parents=True, exist_ok=True)
-    for line in gpu_table(out / "gpu.json", seconds):
+    folder = _folder(context, "cuda")
+    folder.mkdir(parents=True, exist_ok=True)
+    for line in gpu_table(folder / "gpu.json", seconds):
         typer.echo(line)
-    typer.echo(f"Written: {out / 'gpu.json'}")
+    typer.echo(f"Written: {folder / 'gpu.json'}")
 
 
 @app.command()
 def exported(
+    context: typer.Context,
     part: Annotated[
         str, typer.Option(help="speed, start (new processes), or ap (of the shipped checkpoint).")
     ] = "speed",
@@ -192,7 +221,8 @@ def exported(
     backbone: Backbone = "resnet50",
     runs: Runs = 7,
     tuned_allocator: Tuned = False,
-    out: Out = RESULTS,
+    out: Out = None,
+    machine: Machine = None,
 ) -> None:
     """Exported models: speed and cold start beside transformers' DETR in torch, and the AP that each keeps."""
     if _ran_tuned(tuned_allocator):
@@ -208,27 +238,47 @@ def exported(
         record = precision_kept(names, scenes)
     else:
         raise typer.BadParameter(f"there is no part {part!r}; choose speed, start or ap", param_hint="--part")
-    _finish(f"exported-{part}", record, out)
+    _finish(context, f"exported-{part}", record)
 
 
 @app.command()
 def aids(
+    context: typer.Context,
     device: Device = "cpu",
     batch: Batch = 2,
     height: Height = 320,
     width: Width = 320,
     backbone: Backbone = "resnet50",
     runs: Runs = 3,
-    out: Out = RESULTS,
+    out: Out = None,
+    machine: Machine = None,
 ) -> None:
     """What training aids cost: time and memory of a training step with each, beside plain DETR."""
     from .aids import compare_aids
 
-    _finish("aids", compare_aids(device, batch, (height, width), runs, backbone), out)
+    _finish(context, "aids", compare_aids(device, batch, (height, width), runs, backbone))
+
+
+@app.command()
+def commits(
+    context: typer.Context,
+    base: Annotated[str, typer.Argument(help="A commit, branch or tag of this repository.")],
+    parts: Annotated[str, typer.Option(help="Several with commas.")] = "forward,criterion,train-step",
+    backbone: Backbone = "resnet50",
+    runs: Runs = 9,
+    out: Out = None,
+    machine: Machine = None,
+) -> None:
+    """This checkout beside another commit of it; a ratio above 1 says that this checkout is the faster."""
+    from .commits import compare_commits
+
+    names = [name.strip() for name in parts.split(",") if name.strip()]
+    _finish(context, "commits", compare_commits(base, names, runs, backbone=backbone))
 
 
 @app.command()
 def convergence(
+    context: typer.Context,
     data: Annotated[str, typer.Argument(help="digits, or the folder of a data set.")] = "digits",
     arms: Annotated[str, typer.Option(help="Several with commas; all lists them.")] = "transformers-best,detr,fast",
     seeds: Annotated[str, typer.Option(help="Several with commas.")] = "0,1,2",
@@ -250,14 +300,16 @@ def convergence(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     work: Annotated[Path, typer.Option(help="Where the digit scenes are kept.")] = Path("runs/convergence"),
     name: Annotated[str, typer.Option(help="Of the files that are written.")] = "convergence",
-    out: Out = RESULTS,
+    out: Out = None,
+    machine: Machine = None,
 ) -> None:
     """How many steps and seconds DETR takes to learn: transformers' own, the original's recipe, and ours."""
     import logging
 
-    from .convergence import Settings, known_arms, run_arms
+    from .convergence import run_arms
+    from .convergence_arms import known_arms
     from .convergence_report import summarise
-    from .convergence_tasks import IMAGENET
+    from .convergence_tasks import IMAGENET, Settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     rates = [float(rate) for rate in lr.split(",")]
@@ -268,18 +320,39 @@ def convergence(
         backbone_weights=backbone_weights, mean=mean, std=std, processes=max(2, jobs),
     )  # fmt: skip
     chosen = list(known_arms()) if arms == "all" else [arm.strip() for arm in arms.split(",")]
-    path = out / f"{name}.json"
+    path = _folder(context) / f"{name}.json"
     run_arms(chosen, [int(seed) for seed in seeds.split(",")], settings, path, jobs, rates)
     typer.echo(summarise(path))
 
 
-def _finish(name: str, record: dict[str, Any], out: Path) -> None:
-    """Prints the record and writes it below `out`."""
+def _finish(context: typer.Context, name: str, record: dict[str, Any]) -> None:
+    """Prints the record and writes it: one file for a command with these options, which the next run replaces."""
     from .measuring import describe, write_record
 
     for line in describe(record):
         typer.echo(line)
-    typer.echo(f"Written: {write_record(name, record, out)}")
+    typer.echo(f"Written: {write_record(_name(context, name), record, _folder(context))}")
+
+
+def _folder(context: typer.Context, device: str | None = None) -> Path:
+    """Returns --out, or the folder of the machine that is named or guessed."""
+    from .measuring import machine_name
+
+    given = context.params
+    return given["out"] or RESULTS / (given["machine"] or machine_name(device or given.get("device", "cpu")))
+
+
+def _name(context: typer.Context, name: str) -> str:
+    """Returns the name of a record: the command's, and every option that is not at its default."""
+    for option in context.command.params:
+        value = context.params.get(option.name)
+        if option.name in NOT_IN_THE_NAME or value == option.default:
+            continue
+        words = option.name.replace("_", "-")
+        usual = {True: words, False: f"no-{words}"}[value] if isinstance(value, bool) else f"{words}-{{}}"
+        text = IN_THE_NAME.get(option.name, usual).format(value)
+        name += "-" + re.sub(r"[^\w.]+", "-", text)
+    return name
 
 
 def _ran_tuned(wanted: bool) -> bool:

@@ -9,7 +9,7 @@ import torch
 from detr_hf.model.configuration_detr import DETRConfig
 from detr_hf.model.modeling_detr import DETRForObjectDetection
 
-from .convergence import ABLATION
+from .convergence_arms import ABLATION
 from .measuring import check_device, compare, differences, environment, peak_memory, require_agreement
 from .models import random_pixels, random_targets
 from .train_step import OBJECTS, Step

@@ -103,6 +103,42 @@ class Task:
         return (pixels.float() / 255 - mean) / std
 
 
+@dataclass
+class Settings:
+    """What all arms of a run share. `data` is "digits", or a data set's folder."""
+
+    data: str = "digits"
+    work: str = "runs/convergence"
+    steps: int = 1500
+    eval_every: int = 100
+    batch: int = 16
+    lr: float = 1e-3
+    backbone_lr: float = 1e-4
+    warmup: int = 100
+    weight_decay: float = 1e-4
+    clip: float = 0.1
+    hidden_dim: int = 64
+    nheads: int = 4
+    layers: int = 3
+    num_queries: int = 16
+    dropout: float = 0.0
+    device: str = "cpu"
+    side: int = 384
+    backbone: str = "resnet50"
+    backbone_weights: str | None = None
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
+    processes: int = 2
+
+    def task(self) -> Task:
+        """Reads or makes the data."""
+        if self.data == "digits":
+            return digit_task(Path(self.work), self.processes)
+        if self.backbone_weights is None:
+            raise ValueError("Pictures need a pretrained backbone: give --backbone-weights a file.")
+        return picture_task(self.data, self.side, self.backbone, self.backbone_weights, self.mean, self.std)
+
+
 def _moved(targets: list[dict[str, Tensor]], device: str) -> list[dict[str, Tensor]]:
     return [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets]
 
@@ -283,4 +319,4 @@ def pretrain_backbone(path: Path, processes: int) -> None:
     save_file({name: tensor.contiguous() for name, tensor in body.state_dict().items()}, path)
 
 
-__all__ = ["IMAGENET", "Pictures", "Task", "digit_task", "picture_task", "pretrain_backbone"]
+__all__ = ["IMAGENET", "Pictures", "Settings", "Task", "digit_task", "picture_task", "pretrain_backbone"]

@@ -25,7 +25,7 @@ def compare_criteria(
         ValueError: when loss or gradients of the two sides differ.
     """
     check_device(device)
-    logits, pred_boxes = _random_outputs(device, batch, layers, queries, num_classes)
+    logits, pred_boxes = random_outputs(device, batch, layers, queries, num_classes)
     targets = random_targets(batch, objects, num_classes, device)
     config = DETRConfig(num_queries=queries, dec_layers=layers, id2label={i: str(i) for i in range(num_classes)})
     sides = {
@@ -48,7 +48,8 @@ def compare_criteria(
     return record
 
 
-def _random_outputs(device: str, batch: int, layers: int, queries: int, num_classes: int) -> tuple[Tensor, Tensor]:
+def random_outputs(device: str, batch: int, layers: int, queries: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Returns logits (L, B, Q, K + 1) and boxes (L, B, Q, 4), cxcywh in [0, 1], that want gradients."""
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(layers, batch, queries, num_classes + 1, generator=generator)
     boxes = torch.rand(layers, batch, queries, 4, generator=generator) * 0.5 + 0.25
@@ -88,4 +89,4 @@ def _loss_and_gradients(
     return value.item(), torch.autograd.grad(value, (logits, pred_boxes))
 
 
-__all__ = ["compare_criteria"]
+__all__ = ["compare_criteria", "random_outputs"]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,41 @@ def _version(name: str) -> str | None:
 
 
 def _processor() -> str:
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Returns what Linux says of the first processor; {} elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return {}
+    fields = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in fields}
+
+
+def machine_name(device: str = "cpu") -> str:
+    """Returns the name of the folder of this machine's records: what most decides how fast DETR runs on it.
+
+    A GPU is called by its model: "h100". A processor is "amx" where it multiplies bfloat16 in tiles, "zen5" or "zen4"
+    if it is AMD's with AVX-512 (by its family), else "avx512", "avx2", or its architecture as in "aarch64". Where two
+    machines would share a name, `--machine` tells them apart.
+    """
+    if device.startswith("cuda") and torch.cuda.is_available():
+        words = torch.cuda.get_device_name().lower().split()  # "nvidia h100 80gb hbm3"
+        return next((word for word in words if any(letter.isdigit() for letter in word)), words[-1])
+    return processor_name(_cpuinfo())
+
+
+def processor_name(cpuinfo: dict[str, str]) -> str:
+    """Returns the same of a processor with these entries in /proc/cpuinfo."""
+    flags = cpuinfo.get("flags", "").split()
+    if "amx_tile" in flags:
+        return "amx"
+    if "avx512f" in flags and cpuinfo.get("vendor_id") == "AuthenticAMD":
+        return "zen5" if int(cpuinfo["cpu family"]) >= 26 else "zen4"
+    known = {"avx512f": "avx512", "avx2": "avx2"}
+    return next((name for flag, name in known.items() if flag in flags), platform.machine())
 
 
 def check_device(device: str) -> None:
@@ -95,20 +125,31 @@ def compare(
     """
     for _ in range(warmup):
         ours(), peer()
+    timed = (partial(_times, run, device, repeats) for run in (ours, peer))
+    result = compare_timed(*timed, runs, warmup=0)
+    if device != "cpu":
+        del result["cpu_ratio"]
+    return result
+
+
+def compare_timed(
+    ours: Callable[[], tuple[float, float]], peer: Callable[[], tuple[float, float]], runs: int, warmup: int = 1
+) -> dict[str, Any]:
+    """Returns what `compare` does, of two calls that each return their own wall time and processor time."""
+    for _ in range(warmup):
+        ours(), peer()
     pairs = []
     for index in range(runs):
         first, second = (ours, peer) if index % 2 == 0 else (peer, ours)
-        times = _times(first, device, repeats), _times(second, device, repeats)
+        times = first(), second()
         pairs.append(times if index % 2 == 0 else times[::-1])
-    result = {
+    return {
         "ours_s": statistics.median(our_times[0] for our_times, _ in pairs),
         "peer_s": statistics.median(their_times[0] for _, their_times in pairs),
         "ratio": spread([their_times[0] / our_times[0] for our_times, their_times in pairs]),
         "pairs": runs,
+        "cpu_ratio": spread([their_times[1] / our_times[1] for our_times, their_times in pairs]),
     }
-    if device == "cpu":
-        result["cpu_ratio"] = spread([their_times[1] / our_times[1] for our_times, their_times in pairs])
-    return result
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -182,10 +223,9 @@ def require_agreement(found: dict[str, float], tolerance: float) -> dict[str, fl
 
 
 def write_record(name: str, record: dict[str, Any], folder: Path) -> Path:
-    """Writes the record as JSON into a new file of the folder, and returns its path."""
+    """Writes the record as JSON into the folder, in the place of an older one of that name, and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    stamp = record.get("environment", {}).get("time", "").replace(":", "").replace("+0000", "")
-    path = folder / (f"{name}-{stamp}.json" if stamp else f"{name}.json")
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
 
@@ -221,14 +261,14 @@ def _lines(name: str, value: Any) -> Iterator[str]:
 
 
 def _comparison(value: dict[str, Any]) -> str:
-    ratio = value["ratio"]
-    text = f"detr_hf {value['ours_s'] * 1e3:.4g} ms, transformers {value['peer_s'] * 1e3:.4g} ms, "
+    ratio, (ours, peer) = value["ratio"], value.get("sides", ("detr_hf", "transformers"))
+    text = f"{ours} {value['ours_s'] * 1e3:.4g} ms, {peer} {value['peer_s'] * 1e3:.4g} ms, "
     text += (
         f"ratio {ratio['median']:.2f} (quartiles {ratio['low']:.2f} to {ratio['high']:.2f}, {value['pairs']} pairs)"
     )
     if "cpu_ratio" in value:
         text += f", of processor times {value['cpu_ratio']['median']:.2f}"
-    known = ("ratio", "cpu_ratio", "ours_s", "peer_s", "pairs")
+    known = ("ratio", "cpu_ratio", "ours_s", "peer_s", "pairs", "sides")
     rest = {key: item for key, item in value.items() if key not in known}
     return text + "".join(f"; {key} {_number(item)}" for key, item in rest.items())
 
@@ -240,11 +280,14 @@ def _number(value: Any) -> str:
 __all__ = [
     "check_device",
     "compare",
+    "compare_timed",
     "counted_syncs",
     "describe",
     "differences",
     "environment",
+    "machine_name",
     "peak_memory",
+    "processor_name",
     "require_agreement",
     "seconds",
     "spread",

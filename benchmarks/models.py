@@ -21,20 +21,26 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def random_pair(device: str = "cpu", **config: object) -> tuple[DETRForObjectDetection, nn.Module]:
-    """Returns both models in float32 and eval mode on the device; nothing is downloaded.
+    """Returns both models in float32 and eval mode on the device; nothing is downloaded."""
+    ours = random_model(**config)
+    peer = ours.to_transformers().eval()
+    return ours.to(device), peer.to(device)
+
+
+def random_model(**config: object) -> DETRForObjectDetection:
+    """Returns this package's model in float32 and eval mode, the same one for the same configuration.
 
     The frozen statistics are random too, so that a norm that is folded wrongly shows.
     """
     torch.manual_seed(0)
-    ours = DETRForObjectDetection(DETRConfig(**{"backbone": "resnet50", **config})).eval()
+    model = DETRForObjectDetection(DETRConfig(**{"backbone": "resnet50", **config})).eval()
     generator = torch.Generator().manual_seed(1)
-    for name, buffer in ours.named_buffers():
+    for name, buffer in model.named_buffers():
         if name.endswith(("running_var", "weight")):
             buffer.copy_(torch.rand(buffer.shape, generator=generator) * 0.2 + 0.9)
         elif name.endswith(("running_mean", "bias")):
             buffer.copy_(torch.rand(buffer.shape, generator=generator) * 0.2 - 0.1)
-    peer = ours.to_transformers().eval()
-    return ours.to(device), peer.to(device)
+    return model
 
 
 def random_pixels(batch: int, size_hw: tuple[int, int], device: str = "cpu", padded: bool = False):
@@ -66,4 +72,4 @@ def random_targets(
     return targets
 
 
-__all__ = ["DTYPES", "dtype_named", "random_pair", "random_pixels", "random_targets"]
+__all__ = ["DTYPES", "dtype_named", "random_model", "random_pair", "random_pixels", "random_targets"]

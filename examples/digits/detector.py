@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchmarks.convergence import take_features
+from benchmarks.convergence_arms import take_features
 from detr_hf.model.backbone_detr import FrozenBatchNorm2d
 from detr_hf.model.configuration_detr import DETRConfig
 from detr_hf.model.modeling_detr import DETRForObjectDetection

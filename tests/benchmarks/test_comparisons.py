@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 from benchmarks import gpu, preprocess as preprocessing
 from benchmarks.__main__ import app
 from benchmarks.aids import compare_aids
-from benchmarks.convergence import ABLATION
+from benchmarks.convergence_arms import ABLATION
 from benchmarks.criterion import compare_criteria
 from benchmarks.forward import compare_forward, floating_point_operations
 from benchmarks.growth import compare_growth
+from benchmarks.measuring import machine_name
 from benchmarks.models import dtype_named, random_pair, random_pixels
 from benchmarks.start import COMMANDS
 from benchmarks.train_step import compare_train_steps, loss_difference, steps_of_both_sides
@@ -169,11 +170,41 @@ def test_the_gpu_table_keeps_what_was_measured_when_a_section_fails(tmp_path, mo
     assert "not_measured" in json.loads((tmp_path / "late.json").read_text())["good"]
 
 
+CRITERION = ["criterion", "--batch", "1", "--objects", "2", "--layers", "1", "--queries", "5", "--runs", "2"]
+
+
 def test_the_command_line_writes_the_record(tmp_path):
-    arguments = ["criterion", "--batch", "1", "--objects", "2", "--layers", "1", "--queries", "5", "--runs", "2"]
-    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path)])
+    done = CliRunner().invoke(app, [*CRITERION, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    (written,) = tmp_path.glob("criterion-*.json")
+    (written,) = tmp_path.iterdir()
     assert json.loads(written.read_text())["settings"]["queries"] == 5 and str(written) in done.output.replace(
         "\n", ""
     )
+    assert written.name == "criterion-batch-1-objects-2-layers-1-queries-5.json"
+
+
+def test_records_lie_in_the_folder_of_their_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.__main__.RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.criterion.compare_criteria", lambda *_, **__: {"environment": {}})
+    assert CliRunner().invoke(app, ["criterion"]).exit_code == 0
+    assert CliRunner().invoke(app, ["criterion", "--machine", "toaster"]).exit_code == 0
+    assert (tmp_path / machine_name() / "criterion.json").is_file()
+    assert (tmp_path / "toaster/criterion.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([], "forward"),
+        (["--dtype", "bfloat16", "--peer-dtype", "float32", "--runs", "3"], "forward-bfloat16-peer-float32"),
+        (["--dtype", "bfloat16", "--compile-peer"], "forward-bfloat16-compiled-peer"),
+        (["--padded"], "forward-padded"),
+        (["--height", "480", "--backbone", "resnet18"], "forward-height-480-backbone-resnet18"),
+    ],
+)
+def test_other_options_are_other_records(tmp_path, monkeypatch, arguments, name):
+    calls = []
+    monkeypatch.setattr("benchmarks.forward.compare_forward", lambda *values, **_: calls.append(values) or {})
+    done = CliRunner().invoke(app, ["forward", *arguments, "--out", str(tmp_path)])
+    assert done.exit_code == 0 and [path.name for path in tmp_path.iterdir()] == [f"{name}.json"]
+    assert calls[0][2] == (2 if "--padded" in arguments else 1), "a picture without a larger one is not padded"

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from benchmarks import convergence, convergence_tasks
-from benchmarks.convergence import Run, Settings, build_model, known_arms, run_arms
+from benchmarks.convergence import Run, run_arms
+from benchmarks.convergence_arms import build_model, known_arms
 from benchmarks.convergence_report import summarise
-from benchmarks.convergence_tasks import Task, digit_task, picture_task
+from benchmarks.convergence_tasks import Settings, Task, digit_task, picture_task
 from detr_hf.training.arguments import MODEL_OPTIONS
 from tests.data.layouts import write_coco
 
@@ -162,10 +163,10 @@ TRAINS_FOR_MINUTES = """
 import os, sys, time
 from multiprocessing import get_context
 from pathlib import Path
-from benchmarks.convergence import _start_worker
+from benchmarks.worker_processes import end_with_parent
 
 def train(path):
-    _start_worker()
+    end_with_parent()
     Path(path).write_text(str(os.getpid()))
     time.sleep(300)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import platform
 import time
 from types import SimpleNamespace
 
@@ -13,7 +14,9 @@ from benchmarks.measuring import (
     describe,
     differences,
     environment,
+    machine_name,
     peak_memory,
+    processor_name,
     require_agreement,
     spread,
     write_record,
@@ -65,3 +68,27 @@ def test_a_record_is_written_and_described(tmp_path):
     text = "\n".join(describe(record))
     assert "batch 1" in text and "forward: detr_hf" in text and "2 pairs" in text and "threads" in text
     assert record["environment"]["threads"] == torch.get_num_threads()
+    again = write_record("forward", {}, tmp_path / "results")
+    assert again == path and json.loads(path.read_text()) == {}, "the newer takes the place"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "name"),
+    [
+        ("GenuineIntel", 6, "avx2 avx512f avx512_bf16 amx_tile", "amx"),
+        ("GenuineIntel", 6, "avx2 avx512f", "avx512"),
+        ("AuthenticAMD", 26, "avx2 avx512f", "zen5"),
+        ("AuthenticAMD", 25, "avx2 avx512f", "zen4"),
+        ("AuthenticAMD", 25, "avx2", "avx2"),
+    ],
+)
+def test_a_machine_is_called_by_what_its_processor_can(vendor, family, flags, name):
+    assert processor_name({"vendor_id": vendor, "cpu family": str(family), "flags": flags}) == name
+
+
+def test_a_machine_has_a_name_everywhere(monkeypatch):
+    assert processor_name({}) == platform.machine() and machine_name()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for model, name in (("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA GeForce RTX 4090", "4090")):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda model=model: model)
+        assert machine_name("cuda") == name
