@@ -105,7 +105,7 @@ class Start:
 
 
 def parse() -> tuple[Start, DETRTrainingArguments]:
-    """The command line; what it does not say comes from `DEFAULTS` and, without `--model`, from `FROM_BACKBONE`."""
+    """Returns the command line, with `DEFAULTS` and, without `--model`, `FROM_BACKBONE` for what it does not say."""
     parser = HfArgumentParser([Start, DETRTrainingArguments], description=(__doc__ or "").partition("\n")[0])
     parser.set_defaults(**DEFAULTS)
     if parser.parse_known_args()[0].model is None:
@@ -117,7 +117,7 @@ def parse() -> tuple[Start, DETRTrainingArguments]:
 
 
 def build_processor(start: Start) -> DETRImageProcessor:
-    """The checkpoint's image processor, or one for the backbone, at the size of the run."""
+    """Returns the checkpoint's image processor, or one for the backbone, at the size of the run."""
     longest = round(start.shortest_edge * 1333 / 800)
     size = {"shortest_edge": start.shortest_edge, "longest_edge": longest}
     if start.model is not None:
@@ -129,7 +129,7 @@ def build_processor(start: Start) -> DETRImageProcessor:
 
 
 def build_model(start: Start, data: Any) -> DETRForObjectDetection:
-    """The checkpoint with the classes of the data, or a small DETR around the backbone."""
+    """Returns the checkpoint with the classes of the data, or a small DETR around the backbone."""
     changes: dict[str, Any] = dict(DETRTrainingArguments.model_options[start.options])
     if start.num_queries is not None:
         changes["num_queries"] = start.num_queries

@@ -58,7 +58,7 @@ def check(
 
 
 def load_model_side(model: str | None) -> tuple[Any, Any]:
-    """Configuration and image processor of a model, or None and None."""
+    """Returns configuration and image processor of a model, or None and None."""
     if model is None:
         return None, None
     from transformers import AutoConfig, AutoImageProcessor

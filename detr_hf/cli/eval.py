@@ -49,16 +49,8 @@ def evaluate(
         found = evaluate_results(model, loaded, split=split, threshold=threshold)
     else:
         with progress() as advance:
-            found = measure(
-                model,
-                loaded,
-                split=split,
-                threshold=threshold,
-                batch_size=batch_size,
-                num_workers=workers,
-                device=device,
-                on_batch=advance,
-            )
+            options = {"batch_size": batch_size, "num_workers": workers, "device": device, "on_batch": advance}
+            found = measure(model, loaded, split=split, threshold=threshold, **options)
         if results is not None:
             write_results(results, found.results())
             typer.echo(f"Detections: {results}", err=True)

@@ -73,7 +73,7 @@ def train(context: typer.Context) -> None:
 
 
 def parse(flags: list[str]) -> "tuple[DataArguments, DETRTrainingArguments]":
-    """The arguments from flags; shows help or a wrong flag as argparse does, and leaves."""
+    """Returns the arguments from flags; shows help or a wrong flag as argparse does, and leaves."""
     from transformers import HfArgumentParser
 
     from ..training.arguments import DETRTrainingArguments
@@ -83,12 +83,12 @@ def parse(flags: list[str]) -> "tuple[DataArguments, DETRTrainingArguments]":
 
 
 def resume_choice(value: str | None) -> str | bool | None:
-    """`--resume_from_checkpoint` as the trainer wants it: True, "auto", a path, or None."""
+    """Returns `--resume_from_checkpoint` as the trainer wants it: True, "auto", a path, or None."""
     return {"true": True, "false": None}.get(str(value).lower(), value) if value else None
 
 
 def build(data_args: DataArguments, args: "DETRTrainingArguments") -> "DETRTrainer":
-    """The trainer: data read and checked, model loaded."""
+    """Returns the trainer: data read and checked, model loaded."""
     from ..data import load_detection_dataset
     from ..training.trainer import DETRTrainer
 
@@ -100,7 +100,7 @@ def build(data_args: DataArguments, args: "DETRTrainingArguments") -> "DETRTrain
 
 
 def load_model(data_args: DataArguments, id2label: dict[int, str]) -> Any:
-    """The model with the data's classes."""
+    """Returns the model with the data's classes."""
     from ..model.configuration_detr import DETRConfig
     from ..model.modeling_detr import DETRForObjectDetection
 
@@ -113,7 +113,7 @@ def load_model(data_args: DataArguments, id2label: dict[int, str]) -> Any:
 
 
 def sized_processor(data_args: DataArguments, model: Any) -> Any:
-    """The checkpoint's image processor, at another size where one is given."""
+    """Returns the checkpoint's image processor, at another size where one is given."""
     from ..checkpoints.processors import processor_of
     from ..processing.image_processing_detr import DETRImageProcessor
 

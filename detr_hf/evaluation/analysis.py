@@ -16,7 +16,7 @@ ERRORS = ("right", "class", "localisation", "class and localisation", "duplicate
 
 
 def box_iou_xywh(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union (N, M) of boxes (N, 4) and (M, 4), x, y, width, height."""
+    """Returns the intersection over union (N, M) of boxes (N, 4) and (M, 4), x, y, width, height."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, :2] + boxes[:, None, 2:], others[None, :, :2] + others[None, :, 2:])
     common = np.clip(high - low, 0, None).prod(-1)
@@ -42,7 +42,7 @@ class Mistakes:
     errors: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """Returns everything for a JSON file."""
         return {"names": self.names, "confusion": self.confusion.tolist(), "errors": self.errors}
 
 
@@ -53,7 +53,7 @@ def count_mistakes(
     iou: float = 0.5,
     loose_iou: float = 0.1,
 ) -> Mistakes:
-    """Confusions and errors of the detections with a score of at least `threshold`.
+    """Returns confusions and errors of the detections with a score of at least `threshold`.
 
     Detections take the object with the highest IoU of at least `iou` that is still free, those with high scores first;
     of equal ones that of their own class.
@@ -116,7 +116,7 @@ def _count_image(
 
 
 def _kind_of_error(overlap: np.ndarray, own_class: np.ndarray, tight: float, loose: float) -> tuple[str, list[int]]:
-    """Why a detection that got no object is wrong, and the object that it touches, if any."""
+    """Returns why a detection that got no object is wrong, and the object that it touches, if any."""
     near = np.flatnonzero(overlap >= loose)
     if not len(near):
         return "background", []

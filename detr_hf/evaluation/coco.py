@@ -39,7 +39,7 @@ class CocoMetrics:
     backend: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for a JSON file, with None for NaN."""
+        """Returns plain numbers for a JSON file, with None for NaN."""
         classes = {
             name: {key: _none_for_nan(value) for key, value in row.items()} for name, row in self.per_class.items()
         }
@@ -272,7 +272,7 @@ def _per_class(truth: dict[str, Any], rows: dict[Any, tuple[float, float]]) -> d
 
 
 def _metrics_of_nothing(truth: dict[str, Any], backend: str) -> CocoMetrics:
-    """Zero where there was something to find, NaN where there was not."""
+    """Returns zero where there was something to find, NaN where there was not."""
     counts = _object_counts(truth)
     areas = [annotation["area"] for annotation in truth["annotations"] if not annotation["iscrowd"]]
     present = {

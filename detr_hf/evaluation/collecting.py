@@ -141,7 +141,7 @@ class DetectionEvaluator:
                 columns.extend(rows[rows["image"] >= 0])
 
     def coco_ground_truth(self) -> dict[str, Any]:
-        """The truth as a COCO dictionary; image ids are numbers where they are not integers."""
+        """Returns the truth as a COCO dictionary; image ids are numbers where they are not integers."""
         if self.ground_truth is not None:
             return dict(self.ground_truth)
         ids = self._coco_image_ids()
@@ -161,15 +161,14 @@ class DetectionEvaluator:
         return {"images": images, "categories": categories, "annotations": annotations}
 
     def coco_detections(self) -> np.ndarray:
-        """The detections (N, 7) float64: image id, x, y, width, height, score, label; as `coco_ground_truth` numbers
-        images."""
+        """Returns the detections (N, 7) float64: `coco_ground_truth`'s image id, x, y, width, height, score, label."""
         rows = self._found.rows
         ids = np.array(self._coco_image_ids(), dtype=np.float64)
         columns = (ids[rows["image"]] if len(rows) else rows["image"], rows["box"], rows["score"], rows["label"])
         return np.column_stack([np.asarray(column, dtype=np.float64) for column in columns])
 
     def results(self, source_category_ids: Sequence[Any] | None = None) -> list[dict[str, Any]]:
-        """COCO results, a dictionary a detection, with the image ids of the data.
+        """Returns COCO results, a dictionary a detection, with the image ids of the data.
 
         Args:
             source_category_ids: the data's category id by label (`DetectionData.source_category_ids`); by default the
@@ -209,7 +208,7 @@ def _numpy(values: Any) -> np.ndarray:
 
 
 def _sizes_hw(labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None) -> list[tuple[int, int]]:
-    """(height, width) of each picture: the original's, or else of the part of the batch that `pixel_mask` shows."""
+    """Returns (height, width) of each image: the original's, or else of the part that `pixel_mask` shows."""
     if all("orig_size" in label for label in labels):
         return [
             tuple(int(side) for side in torch.as_tensor(label["orig_size"]).flatten().tolist()) for label in labels
@@ -224,7 +223,7 @@ def _sizes_hw(labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None) ->
 
 
 def _image_id(label: Mapping[str, Any], position: int, repeats: bool) -> Any:
-    """The picture's id, an int or a string; its number where it has none."""
+    """Returns the picture's id, an int or a string; its number where it has none."""
     if "image_id" not in label:
         if repeats:
             raise ValueError(
@@ -237,7 +236,7 @@ def _image_id(label: Mapping[str, Any], position: int, repeats: bool) -> Any:
 
 
 def _truth_rows(label: Mapping[str, Any], number: int, size_hw: tuple[int, int]) -> np.ndarray:
-    """One picture's objects in pixels of `size_hw`."""
+    """Returns one picture's objects in pixels of `size_hw`."""
     classes, boxes = label["class_labels"].cpu().numpy(), label["boxes"].float().cpu().numpy().reshape(-1, 4)
     rows = np.zeros(len(classes), TRUTH)
     rows["image"], rows["label"] = number, classes

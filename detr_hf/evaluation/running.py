@@ -103,12 +103,8 @@ def evaluate(
         ValueError: model and data have no class in common, outputs are not finite, or there is no image.
     """
     rows = rows_of(data, split)
-    if isinstance(model, str | Path):
-        model = DETRForObjectDetection.from_pretrained(model)
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = _loaded(model, device)
     is_detector = hasattr(model, "stream")
-    if not is_detector and not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; expected a DETR, a Detector, or a checkpoint's name.")
     id2label = _classes_of(data, rows, model.id2label if is_detector else model.config.id2label)
     began = time.perf_counter()
     if is_detector:
@@ -171,6 +167,17 @@ def rows_of(data: Any, split: str | None = None) -> Any:
     if split not in data:
         raise LayoutError(f"There is no split {split!r}; there are {', '.join(map(repr, data))}. Name one: split=...")
     return data[split]
+
+
+def _loaded(model: Any, device: Any) -> Any:
+    """Returns the model or `Detector`, loaded where it is given by name."""
+    if isinstance(model, str | Path):
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return DETRForObjectDetection.from_pretrained(model).to(device)
+    if not hasattr(model, "stream") and not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; expected a DETR, a Detector, or a checkpoint's name.")
+    return model
 
 
 def _length(rows: Any) -> int | None:

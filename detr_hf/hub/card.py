@@ -62,7 +62,7 @@ def task_of(facts: Mapping[str, Any]) -> str:
 
 
 def _results(facts: Mapping[str, Any]) -> list[Any]:
-    """The numbers as `EvalResult`: measured ones, then published ones with their source, all in [0, 1]."""
+    """Returns the numbers as `EvalResult`: measured ones, then published ones with their source, all in [0, 1]."""
     from huggingface_hub import EvalResult
 
     results = []

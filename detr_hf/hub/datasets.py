@@ -53,7 +53,7 @@ def push_dataset(
 
 
 def _split_name(name: str) -> str:
-    """A name that the Hub takes for a split: letters, digits, underscores and dots."""
+    """Returns a name that the Hub takes for a split: letters, digits, underscores and dots."""
     return "".join(sign if sign.isalnum() or sign in "_." else "_" for sign in name)
 
 

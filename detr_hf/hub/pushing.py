@@ -204,7 +204,7 @@ def commit_folder(
 def _operations(
     api: Any, repo_id: str, head: Any, folder: Path, overwrite_card: bool, checkpoint: tuple[Path, str] | None
 ) -> list[Any]:
-    """What makes of the commit `head` one that has the files of `folder`, and no file of an earlier push."""
+    """Returns what makes of the commit `head` one with the files of `folder`, and no file of an earlier push."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     there = {file.rfilename for file in head.siblings or []}
@@ -255,7 +255,7 @@ def _passes(error: BaseException) -> bool:
 
 
 def validation_rows(data: Any) -> Any:
-    """The validation split of a data set, else its test split, else None."""
+    """Returns the validation split of a data set, else its test split, else None."""
     if data is None:
         return None
     from ..data.detection_data import split_kind

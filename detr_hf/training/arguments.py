@@ -36,7 +36,7 @@ RECIPES: dict[str, dict[str, float | str | None]] = {
     },
 }
 
-# Recipes that say what the model is trained with, as fields of DETRConfig (`detr_hf/training_aids_detr.py`); their
+# Recipes that say what the model is trained with, as fields of DETRConfig (`model/training_aids_detr.py`); their
 # rates are those of "auto". "fast" is what `python -m benchmarks convergence` favours; "fast_ref" is not plain DETR.
 # `set_cost_class` halves the steps where the encoder loss teaches the class head early; alone it does not help.
 FAST: dict[str, bool | int | float] = {"encoder_aux_head": True, "num_denoising": 20, "set_cost_class": 4.0}
@@ -69,14 +69,13 @@ class DETRTrainingArguments(TrainingArguments):
         "Where arguments that are not given come from: 'scratch' (the original's), 'finetune', or 'auto': 'finetune' "
         "when the model's weights were loaded, else 'scratch'. 'fast' is 'auto' with losses that only training has "
         "(on the encoder, and denoising queries), matching in which the class counts four times as much, and averaged "
-        "weights: DETR learns in fewer steps and stays plain; "
-        "'fast_ref' adds a reference point to each query, which stays; 'detr' is 'auto'.",
+        "weights: DETR learns in fewer steps and stays plain; 'fast_ref' adds a reference point to each query, which "
+        "stays; 'detr' is 'auto'.",
     )
     learning_rate: float | None = _option(
         None,
         "Of the transformer and box head. 1e-4 from scratch (the original's; 1e-3 does not converge); 5e-5 when "
-        "fine-tuning, so that the "
-        "first steps of the new class head do not undo what was learnt.",
+        "fine-tuning, so that the first steps of the new class head do not undo what was learnt.",
     )
     backbone_learning_rate: float | None = _option(
         None,
@@ -104,14 +103,12 @@ class DETRTrainingArguments(TrainingArguments):
     lr_drop: float | None = _option(
         None,
         "Divide all learning rates by 10 after this part of the training (0 to 1), with a constant schedule; 2/3 from "
-        "scratch: the original drops "
-        "after 200 of 300 epochs. 0: never.",
+        "scratch: the original drops after 200 of 300 epochs. 0: never.",
     )
     warmup_steps: float | None = _option(
         None,
         "Steps, or a part below 1 of all. Short (a hundredth from scratch, a twentieth when fine-tuning): post-norm "
-        "transformers with Adam can otherwise "
-        "stay stuck from the first steps on.",
+        "transformers with Adam can otherwise stay stuck from the first steps on.",
     )
     num_train_epochs: float | None = _option(
         None,
@@ -238,8 +235,8 @@ class DETRTrainingArguments(TrainingArguments):
             if self.lr_drop and "lr_drop" not in self.unset:
                 raise ValueError(
                     "lr_drop goes with a constant schedule, and lr_scheduler_type is "
-                    f"{SchedulerType(self.lr_scheduler_type).value!r}. "
-                    "Set lr_scheduler_type='constant_with_warmup', or leave lr_drop out."
+                    f"{SchedulerType(self.lr_scheduler_type).value!r}. Set "
+                    "lr_scheduler_type='constant_with_warmup', or leave lr_drop out."
                 )
             self.lr_drop = None
         return name

@@ -136,13 +136,13 @@ class WholeCheckpoints:
             self._ema.best_is_loaded = True
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A checkpoint that does not fill the model by exact name is refused; Trainer would go on with what it has."""
+        """Refuses a checkpoint that does not fill the model by exact name; Trainer would go on with what it has."""
         missing, unexpected = list(load_result.missing_keys), list(load_result.unexpected_keys)
         if missing or unexpected:
             raise ValueError(
                 f"The checkpoint does not fit the model: {len(missing)} tensors are missing ({missing[:3]}), "
-                f"{len(unexpected)} unknown "
-                f"({unexpected[:3]}). Build the model as it was when the checkpoint was written."
+                f"{len(unexpected)} unknown ({unexpected[:3]}). Build the model as it was when the checkpoint "
+                "was written."
             )
 
 

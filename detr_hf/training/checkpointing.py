@@ -82,7 +82,7 @@ def remove_leftovers(output_dir: Path) -> None:
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
-    """The folders named as checkpoints, the oldest first; complete or not."""
+    """Returns the folders named as checkpoints, the oldest first; complete or not."""
     if not output_dir.is_dir():
         return []
     found = [
@@ -107,7 +107,7 @@ def delete_old_checkpoints(output_dir: Path, keep: int | None, best: str | None)
 
 
 def fault_of(checkpoint: Path) -> str | None:
-    """What keeps a checkpoint from being resumed from; None when it is whole.
+    """Returns what keeps a checkpoint from being resumed from; None when it is whole.
 
     Those of this package are compared with their manifest; those of plain Trainer must have a state that can be read
     and weights that open.
@@ -136,8 +136,7 @@ def fault_of(checkpoint: Path) -> str | None:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint of a folder that is whole; incomplete ones are named in the log and passed over. None if
-    there is none."""
+    """Returns the newest checkpoint of a folder that is whole, or None; the log names incomplete ones on the way."""
     for checkpoint in reversed(checkpoints_in(Path(output_dir))):
         fault = fault_of(checkpoint)
         if fault is None:
@@ -147,15 +146,14 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def cannot_write(final: Path, error: Exception) -> CheckpointError:
-    """The error to raise when writing `final` failed."""
+    """Returns the error to raise when writing `final` failed."""
     folder = final.parent
     free = f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free" if folder.is_dir() else "the folder is gone"
     last = last_complete_checkpoint(folder)
     advice = f"The last complete checkpoint is {last}" if last else "There is no earlier checkpoint"
     return CheckpointError(
         f"{final} could not be written ({type(error).__name__}: {error}); {free} in {folder}. {advice}; nothing "
-        "partial was left. Make room "
-        "(or lower save_total_limit) and start again with resume_from_checkpoint=True."
+        "partial was left. Make room (or lower save_total_limit) and start again with resume_from_checkpoint=True."
     )
 
 

@@ -38,7 +38,7 @@ class LossParts:
         self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def drain(self, accelerator: Any, prefix: str = "") -> dict[str, float]:
-        """Means since the last call, over all processes; call it in every process."""
+        """Returns means since the last call, over all processes; call it in every process."""
         names = (*self.NAMES, "class_error")  # the same in every process, whatever each has seen
         zero = torch.zeros((), device=accelerator.device)
         sums = [torch.as_tensor(self._sums.get(name, zero)).to(accelerator.device) for name in names]
@@ -65,13 +65,13 @@ def describe_batch(inputs: Mapping[str, Any], file_names: Mapping[Any, str]) -> 
 
 
 def image_id_of(label: Mapping[str, Any]) -> Any:
-    """The id of a target's picture, as a number or string; None where there is none."""
+    """Returns the id of a target's picture, as a number or string; None where there is none."""
     image_id = label.get("image_id")
     return int(image_id) if isinstance(image_id, Tensor) else image_id
 
 
 def describe_parts(parts: Mapping[str, Tensor]) -> str:
-    """The parts of a loss, as text."""
+    """Returns the parts of a loss, as text."""
     shown = (name for name in LossParts.NAMES if name in parts and name.startswith("loss"))
     return ", ".join(f"{name} {float(parts[name].detach()):.4g}" for name in shown)
 

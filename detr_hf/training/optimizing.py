@@ -9,7 +9,7 @@ GROUPS = ("transformer", "backbone", "class_head")  # the first is the one whose
 
 
 def parameter_groups(model: nn.Module, rates: dict[str, float], weight_decay: float) -> list[dict]:
-    """The trainable parameters in groups with a `name`, `lr` and `weight_decay`; empty groups are left out.
+    """Returns the trainable parameters in groups with a `name`, `lr` and `weight_decay`; empty groups are left out.
 
     As in the original, a name that contains "backbone" is the backbone's, and weight decay is on all. The class head
     has its own group.
@@ -34,7 +34,7 @@ def _group_of(name: str) -> str:
 def drop_schedule(
     optimizer: torch.optim.Optimizer, warmup_steps: int, drop_step: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, constant, and a tenth from `drop_step` on."""
+    """Returns a schedule: linear warm-up, constant, and a tenth from `drop_step` on."""
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, partial(_drop_factor, warmup_steps=warmup_steps, drop_step=drop_step)
     )

@@ -90,7 +90,7 @@ def check_classes(model: Any, id2label: Mapping[int, str] | None) -> None:
 
 
 def check_splits(args: Any, train: Any, validation: Any) -> None:
-    """Says what is missing before Trainer does, in words of the data.
+    """Raises before Trainer does, in words of the data, where a split is missing or empty.
 
     Raises:
         ValueError: there is nothing to train or evaluate on.

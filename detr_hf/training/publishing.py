@@ -203,7 +203,7 @@ class HubPublishing:
         return facts | {key: value for key, value in named.items() if value}
 
     def _evaluation_facts(self, data: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Returns the numbers of these weights: of the last evaluation, or as logged for the best checkpoint."""
+        """Returns the numbers of the weights as they are: of the last evaluation, or the best step's logged ones."""
         name = data["name"] if data else "the validation split"
         where = {"dataset": name, "type": str((data or {}).get("hub_id") or name)}
         if self._evaluated_step == self.state.global_step and self.last_evaluation is not None:
@@ -267,7 +267,7 @@ def _has_pictures(rows: Any) -> bool:
 
 
 def _without_pickles(folder: str, names: list[str]) -> list[str]:
-    """Of a checkpoint, `training_args.bin` alone has no use elsewhere: resuming builds the arguments anew."""
+    """Returns what of a checkpoint has no use elsewhere: `training_args.bin`, as resuming builds them anew."""
     return [name for name in names if name == "training_args.bin"]
 
 

@@ -69,7 +69,7 @@ class HyperparameterSearch:
 
 
 def metric_of(metrics: Mapping[str, float], name: str) -> float:
-    """The metric `name` of an evaluation, with or without its prefix.
+    """Returns the metric `name` of an evaluation, with or without its prefix.
 
     Raises:
         ValueError: it was not measured.

@@ -49,7 +49,7 @@ class SeededDataset(Dataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
 
     def set_epoch(self, epoch: int) -> None:
-        """Another augmentation for each epoch."""
+        """Starts another augmentation, that of the epoch."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class SeededStream(IterableDataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Another order and augmentation for each epoch."""
+        """Starts another order and augmentation, those of the epoch."""
         self._epoch.fill_(epoch)
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
@@ -89,7 +89,7 @@ class SeededStream(IterableDataset):
 
 
 def seeded(dataset: Any, seed: int) -> SeededDataset | SeededStream:
-    """The data set with a generator for each row."""
+    """Returns the data set with a generator for each row."""
     return SeededStream(dataset, seed) if isinstance(dataset, IterableDataset) else SeededDataset(dataset, seed)
 
 

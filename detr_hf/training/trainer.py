@@ -247,8 +247,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             if not torch.isfinite(loss).all():
                 raise NonFiniteLossError(
                     f"The loss is {float(loss.detach())} at step {self.state.global_step + 1} "
-                    f"({describe_parts(parts)}). The batch: "
-                    f"{describe_batch(batch, self._file_names(labels))}. {self._what_is_safe()}"
+                    f"({describe_parts(parts)}). The batch: {describe_batch(batch, self._file_names(labels))}. "
+                    f"{self._what_is_safe()}"
                 )
         return (loss, outputs) if return_outputs else loss
 

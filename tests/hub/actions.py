@@ -1,4 +1,4 @@
-"""What the tests do in the process that talks to the loopback Hub: functions of plain data."""
+"""What the tests do in the process that talks to the loopback Hub: functions of plain data, and no tests."""
 
 import hashlib
 import json

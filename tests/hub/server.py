@@ -1,5 +1,7 @@
 """A loopback server that speaks the Hub's HTTP API to the real `huggingface_hub` client, with switches for faults.
 
+No tests are here: `conftest.py` starts it for those that need a Hub.
+
 It keeps repositories in memory: commits with their files, branches, private and public ones, owners and tokens, LFS
 objects that are uploaded before the commit that names them. It checks what the Hub checks (digests of uploads, the
 parent of a commit, rights, the metadata of a card), so that a push that the Hub would refuse is refused here.

@@ -1,5 +1,5 @@
-"""Trains in a child process that saves at every step, kills it at random moments, and resumes: `python -m
-tests.training.killed FOLDER KILLS`.
+"""A script, with no tests: `python -m tests.training.killed FOLDER KILLS` trains in a child process that saves at
+every step, kills it at random moments, and resumes.
 
 The children are forked from a process that has imported everything, so a kill costs a second. Prints one line of JSON.
 """
