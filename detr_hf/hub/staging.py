@@ -17,7 +17,7 @@ from typing import Any
 
 from ..checkpoints.conversion import processor_for_transformers
 from ..model.configuration_detr import NOT_PLAIN_DETR
-from ..model.modeling_detr import AUTO_MAP
+from ..model.heads_detr import AUTO_MAP
 from ..processing.image_processing_base_detr import CLASS_OF_BACKEND
 from .card import render_card
 from .manifest import write_manifest
