@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         generalized_box_iou as generalized_box_iou,
     )
     from .configuration_detr import DETRConfig as DETRConfig
-    from .heads_detr import HEADS as HEADS, Head as Head
     from .loss_detr import (
         HungarianMatcher as HungarianMatcher,
         Matches as Matches,

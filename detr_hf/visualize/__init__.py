@@ -1,4 +1,4 @@
-"""Pictures of what a model found, drawn with Pillow."""
+"""Images of what is there and what a model found, drawn with Pillow."""
 
 from typing import TYPE_CHECKING
 
