@@ -66,17 +66,17 @@ def register_auto_classes() -> None:
 
     from .model import modeling_detr
     from .model.configuration_detr import DETRConfig
-    from .model.heads_detr import HEADS
+    from .model.heads_detr import MODEL_CLASSES
     from .model.pretrained_detr import DETRPreTrainedModel
     from .processing.image_processing_detr import DETRImageProcessor, DETRImageProcessorPil
 
     DETRPreTrainedModel.workshop = Workshop
     transformers.AutoConfig.register(DETRConfig.model_type, DETRConfig, exist_ok=True)
-    for head in HEADS:
-        auto_class = getattr(transformers, head.auto_class)
-        auto_class.register(DETRConfig, getattr(modeling_detr, head.model), exist_ok=True)
+    for model in MODEL_CLASSES:
+        auto_class = getattr(transformers, model.auto_class)
+        auto_class.register(DETRConfig, getattr(modeling_detr, model.name), exist_ok=True)
         # the pipelines ask this table whether a class is supported, and log an error for one registered from outside
-        getattr(modeling_auto, head.names).setdefault(DETRConfig.model_type, head.model)
+        getattr(modeling_auto, model.names).setdefault(DETRConfig.model_type, model.name)
     processors = {"torchvision": DETRImageProcessor, "pil": DETRImageProcessorPil}
     transformers.AutoImageProcessor.register(DETRConfig, image_processor_classes=processors, exist_ok=True)
 

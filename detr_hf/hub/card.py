@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from ..model.heads_detr import DETECTION, HEADS
+from ..model.heads_detr import MODEL_CLASSES
 
 WRITTEN_HERE = "<!-- Written by detr_hf from facts.json. -->"
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
@@ -58,7 +58,8 @@ def task_of(facts: Mapping[str, Any]) -> str:
     if facts.get("task"):
         return facts["task"]
     auto_class = facts["model"].get("auto_class")
-    return next((head.task for head in HEADS if head.auto_class == auto_class and head.task), DETECTION.task)
+    tasks = {model.auto_class: model.task for model in MODEL_CLASSES}
+    return tasks.get(auto_class) or "object-detection"
 
 
 def _results(facts: Mapping[str, Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..model.heads_detr import head_of
+from ..model.heads_detr import AUTO_MAP
 
 LIBRARIES = ("torch", "timm", "transformers")
 _FIELDS = (
@@ -77,11 +77,12 @@ def model_facts(model: Any) -> dict[str, Any]:
     """Returns architecture, classes and size."""
     config = model.config
     kind = type(model).__name__
+    auto = next((auto for auto, path in AUTO_MAP.items() if path.endswith(f".{kind}")), "AutoModelForObjectDetection")
     aids = [part for part in ("training_aids",) if hasattr(model, part)]
     aid_numbers = sum(tensor.numel() for part in aids for tensor in getattr(model, part).parameters())
     return {
         "class": kind,
-        "auto_class": head_of(kind).auto_class,
+        "auto_class": auto,
         **{name: getattr(config, name) for name in _FIELDS},
         "labels": [config.id2label[label] for label in sorted(config.id2label)],
         "parameters": sum(tensor.numel() for tensor in model.parameters()) - aid_numbers,
