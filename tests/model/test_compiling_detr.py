@@ -58,7 +58,7 @@ def test_bfloat16_stays_near_float32(model):
 @pytest.fixture
 def shallow() -> DETRForObjectDetection:
     """A model that is traced quickly."""
-    return tiny_model(backbone="test_resnet", enc_layers=1, dec_layers=1)
+    return tiny_model(enc_layers=1, dec_layers=1)
 
 
 def test_one_graph_serves_every_size_and_batch(shallow, counting_backend):
