@@ -1,5 +1,5 @@
 # make demo   detect objects in a picture with the model that ships in the package
-# make test   the test suite, in under ten minutes on two cores
+# make test   the test suite, in under ten minutes on two cores; make test-processors, a part of it as three processors
 # Each makes its own virtual environment first; the second run of either finds it made.
 
 PYTHON ?= python3

@@ -32,6 +32,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "first",
     [
+        "import transformers; import detr_hf",
         "import detr_hf; from transformers import AutoImageProcessor",
         "import detr_hf; import transformers.models.auto.configuration_auto",
         "import detr_hf; from transformers import Trainer, pipeline",
