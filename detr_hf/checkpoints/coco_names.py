@@ -40,6 +40,3 @@ def id2label_for(num_classes: int) -> dict[int, str]:
 
 def _parse(table: str) -> dict[int, str]:
     return {int(number): name for number, name in (entry.split(" ", 1) for entry in table.split(","))}
-
-
-__all__ = ["NUM_DETECTION_CLASSES", "NUM_PANOPTIC_CLASSES", "UNUSED", "id2label_for"]

@@ -363,6 +363,3 @@ def _count(state_dict: dict[str, Tensor], pattern: str) -> int:
     """Returns one more than the greatest index that `pattern` captures at the start of any name."""
     found = (re.match(pattern, name) for name in state_dict)
     return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
-__all__ = ["config_from_shapes", "config_from_transformers", "resnet_from_shapes"]

@@ -111,6 +111,3 @@ def _move(scratch: Path, dst: Path) -> None:
             stale.unlink()
     for file in scratch.iterdir():
         shutil.move(file, dst / file.name)
-
-
-__all__ = ["FORMATS", "convert", "processor_for_transformers"]

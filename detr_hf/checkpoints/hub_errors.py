@@ -152,6 +152,3 @@ def _has_token(token: str | bool | None) -> bool:
     from huggingface_hub import get_token
 
     return bool(token) if isinstance(token, str) or token is False else get_token() is not None
-
-
-__all__ = ["chain", "explain", "explained", "is_transport_error", "status_of"]

@@ -200,13 +200,3 @@ def _put(tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:
     if name in tensors:
         raise ValueError(f"Two tensors of the checkpoint are both {name!r}: it mixes the layouts of several models.")
     tensors[name] = tensor
-
-
-__all__ = [
-    "Renamed",
-    "detect_layout",
-    "own_from_transformers",
-    "rename",
-    "timm_from_transformers_resnet",
-    "transformers_from_own",
-]

@@ -115,6 +115,3 @@ def _wanted(saved: DETRConfig, config: PreTrainedConfig | str | Path | None, cha
     if changes.get("id2label") is not None and changes.get("label2id") is None:
         changes.pop("label2id", None)
     return DETRConfig.from_dict(fields | changes)
-
-
-__all__ = ["prepare_loading"]

@@ -53,6 +53,3 @@ def processor_of(checkpoint: Any, hub: Hub | None = None) -> "DETRImageProcessor
 def _has_processor(source: str | Path, hub: Hub) -> bool:
     """Whether a checkpoint has a file of an image processor, readable or not; an error where it is out of reach."""
     return any(find_file(source, name, hub) is not None for name in PROCESSOR_FILES)
-
-
-__all__ = ["PROCESSOR_FILES", "processor_of"]

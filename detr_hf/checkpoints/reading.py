@@ -215,6 +215,3 @@ def _hub(subfolder, revision, token, cache_dir, force_download, local_files_only
     if proxies:
         logger.warning("proxies is not used: huggingface_hub takes its proxy from the environment (HTTPS_PROXY).")
     return Hub(subfolder or "", revision, token, cache_dir, force_download, local_files_only)
-
-
-__all__ = ["FOREIGN_TYPES", "Checkpoint", "is_foreign", "read_checkpoint"]

@@ -115,6 +115,3 @@ def _describe_classes(old: list[str], new: list[str], sources: list[int | None])
         f"The class head is new, for {len(new)} classes instead of {len(old)}: {kept}, the no-object row is kept, "
         f"{len(new) - len(copied)} rows are random and need training."
     )
-
-
-__all__ = ["adapt_heads", "fits"]

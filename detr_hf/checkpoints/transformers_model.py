@@ -196,6 +196,3 @@ def _refuse_other_outputs(model: DETRForObjectDetection, theirs: PreTrainedModel
             f"{logits:.2g}, boxes by {boxes:.2g}. It probably builds the backbone {ours.config.backbone!r} "
             "differently. Keep this model in detr_hf."
         )
-
-
-__all__ = ["to_transformers"]

@@ -278,17 +278,3 @@ def _describe(content: Any) -> str:
     if isinstance(content, dict):
         return f"a dict with {', '.join(repr(key) for key in list(content)[:5]) or 'nothing'}"
     return f"a {type(content).__name__}"
-
-
-__all__ = [
-    "FILE_SUFFIXES",
-    "PICKLE_SUFFIXES",
-    "Hub",
-    "check_safetensors",
-    "find_file",
-    "find_weights",
-    "local_path",
-    "read_json",
-    "read_pickle",
-    "read_tensors",
-]

@@ -5,5 +5,3 @@ A verb's module imports typer and the standard library only, and what it works w
 """
 
 from .main import main
-
-__all__ = ["main"]

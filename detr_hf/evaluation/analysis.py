@@ -170,6 +170,3 @@ def precision_recall(
         "classes": classes,
         "mean": mean,
     }
-
-
-__all__ = ["ERRORS", "Mistakes", "box_iou_xywh", "count_mistakes", "precision_recall"]

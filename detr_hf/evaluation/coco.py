@@ -283,16 +283,3 @@ def _metrics_of_nothing(truth: dict[str, Any], backend: str) -> CocoMetrics:
     summary = {name: 0.0 if present.get(name[-1], bool(areas)) else math.nan for name in METRIC_NAMES}
     rows = {category_id: (0.0 if count else math.nan,) * 2 for category_id, count in counts.items()}
     return CocoMetrics(summary, _per_class(truth, rows), len(truth["images"]), backend)
-
-
-__all__ = [
-    "BACKENDS",
-    "METRIC_NAMES",
-    "SHAPES",
-    "CocoMetrics",
-    "EvaluationArrays",
-    "choose_backend",
-    "coco_metrics",
-    "evaluate_boxes",
-    "evaluation_arrays",
-]

@@ -250,6 +250,3 @@ def _truth_rows(label: Mapping[str, Any], number: int, size_hw: tuple[int, int])
         resized_h, resized_w = torch.as_tensor(label["size"]).flatten().tolist()
         rows["area"] = label["area"].float().cpu().numpy() * (height * width / (resized_h * resized_w))
     return rows
-
-
-__all__ = ["MAX_DETECTIONS", "DetectionEvaluator"]

@@ -132,6 +132,3 @@ def metrics_dict(
     if curves is not None:
         content["precision_recall"] = dict(curves)
     return content
-
-
-__all__ = ["DESCRIPTIONS", "Evaluation", "metrics_dict", "metrics_table"]

@@ -101,6 +101,3 @@ def coco_results(
             }
         )
     return results
-
-
-__all__ = ["coco_results", "read_results", "results_array", "write_results"]

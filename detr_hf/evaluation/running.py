@@ -288,6 +288,3 @@ def with_classes_of_data(logits: torch.Tensor, columns: list[int], labels: list[
     result[..., labels] = probabilities[..., columns]
     result[..., -1] = (1 - result[..., :-1].sum(-1)).clamp(min=0)
     return result.clamp(min=torch.finfo(result.dtype).tiny).log()
-
-
-__all__ = ["evaluate", "evaluate_results", "labels_by_name", "rows_of", "with_classes_of_data"]

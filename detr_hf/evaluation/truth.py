@@ -62,6 +62,3 @@ def _annotations(row: Mapping[str, Any], first: int) -> list[dict[str, Any]]:
             }
         )
     return annotations
-
-
-__all__ = ["coco_truth", "ground_truth_of"]

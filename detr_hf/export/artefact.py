@@ -128,17 +128,3 @@ def megabytes(path: Path) -> float:
     """Returns the size of an artefact in megabytes, with the weights that lie beside an OpenVINO graph."""
     files = {path, path.with_suffix(".bin")}
     return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
-
-
-__all__ = [
-    "FORMAT_OF",
-    "METADATA_KEY",
-    "OPENVINO_GRAPH",
-    "OUTPUT_OF",
-    "SUFFIX_OF",
-    "ArtefactInfo",
-    "each_field",
-    "find_artefact",
-    "megabytes",
-    "predictions_of",
-]

@@ -199,6 +199,3 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
         if path.suffix == SUFFIX_OF["executorch"]:
             path.with_suffix(".json").unlink(missing_ok=True)
-
-
-__all__ = ["DTYPES_OF", "describe", "export_model"]

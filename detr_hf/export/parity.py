@@ -210,6 +210,3 @@ def _in_words(differences: Mapping[str, Difference], template: str, digits: int)
 
 def _listed(phrases: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
-
-
-__all__ = ["Case", "Difference", "Parity", "calibration_cases", "check_parity", "parity_cases"]

@@ -174,6 +174,3 @@ def resized_pixels(pixels: np.ndarray, hw: tuple[int, int], resample: int) -> np
         return np.asarray(PIL.Image.fromarray(np.ascontiguousarray(pixels)).resize(width_height, method))
     planes = [PIL.Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels.transpose(2, 0, 1)]
     return np.stack([np.asarray(plane.resize(width_height, method)) for plane in planes], axis=-1)
-
-
-__all__ = ["NumpyProcessor", "detections_of", "read_pixels", "resized_pixels", "sigmoid", "softmax"]

@@ -234,6 +234,3 @@ def _extra_file(path: Path) -> str | None:
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is damaged or no file of torch.export: {error}.") from error
     return None
-
-
-__all__ = ["Runtime", "inputs_of", "load_runtime"]

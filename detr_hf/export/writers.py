@@ -220,6 +220,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-__all__ = ["WRITERS", "DetectionGraph"]

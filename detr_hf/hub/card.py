@@ -130,6 +130,3 @@ def number(value: Any, digits: int = 3) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not math.isnan(value)
-
-
-__all__ = ["WRITTEN_HERE", "cell", "code", "metadata", "number", "render_card", "task_of"]

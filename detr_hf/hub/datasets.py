@@ -55,6 +55,3 @@ def push_dataset(
 def _split_name(name: str) -> str:
     """Returns a name that the Hub takes for a split: letters, digits, underscores and dots."""
     return "".join(sign if sign.isalnum() or sign in "_." else "_" for sign in name)
-
-
-__all__ = ["push_dataset"]

@@ -138,6 +138,3 @@ def hardware_name() -> str:
 def _is_hub_id(source: str) -> bool:
     """Whether this is `owner/name` of a repository rather than a path here."""
     return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
-
-
-__all__ = ["data_facts_of", "facts_of", "hardware_name", "library_versions", "model_facts"]

@@ -77,6 +77,3 @@ def draw_curves(log_history: list[dict[str, Any]]) -> Image.Image | None:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer).convert("RGB")
-
-
-__all__ = ["draw_curves", "draw_examples"]

@@ -137,6 +137,3 @@ def _weights(name_or_path: str | Path, hub: Hub) -> list[Path]:
         return find_weights(name_or_path, hub)
     except FileNotFoundError:
         return []
-
-
-__all__ = ["MANIFEST", "Verified", "read_manifest", "verified_arguments", "verify", "write_manifest"]

@@ -265,6 +265,3 @@ def validation_rows(data: Any) -> Any:
             if split_kind(name) == kind:
                 return data[name]
     return None
-
-
-__all__ = ["Publication", "commit_folder", "lay_out", "make_repository", "push", "validation_rows"]

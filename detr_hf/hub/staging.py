@@ -115,6 +115,3 @@ def _enter(path: Path, **fields: Any) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON as transformers does: indented, in Unicode, with a newline at the end."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-__all__ = ["CARD", "CURVES", "EXAMPLES", "FACTS", "FORMATS", "LABELS", "OWNED", "add_code", "stage", "write_json"]

@@ -177,6 +177,3 @@ class ArtefactBackend:
             f"{self.path.name}: {info.model}, {len(info.id2label)} classes, {info.num_queries} queries, "
             f"{info.dtype}, {info.format}, {self.model.device}"
         )
-
-
-__all__ = ["ArtefactBackend", "Backend", "ModelBackend"]

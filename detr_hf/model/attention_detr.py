@@ -94,6 +94,3 @@ class MultiheadAttention(nn.Module):
 
     def _split_heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, M, S, D/M)
-
-
-__all__ = ["MultiheadAttention", "eager_attention"]

@@ -202,6 +202,3 @@ def build_backbone(config: DETRConfig, return_interm_layers: bool = False) -> Jo
     [2048]
     """
     return Joiner(Backbone(config, return_interm_layers), build_position_encoding(config))
-
-
-__all__ = ["Backbone", "FrozenBatchNorm2d", "Joiner", "build_backbone"]

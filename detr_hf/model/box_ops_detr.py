@@ -56,6 +56,3 @@ def generalized_box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
     hull_height = torch.maximum(bottom1, bottom2) - torch.minimum(top1, top2)
     hull = hull_width * hull_height
     return iou - (hull - union) / hull.clamp(min=torch.finfo(hull.dtype).tiny)
-
-
-__all__ = ["box_cxcywh_to_xyxy", "box_iou", "box_xyxy_to_cxcywh", "generalized_box_iou"]

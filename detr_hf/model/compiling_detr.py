@@ -110,6 +110,3 @@ def _checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if found is not None and found not in DTYPES.values():
         raise ValueError(f"dtype is {dtype!r}; expected None or one of {', '.join(DTYPES)}.")
     return found
-
-
-__all__ = ["bfloat16_hardware", "optimize_for_inference", "warn_of_slow_bfloat16"]

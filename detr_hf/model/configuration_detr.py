@@ -349,6 +349,3 @@ def _choice_error(name: str, value: str, choices, listing: str = "") -> str:
     nearest = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.0)[0]
     listing = listing or f"the choices are {', '.join(sorted(choices))}"
     return f"{name}={value!r} is not known; {listing}. Did you mean {nearest!r}?"
-
-
-__all__ = ["DETRConfig"]

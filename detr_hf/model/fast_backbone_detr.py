@@ -284,6 +284,3 @@ def fold_norm(convolution: nn.Conv2d, norm: nn.Module) -> None:
     folded = folded.contiguous(memory_format=torch.channels_last)
     convolution.weight = nn.Parameter(folded, requires_grad=False)
     convolution.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
-
-
-__all__ = ["FoldsForInference", "InferenceBody", "find_pairs", "fold_norm"]

@@ -175,6 +175,3 @@ def _is_fusable(conv: nn.Module, norm: nn.Module, activation: nn.Module) -> bool
 
 def _is_plain(conv: nn.Module) -> bool:
     return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-
-
-__all__ = ["FusedResidualBlock", "FusedStem", "fuse_blocks"]

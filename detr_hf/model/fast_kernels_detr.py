@@ -114,6 +114,3 @@ def only_runs() -> bool:
         or is_in_torch_dispatch_mode()
         or torch._C._are_functorch_transforms_active()
     )
-
-
-__all__ = ["FusedKernels", "agree", "allowed_on", "fused_kernels", "kernels_for", "only_runs"]

@@ -176,5 +176,3 @@ def _has_amx() -> bool:
 # transformers' table of attention implementations, with ours in the place of "sdpa" for this model alone.
 ATTENTION_FUNCTIONS = AttentionInterface()
 ATTENTION_FUNCTIONS["sdpa"] = sdpa_attention
-
-__all__ = ["ATTENTION_FUNCTIONS", "Linear", "attention_by_rows", "sdpa_attention", "use_fast_layers"]

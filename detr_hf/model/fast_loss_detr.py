@@ -122,6 +122,3 @@ def _planar(boxes: Tensor) -> Tensor:
 def _area(size: Tensor) -> Tensor:
     width, height = size
     return width * height
-
-
-__all__ = ["ClassScores", "matching_cost"]

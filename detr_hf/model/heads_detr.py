@@ -34,5 +34,3 @@ AUTO_MAP = {
     "AutoConfig": "configuration_detr.DETRConfig",
     **{model.auto_class: f"modeling_detr.{model.name}" for model in MODEL_CLASSES},
 }
-
-__all__ = ["AUTO_MAP", "MODEL_CLASSES", "ModelClass"]

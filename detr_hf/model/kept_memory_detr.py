@@ -79,6 +79,3 @@ def _counts_uses() -> bool:
     except (AttributeError, RuntimeError, TypeError) as error:
         logger.debug("Memory of feature maps is not kept: %s", error)
         return False
-
-
-__all__ = ["KeptMemory"]

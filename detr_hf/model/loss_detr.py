@@ -213,6 +213,3 @@ def _name_by_layer(parts: dict[str, Tensor]) -> dict[str, Tensor]:
         losses[name] = last
         losses.update({f"{name}_{layer}": value for layer, value in enumerate(earlier)})
     return losses
-
-
-__all__ = ["KnownObjects", "SetCriterion", "share_of_sums"]

@@ -203,6 +203,3 @@ def _refuse_faults(faults: Tensor, num_classes: int) -> None:
         "the image. Divide pixel coordinates by width and height, or let the image processor convert the "
         "annotations."
     )
-
-
-__all__ = ["HungarianMatcher", "Matches", "PackedTargets"]

@@ -377,10 +377,3 @@ class DETRForObjectDetection(DETRModel):
         if self.workshop is None:
             raise ImportError("to_transformers() needs the package detr_hf: pip install detr_hf, then import detr_hf.")
         return self.workshop.to_transformers(self)
-
-
-__all__ = [
-    "MLP",
-    "DETRForObjectDetection",
-    "DETRModel",
-]

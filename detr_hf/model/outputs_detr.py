@@ -104,6 +104,3 @@ class Decoded:
     def mask(self) -> Tensor | None:
         """The mask of the last feature map, True on the image; None without padding."""
         return self.features[-1][1]
-
-
-__all__ = ["DETRModelOutput", "DETRObjectDetectionOutput", "Decoded"]

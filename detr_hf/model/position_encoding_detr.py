@@ -99,6 +99,3 @@ def build_position_encoding(config: DETRConfig) -> nn.Module:
     if config.position_embedding == "sine":
         return PositionEmbeddingSine(config.hidden_dim // 2)
     return PositionEmbeddingLearned(config.hidden_dim // 2, config.num_position_embeddings)
-
-
-__all__ = ["PositionEmbeddingLearned", "PositionEmbeddingSine", "build_position_encoding"]

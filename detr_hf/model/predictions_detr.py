@@ -15,6 +15,3 @@ class Predictions(NamedTuple):
     logits: Any
     boxes_cxcywh_norm: Any
     masks: Any = None
-
-
-__all__ = ["Predictions"]

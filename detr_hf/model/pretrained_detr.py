@@ -218,6 +218,3 @@ def _init_backbone(backbone: Backbone) -> None:
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
-
-
-__all__ = ["DETRPreTrainedModel"]

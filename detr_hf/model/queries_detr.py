@@ -81,6 +81,3 @@ def attend_within_groups(
         result, _ = attention(queries, queries, values, mask, output_attentions=masked)
         attended.append(result.unflatten(0, (-1, query_set.groups)).flatten(1, 2))
     return torch.cat(attended, dim=1)
-
-
-__all__ = ["DecoderQueries", "QuerySet", "attend_within_groups"]

@@ -78,6 +78,3 @@ def _read_weights(config: DETRConfig, name: str, arguments: dict[str, Any]) -> d
             "num_channels."
         )
     return {key: tensor for key, tensor in state_dict.items() if key in classifier.state_dict()}
-
-
-__all__ = ["create_timm_body"]

@@ -253,14 +253,3 @@ def encoder_loss(
     """
     plain = replace(criterion, eos_coef=BACKGROUND_WEIGHT, iou_label_power=0.0)
     return plain.known_assignment(predictions, objects)
-
-
-__all__ = [
-    "DenoisingQueries",
-    "FeatureFrame",
-    "TrainingAids",
-    "assign_tokens",
-    "encoder_loss",
-    "forward_with_aids",
-    "sine_of_boxes",
-]

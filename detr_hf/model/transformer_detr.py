@@ -226,13 +226,3 @@ def build_transformer(config: DETRConfig) -> Transformer:
     (6, 6)
     """
     return Transformer(config)
-
-
-__all__ = [
-    "Transformer",
-    "TransformerDecoder",
-    "TransformerDecoderLayer",
-    "TransformerEncoder",
-    "TransformerEncoderLayer",
-    "build_transformer",
-]

@@ -328,6 +328,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, (np.ndarray, Tensor)) and math.prod(value.shape) == 1):
         return value.item()
     return value
-
-
-__all__ = ["assemble_target", "check_annotations", "detection_target", "panoptic_target"]

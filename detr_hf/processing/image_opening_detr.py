@@ -150,6 +150,3 @@ def _warn_once(message: str) -> None:
 def _shorten(text: str) -> str:
     text = os.fsdecode(text)
     return text if len(text) <= 200 else f"{text[:120]}... ({len(text)} characters)"
-
-
-__all__ = ["PICTURE_SUFFIXES", "opened_image", "upright_image"]

@@ -370,6 +370,3 @@ def _as_numpy(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _as_numpy(item) for key, item in value.items()}
     return [_as_numpy(item) for item in value] if isinstance(value, list) else value
-
-
-__all__ = ["DETRImageProcessingMixin", "DETRImageProcessorKwargs"]

@@ -61,6 +61,3 @@ class DETRImageProcessorPil(DETRImageProcessingMixin, PilBackend):
             channels = (PIL.Image.fromarray(np.ascontiguousarray(array[..., c])) for c in range(array.shape[-1]))
             resized = np.stack([np.array(channel.resize(width_height, resample)) for channel in channels], axis=-1)
         return torch.from_numpy(resized)
-
-
-__all__ = ["DETRImageProcessor", "DETRImageProcessorPil"]

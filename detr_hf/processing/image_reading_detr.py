@@ -211,6 +211,3 @@ def _to_rgb(pixels: Tensor, name: str, expects_0_255: bool) -> Tensor:
 
 def _shown(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
-
-
-__all__ = ["read_images"]

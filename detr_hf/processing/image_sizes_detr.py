@@ -72,6 +72,3 @@ def _shortest_edge_hw(image_hw: tuple[int, int], shortest: int, longest: int | N
 
 def _at_least_one(hw: tuple[int, int]) -> tuple[int, int]:
     return max(1, hw[0]), max(1, hw[1])
-
-
-__all__ = ["RESIZE_RULES", "check_resize_rule", "resized_hw"]

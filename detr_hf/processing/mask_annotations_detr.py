@@ -243,6 +243,3 @@ def _read_panoptic_png(path: Path, image_hw: tuple[int, int], image_name: str) -
             f"{image_name}: {path} has mode {mode!r}; segment ids are coded in the colours of an RGB PNG."
         )
     return colours @ np.array([1, 256, 65536])
-
-
-__all__ = ["masks_to_boxes", "object_masks", "panoptic_masks", "resize_masks"]

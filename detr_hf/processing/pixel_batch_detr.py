@@ -155,6 +155,3 @@ def pixel_mask(sizes_hw: list[tuple[int, int]], canvas_hw: tuple[int, int], devi
     heights, widths = torch.tensor(sizes_hw, device=device).unbind(1)
     rows, columns = torch.arange(canvas_hw[0], device=device), torch.arange(canvas_hw[1], device=device)
     return (rows < heights[:, None])[:, :, None] & (columns < widths[:, None])[:, None, :]
-
-
-__all__ = ["BatchMemory", "BatchWriter", "padded_hw", "pixel_mask", "scale_and_shift"]

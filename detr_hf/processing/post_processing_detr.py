@@ -94,6 +94,3 @@ def target_sizes_hw(
             f"There are {len(target_sizes)} target_sizes for {num_images} images: expected one for each image."
         )
     return target_sizes.to(device, torch.float32)
-
-
-__all__ = ["check_threshold", "detections", "target_sizes_hw"]

@@ -240,6 +240,3 @@ class DETRTrainingArguments(TrainingArguments):
                 )
             self.lr_drop = None
         return name
-
-
-__all__ = ["MODEL_OPTIONS", "RECIPES", "TRAINING_OPTIONS", "DETRTrainingArguments"]

@@ -144,6 +144,3 @@ class WholeCheckpoints:
                 f"{len(unexpected)} unknown ({unexpected[:3]}). Build the model as it was when the checkpoint "
                 "was written."
             )
-
-
-__all__ = ["WholeCheckpoints"]

@@ -155,16 +155,3 @@ def cannot_write(final: Path, error: Exception) -> CheckpointError:
         f"{final} could not be written ({type(error).__name__}: {error}); {free} in {folder}. {advice}; nothing "
         "partial was left. Make room (or lower save_total_limit) and start again with resume_from_checkpoint=True."
     )
-
-
-__all__ = [
-    "cannot_write",
-    "checkpoints_in",
-    "delete_checkpoint",
-    "delete_old_checkpoints",
-    "fault_of",
-    "finish_writing",
-    "last_complete_checkpoint",
-    "remove_leftovers",
-    "start_writing",
-]

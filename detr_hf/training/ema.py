@@ -109,6 +109,3 @@ class EMACallback(TrainerCallback):
         if self.average is not None and not self.best_is_loaded:
             self.average.copy_to(model)
         self.average = None
-
-
-__all__ = ["TRAINING_WEIGHTS", "EMACallback", "ExponentialMovingAverage"]

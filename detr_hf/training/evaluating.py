@@ -103,6 +103,3 @@ def _named(metrics: CocoMetrics, prefix: str) -> dict[str, float]:
     """Returns COCO's numbers for the log: `eval_ap`, `eval_ap50`, ...; those that are NaN are left out, but for AP."""
     named = {f"{prefix}_{name.lower()}": value for name, value in metrics.summary.items()}
     return {name: value for name, value in named.items() if not math.isnan(value) or name == f"{prefix}_ap"}
-
-
-__all__ = ["StreamingEvaluation"]

@@ -74,6 +74,3 @@ def describe_parts(parts: Mapping[str, Tensor]) -> str:
     """Returns the parts of a loss, as text."""
     shown = (name for name in LossParts.NAMES if name in parts and name.startswith("loss"))
     return ", ".join(f"{name} {float(parts[name].detach()):.4g}" for name in shown)
-
-
-__all__ = ["LossParts", "describe_batch", "describe_parts", "image_id_of"]

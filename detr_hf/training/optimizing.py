@@ -44,6 +44,3 @@ def _drop_factor(step: int, warmup_steps: int, drop_step: int) -> float:
     if step < warmup_steps:
         return step / warmup_steps
     return 1.0 if step < drop_step else 0.1
-
-
-__all__ = ["GROUPS", "drop_schedule", "parameter_groups"]

@@ -105,6 +105,3 @@ def check_splits(args: Any, train: Any, validation: Any) -> None:
             "eval_dataset, name a split validation (load_detection_dataset(..., splits={'validation': ...})), or "
             "train without measuring: eval_strategy='no'."
         )
-
-
-__all__ = ["Splits", "check_classes", "check_splits", "prepare_splits", "split_named", "splits_of_run"]

@@ -269,6 +269,3 @@ def _has_pictures(rows: Any) -> bool:
 def _without_pickles(folder: str, names: list[str]) -> list[str]:
     """Returns what of a checkpoint has no use elsewhere: `training_args.bin`, as resuming builds them anew."""
     return [name for name in names if name == "training_args.bin"]
-
-
-__all__ = ["HubPublishing"]

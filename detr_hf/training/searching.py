@@ -78,6 +78,3 @@ def metric_of(metrics: Mapping[str, float], name: str) -> float:
     if full not in metrics:
         raise ValueError(f"The search looks at {full!r}, and an evaluation gave only {', '.join(sorted(metrics))}.")
     return metrics[full]
-
-
-__all__ = ["HyperparameterSearch", "metric_of"]

@@ -114,6 +114,3 @@ class SeedingCallback(TrainerCallback):
         """Starts the generators that dropout draws from, on all devices; other processes have others."""
         key = (args.seed, state.global_step, args.process_index)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-
-
-__all__ = ["SeededDataset", "SeededStream", "SeedingCallback", "drawn_from", "seeded"]

@@ -320,6 +320,3 @@ def _freeze_backbone(model: nn.Module) -> None:
         if isinstance(module, Backbone):
             module.train_backbone = False
             module.freeze()
-
-
-__all__ = ["DETRTrainer"]

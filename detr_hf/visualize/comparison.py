@@ -62,6 +62,3 @@ def _drawn(image: Image.Image, objects: DrawnObjects, id2label: Mapping[int, str
     labels = [int(label) for label in objects.labels]
     names = [id2label.get(label, f"? {label}") for label in labels]
     return draw_boxes(small, boxes, names, labels=labels, scores=objects.scores)
-
-
-__all__ = ["Comparison", "DrawnObjects", "comparison_grid"]

@@ -48,6 +48,3 @@ def fit_image(image: Image.Image, side: int) -> Image.Image:
     """Returns the image in its proportions, as large as a square of `side` pixels allows."""
     scale = side / max(image.size)
     return image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)))
-
-
-__all__ = ["CAPTION_PX", "fit_image", "tile_grid"]
