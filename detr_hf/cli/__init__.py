@@ -4,4 +4,4 @@ A verb's module imports typer and the standard library only, and what it works w
 `detr-hf --help` answers at once. Exit codes: 0 when all went well, 1 when something failed, 2 for a wrong call.
 """
 
-from .main import main
+from .main import main as main
