@@ -91,6 +91,7 @@ def summary() -> str:
     )
 
 
+PHOTOGRAPHED = {"bccd": "blood cells", "cards": "playing cards"}
 PHOTOGRAPHS = (
     ("zen5", "transformers-cpu", "transformers"),
     ("h100", "", "transformers-best"),
@@ -101,17 +102,24 @@ PHOTOGRAPHS = (
 
 
 def photographs() -> str:
-    """Returns AP50 and AP of every seed on photographs."""
-    rows = []
+    """Returns AP50 and AP of every seed on photographs, and how far the recipe is above the rest."""
+    rows, best, fast = [], dict.fromkeys(PHOTOGRAPHED, 0.0), {}
     for machine, suffix, arm in PHOTOGRAPHS:
         row = [ARMS[arm], MACHINES[machine]]
-        for data in ("bccd", "cards"):
+        for data in PHOTOGRAPHED:
             ends = [run.curve[-1] for run in runs(machine, f"convergence-{data}{suffix and '-' + suffix}")[arm]]
             row += ["; ".join(f"{end[part]:.3f}" for end in ends) for part in ("AP50", "AP")]
             short = sorted({end["step"] for end in ends} - {1000})
             row[-2] += f" (one cut at {short[0]})" if short else ""
+            if arm == "fast":
+                fast[data] = min(end["AP50"] for end in ends)
+            elif not arm.startswith("fast"):
+                best[data] = max(best[data], *(end["AP50"] for end in ends))
         rows.append(row)
-    return table(["", "on", "blood cells: AP50", "AP", "playing cards: AP50", "AP"], rows)
+    heads = [f"{name}: AP50" if part == "AP50" else "AP" for name in PHOTOGRAPHED.values() for part in ("AP50", "AP")]
+    ahead = " and ".join(f"{100 * (fast[data] - best[data]):.0f} on {name}" for data, name in PHOTOGRAPHED.items())
+    note = f"In points of AP50, the worst seed of `fast` is above the best of any baseline by {ahead}."
+    return f"{table(['', 'on', *heads], rows)}\n\n{note}"
 
 
 def cost() -> str:
@@ -139,7 +147,7 @@ def digits() -> str:
 def parts() -> str:
     """Returns what each part of the recipe brings."""
     without = (f"fast_without_{part}" for part in ("encoder", "class_cost", "average", "denoising"))
-    return curves("avx2", "convergence-digits", ("fast", *without, "class_cost", "average"), 1500)
+    return curves("avx2", "convergence-digits", ("fast", *without, "class_cost", "average", "detr"), 1500)
 
 
 def options() -> str:
