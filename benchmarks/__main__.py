@@ -325,6 +325,20 @@ def convergence(
     typer.echo(summarise(path))
 
 
+@app.command()
+def tables(
+    docs: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("docs"),
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 when a page is stale.")] = False,
+) -> None:
+    """Fill the figures of the documentation in from the records."""
+    from .tables import write_tables
+
+    stale = write_tables(docs, check)
+    for path in stale:
+        typer.echo(f"{path} {'is not what the records say' if check else 'was rendered anew'}")
+    raise typer.Exit(1 if check and stale else 0)
+
+
 def _finish(context: typer.Context, name: str, record: dict[str, Any]) -> None:
     """Prints the record and writes it: one file for a command with these options, which the next run replaces."""
     from .measuring import describe, write_record
