@@ -7,62 +7,17 @@ ratio of two means.
 import ctypes
 import gc
 import json
-import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-VERSIONS = ("detr-hf", "torch", "torchvision", "transformers", "timm", "numpy", "scipy")
-ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
-
-
-def environment(device: str = "cpu") -> dict[str, Any]:
-    """Returns what the figures depend on: processor or GPU, threads, load, versions, allocator, time."""
-    found = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "allocator": {name: os.environ[name] for name in ALLOCATOR if name in os.environ} or "default",
-        "versions": {name: _version(name) for name in VERSIONS},
-    }
-    if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name()
-        found["cuda"], found["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
-    return found
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Returns what Linux says of the first processor; {} elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    fields = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
-    return {name.strip(): value.strip() for name, _, value in fields}
+from detr_hf.inference.timing import cpuinfo, environment, spread, status_bytes, synchronize, timed
 
 
 def machine_name(device: str = "cpu") -> str:
@@ -75,16 +30,16 @@ def machine_name(device: str = "cpu") -> str:
     if device.startswith("cuda") and torch.cuda.is_available():
         words = torch.cuda.get_device_name().lower().split()  # "nvidia h100 80gb hbm3"
         return next((word for word in words if any(letter.isdigit() for letter in word)), words[-1])
-    return processor_name(_cpuinfo())
+    return processor_name(cpuinfo())
 
 
-def processor_name(cpuinfo: dict[str, str]) -> str:
+def processor_name(entries: dict[str, str]) -> str:
     """Returns the same of a processor with these entries in /proc/cpuinfo."""
-    flags = cpuinfo.get("flags", "").split()
+    flags = entries.get("flags", "").split()
     if "amx_tile" in flags:
         return "amx"
-    if "avx512f" in flags and cpuinfo.get("vendor_id") == "AuthenticAMD":
-        return "zen5" if int(cpuinfo["cpu family"]) >= 26 else "zen4"
+    if "avx512f" in flags and entries.get("vendor_id") == "AuthenticAMD":
+        return "zen5" if int(entries["cpu family"]) >= 26 else "zen4"
     known = {"avx512f": "avx512", "avx2": "avx2"}
     return next((name for flag, name in known.items() if flag in flags), platform.machine())
 
@@ -97,23 +52,7 @@ def check_device(device: str) -> None:
 
 def seconds(run: Callable[[], Any], device: str = "cpu", repeats: int = 1) -> float:
     """Returns how long one call takes, with the device's work included."""
-    return _times(run, device, repeats)[0]
-
-
-def _times(run: Callable[[], Any], device: str, repeats: int) -> tuple[float, float]:
-    """Returns wall time and this process's processor time of one call."""
-    synchronize(device)
-    start, start_cpu = time.perf_counter(), time.process_time()
-    for _ in range(repeats):
-        run()
-    synchronize(device)
-    return (time.perf_counter() - start) / repeats, (time.process_time() - start_cpu) / repeats
-
-
-def synchronize(device: str) -> None:
-    """Waits for the device."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    return timed(run, device, repeats)[0]
 
 
 def compare(
@@ -125,8 +64,8 @@ def compare(
     """
     for _ in range(warmup):
         ours(), peer()
-    timed = (partial(_times, run, device, repeats) for run in (ours, peer))
-    result = compare_timed(*timed, runs, warmup=0)
+    timings = (partial(timed, run, device, repeats) for run in (ours, peer))
+    result = compare_timed(*timings, runs, warmup=0)
     if device != "cpu":
         del result["cpu_ratio"]
     return result
@@ -152,14 +91,6 @@ def compare_timed(
     }
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Returns the median and the quartiles."""
-    if len(values) < 2:
-        return {"median": values[0], "low": values[0], "high": values[0]}
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": median, "low": low, "high": high}
-
-
 def peak_memory(run: Callable[[], Any], device: str = "cpu") -> int | None:
     """Returns the bytes that a call holds at its peak beyond what was held before; None where that is not known."""
     gc.collect()
@@ -174,18 +105,11 @@ def peak_memory(run: Callable[[], Any], device: str = "cpu") -> int | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what the other side has freed must not serve this one
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak back
-        before = _status("VmRSS")
+        before = status_bytes("VmRSS")
         run()
-        return _status("VmHWM") - before
+        return status_bytes("VmHWM") - before
     except (OSError, AttributeError):
         return None
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {name}.")
 
 
 @contextmanager

@@ -31,8 +31,6 @@ ROOT = Path(__file__).parent.parent
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 WITH_CODE = [README, *sorted(DOCS.glob("*.md"))]
-# Written about before their branches are merged; each turns into a failure when it exists, and then goes from here.
-AWAITED = {"detr-hf benchmark", "make test-processors"}
 
 
 def name_of(path: Path) -> str:
@@ -63,11 +61,7 @@ def named(pattern: str) -> list[pytest.param]:
         for command in commands(path)
         for match in re.finditer(pattern, command)
     }
-    awaited = pytest.mark.xfail(strict=True, reason="another branch brings it; then it goes from AWAITED")
-    return [
-        pytest.param(*groups, marks=awaited if any(groups[0].startswith(one) for one in AWAITED) else (), id=groups[0])
-        for groups in found
-    ]
+    return [pytest.param(*groups, id=groups[0]) for groups in found]
 
 
 # ------------------------------------------------------------------------------------------------------------- README
@@ -178,8 +172,6 @@ def test_every_option_of_the_example_exists(command, arguments):
 def test_every_option_that_stands_alone_belongs_to_some_command(page):
     known = set().union(*options_of(cli_app).values(), *options_of(benchmarks_app).values())
     known |= {"--no-deps", "--cpu", "--node-rank"}  # of pip, accelerate and torchrun
-    if AWAITED & {"detr-hf benchmark"}:
-        known |= {"--size", "--runtimes"}
     for command in commands(page):
         if command.startswith("--"):
             assert options_in(command) <= known, f"{name_of(page)}: {command}"

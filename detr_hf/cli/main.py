@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..version import __version__
+from .benchmark import benchmark
 from .check import check
 from .convert import convert
 from .demo import demo
@@ -34,6 +35,7 @@ app.command()(convert)
 app.command()(push)
 app.command()(verify)
 app.command()(export)
+app.command()(benchmark)
 
 
 def _show_version(wanted: bool) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import gpu, preprocess as preprocessing
+from benchmarks import forward, gpu, preprocess as preprocessing
 from benchmarks.__main__ import app
 from benchmarks.aids import compare_aids
 from benchmarks.convergence_arms import ABLATION
@@ -28,6 +28,13 @@ SMALL = {
     "dim_feedforward": 32,
     "num_queries": 12,
 }
+
+
+@pytest.fixture(autouse=True)
+def small_machine_test(monkeypatch):
+    """What measures the machine is large: in bfloat16 it takes minutes where no hardware computes that."""
+    monkeypatch.setattr(forward, "SIDE", 256)
+    monkeypatch.setattr(forward, "CHANNELS", 64)
 
 
 @pytest.mark.processor
