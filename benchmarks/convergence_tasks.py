@@ -304,11 +304,10 @@ def pretrain_backbone(path: Path, processes: int) -> None:
         chosen = np.random.default_rng((7, step)).integers(len(scenes.pixels), size=PRETRAIN_BATCH)
         features = body((scenes.pixels[chosen].float() / 255 - mean) / std)[-1]
         targets = PackedTargets.from_list([scenes.targets[index] for index in chosen], len(chosen), features.device)
-        objects = assign_tokens(FeatureFrame(*features.shape[-2:], None), targets)
+        objects = assign_tokens(FeatureFrame(*features.shape[-2:], None), targets, len(DIGIT_CLASSES))
         logits = head(features.flatten(2).transpose(1, 2))
-        wanted = torch.where(objects.positive, objects.labels, len(DIGIT_CLASSES))
-        weight = torch.where(objects.positive, 1.0, 0.2) * objects.counted
-        entropy = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(weight)
+        weight = torch.where(objects.classes < len(DIGIT_CLASSES), 1.0, 0.2) * objects.valid
+        entropy = F.cross_entropy(logits.flatten(0, 1), objects.classes.flatten(), reduction="none").view_as(weight)
         loss = (entropy * weight).sum() / weight.sum()
         optimizer.zero_grad()
         loss.backward()
