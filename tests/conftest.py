@@ -58,6 +58,11 @@ def padded_batch(height: int = 96, width: int = 128) -> tuple[torch.Tensor, torc
     return pixel_values * pixel_mask[:, None], pixel_mask
 
 
+def outputs_differ_by(one, other) -> float:
+    """Returns how far logits and boxes of two outputs are apart at most."""
+    return max((one.logits - other.logits).abs().max().item(), (one.pred_boxes - other.pred_boxes).abs().max().item())
+
+
 def some_labels(*counts: int, num_classes: int = 3, seed: int = 5) -> list[dict[str, torch.Tensor]]:
     """Returns random well-formed targets, one image for each count."""
     generator = torch.Generator().manual_seed(seed)
