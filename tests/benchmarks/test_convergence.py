@@ -180,7 +180,8 @@ if __name__ == "__main__":
 def test_a_killed_benchmark_leaves_no_worker(tmp_path):
     script, pid = tmp_path / "benchmark.py", tmp_path / "pid"
     script.write_text(TRAINS_FOR_MINUTES)
-    parent = subprocess.Popen([sys.executable, script, pid])
+    root = str(Path(__file__).parents[2])  # benchmarks/ is no part of what is installed
+    parent = subprocess.Popen([sys.executable, script, pid], env={**os.environ, "PYTHONPATH": root})
     try:
         wait_until(lambda: pid.exists() and pid.read_text(), "the worker has started")
         worker = int(pid.read_text())

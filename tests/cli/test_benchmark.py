@@ -108,7 +108,7 @@ def test_an_exported_model_runs_as_what_it_is(stand_in, monkeypatch, tmp_path):
     path.touch()
     detector = SimpleNamespace(
         model=SimpleNamespace(info=info_of(small_model(), batch=2, size_hw=(64, 96))),
-        _processed=lambda picture: (None, torch.zeros(1, 3, 64, 85)),
+        backend=SimpleNamespace(processed=lambda picture: (None, torch.zeros(1, 3, 64, 85))),
     )
     monkeypatch.setattr(benchmarking.Detector, "from_pretrained", lambda *_, **__: detector)
     done = run(str(path))
