@@ -55,7 +55,13 @@ def prepare_loading(
             return name_or_path, config, None
     unseen = {name: changes[name] for name in _UNSEEN if name in changes}
     checkpoint = read_checkpoint(name_or_path, **hub, **unseen)
+    if checkpoint.unknown:
+        raise ValueError(
+            f"{name_or_path} holds {len(checkpoint.unknown)} tensors that no DETR has, for example "
+            f"{checkpoint.unknown[:3]}. It is the checkpoint of another model, whose outputs this one would not give."
+        )
     wanted = _wanted(checkpoint.config, config, changes)
+    wanted.architectures = checkpoint.config.architectures
     state_dict, sentences = adapt_heads(checkpoint.state_dict, checkpoint.config, wanted)
     for sentence in sentences:
         logger.warning("%s: %s", name_or_path, sentence)

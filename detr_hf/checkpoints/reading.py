@@ -35,6 +35,7 @@ class Checkpoint:
         ignored: what the file holds beyond the detector: names of tensors, or `optimizer` and the like.
         path: the folder, the file, or the first file in the Hugging Face cache.
         mask_head: tensors of a panoptic model's mask head, in the original's names; they are among `ignored` too.
+        unknown: names of tensors that no DETR has; they are among `ignored` too.
     """
 
     config: DETRConfig
@@ -43,6 +44,7 @@ class Checkpoint:
     ignored: list[str]
     path: Path
     mask_head: dict[str, Tensor] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
 
 
 def is_foreign(
@@ -113,6 +115,7 @@ def read_checkpoint(
         ours = DETRConfig.from_dict(config)
     else:
         ours = config_from_transformers(config, renamed.state_dict)
+        ours.architectures = config.get("architectures")  # a base model has no heads, and says so here
     return _finish(ours, renamed, source, [], path or files[0])
 
 
@@ -189,7 +192,7 @@ def _finish(config: DETRConfig, renamed: Renamed, source: str, extra: list[str],
     if extra:
         logger.info("%s: left out, because it is not weights: %s.", path, ", ".join(extra))
     ignored = [*renamed.mask_head, *renamed.unknown, *extra]
-    return Checkpoint(config, renamed.state_dict, source, ignored, path, renamed.mask_head)
+    return Checkpoint(config, renamed.state_dict, source, ignored, path, renamed.mask_head, renamed.unknown)
 
 
 def _read_config(name_or_path: str | Path, hub: Hub) -> dict[str, Any]:

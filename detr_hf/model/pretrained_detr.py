@@ -26,7 +26,7 @@ from .transformer_detr import TransformerDecoderLayer, TransformerEncoderLayer
 
 logger = logging.get_logger(__name__)
 
-LEAST_LOADED = 0.9  # a checkpoint that fills less of the model than this is not its checkpoint
+HEADS = ("class_embed.", "bbox_embed.")
 
 
 class DETRPreTrainedModel(PreTrainedModel):
@@ -98,7 +98,8 @@ class DETRPreTrainedModel(PreTrainedModel):
                 are kept or all are tiled; either is said in the log.
 
         Raises:
-            ValueError: when the checkpoint is not a DETR, or fills less than 90 % of the model's tensors.
+            ValueError: when the checkpoint is not a DETR, lacks a tensor that is not new by design (heads on a base
+                model, options that it was not trained with), or holds one that no part of the model takes.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
         state_dict = kwargs.pop("state_dict", None)
@@ -113,7 +114,8 @@ class DETRPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is not None:
             model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
             new = model._fill_new_parts(set(info["missing_keys"]))
-            model._refuse_foreign_weights(set(info["missing_keys"]) - new, pretrained_model_name_or_path)
+            missing, left_over = set(info["missing_keys"]) - new, set(info["unexpected_keys"])
+            model._refuse_foreign_weights(missing, left_over, pretrained_model_name_or_path)
         model.freeze()  # loading has rebuilt every parameter with requires_grad
         return (model, info) if output_loading_info else model
 
@@ -135,25 +137,35 @@ class DETRPreTrainedModel(PreTrainedModel):
         return cls.workshop.prepare_loading(name, config, kwargs, cls.has_mask_head)
 
     def _fill_new_parts(self, missing: set[str]) -> set[str]:
-        """Gives options that the checkpoint was not trained with their first values; returns those tensors' names."""
+        """Gives what is new by design its first values, says what it is, and returns those tensors' names.
+
+        That is options that the checkpoint was not trained with, and the heads on a base model.
+        """
         if "refpoint_embed.weight" in missing:
             nn.init.zeros_(self.refpoint_embed.weight)  # plain DETR
         new_groups = [new for new in COPIED_FROM if f"{PREFIX}{new}.weight" in missing]
         trained = [new for new in new_groups if f"{COPIED_FROM[new]}.weight" not in missing]
         if trained:
             self.training_aids.copy_queries(self, trained)
-        return {name for name in missing if name.startswith(PREFIX) or name == "refpoint_embed.weight"}
+        new = {name for name in missing if name.startswith(PREFIX) or name == "refpoint_embed.weight"}
+        if (self.config.architectures or [""])[0].endswith("Model"):  # a base model has no heads
+            new |= {name for name in missing if name.startswith(HEADS)}
+        if new:
+            parts = sorted({name.removeprefix(PREFIX).partition(".")[0] for name in new})
+            logger.warning(f"New, and to be trained: {', '.join(parts)}. The checkpoint has none.")
+        return new
 
-    def _refuse_foreign_weights(self, missing: set[str], source) -> None:
-        """Raises ValueError when `source` did not fill this model, or filled it with NaN or infinity."""
+    def _refuse_foreign_weights(self, missing: set[str], left_over: set[str], source) -> None:
+        """Raises ValueError when `source` and this model are not of the same parts, or a value is not finite."""
         expected = self.state_dict().keys()
-        loaded = len(expected) - len(set(missing) & expected)
-        if loaded < LEAST_LOADED * len(expected):
-            raise ValueError(
-                f"{source} fills only {loaded} of the {len(expected)} tensors of {type(self).__name__}; missing are, "
-                f"for example, {sorted(missing)[:3]}. It is not a checkpoint of this model: check the path and the "
-                "configuration."
-            )
+        for names, words in ((missing & expected, "lacks"), (left_over, "holds, beyond what the model has,")):
+            if names:
+                shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+                raise ValueError(
+                    f"{source} {words} {len(names)} tensors ({shown}) of {len(expected)}: it is not whole, or no "
+                    f"checkpoint of this {type(self).__name__}: check path and configuration, or copy it again. "
+                    "An adapter needs its base in this package's format: load the base model and save it first."
+                )
         broken = [name for name, tensor in self.state_dict().items() if _is_broken(tensor)]
         if broken:
             raise ValueError(
