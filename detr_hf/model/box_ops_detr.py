@@ -31,16 +31,7 @@ def box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `iou` and `union`, of the broadcast shape without the last dimension. `iou` of two empty boxes is 0.
     """
-    left1, top1, right1, bottom1 = boxes1_xyxy.unbind(
-        -1
-    )  # planar tensors: several times faster than (..., 4) on a CPU
-    left2, top2, right2, bottom2 = boxes2_xyxy.unbind(-1)
-    width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
-    height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
-    intersection = width * height
-    area1, area2 = (right1 - left1) * (bottom1 - top1), (right2 - left2) * (bottom2 - top2)
-    union = area1 + area2 - intersection
-    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny), union
+    return _iou(boxes1_xyxy.unbind(-1), boxes2_xyxy.unbind(-1))
 
 
 def generalized_box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
@@ -49,10 +40,21 @@ def generalized_box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
     Args:
         boxes1_xyxy, boxes2_xyxy: shapes (..., 4), broadcastable; any unit, the same for both.
     """
-    iou, union = box_iou(boxes1_xyxy, boxes2_xyxy)
-    left1, top1, right1, bottom1 = boxes1_xyxy.unbind(-1)
-    left2, top2, right2, bottom2 = boxes2_xyxy.unbind(-1)
+    sides1, sides2 = boxes1_xyxy.unbind(-1), boxes2_xyxy.unbind(-1)
+    iou, union = _iou(sides1, sides2)
+    (left1, top1, right1, bottom1), (left2, top2, right2, bottom2) = sides1, sides2
     hull_width = torch.maximum(right1, right2) - torch.minimum(left1, left2)
     hull_height = torch.maximum(bottom1, bottom2) - torch.minimum(top1, top2)
     hull = hull_width * hull_height
     return iou - (hull - union) / hull.clamp(min=torch.finfo(hull.dtype).tiny)
+
+
+def _iou(sides1: tuple[Tensor, ...], sides2: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    # left, top, right and bottom apart: several times faster than (..., 4) on a CPU
+    (left1, top1, right1, bottom1), (left2, top2, right2, bottom2) = sides1, sides2
+    width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
+    height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
+    intersection = width * height
+    area1, area2 = (right1 - left1) * (bottom1 - top1), (right2 - left2) * (bottom2 - top2)
+    union = area1 + area2 - intersection
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny), union

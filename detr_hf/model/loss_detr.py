@@ -87,7 +87,7 @@ class SetCriterion:
         total = sum(self.weights[name] * value.sum() for name, value in parts.items())
         parts["cardinality_error"] = _cardinality_error(matches.scores.found, packed.counts)
         losses = _name_by_layer(parts)
-        losses["class_error"] = _class_error(predictions.logits, packed.labels.flatten()[matches.target], matches)
+        losses["class_error"] = _class_error(predictions.logits, packed.labels, matches)
         return total, losses
 
     def loss_labels(
@@ -197,12 +197,13 @@ def _cardinality_error(found: Tensor, counts: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def _class_error(logits: Tensor, wanted_labels: Tensor, matches: Matches) -> Tensor:
+def _class_error(logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
     """Returns the percentage of the last layer's matched queries whose likeliest class is wrong.
 
     100 without any object, as in the original.
     """
-    right = logits.flatten(0, 2)[matches.prediction[-1]].argmax(dim=-1) == wanted_labels[-1]  # (P,)
+    likeliest = logits.flatten(0, 2)[matches.prediction[-1]].argmax(dim=-1)  # (P,)
+    right = likeliest == labels.flatten()[matches.target[-1]]
     return 100 - 100 * right.sum() / max(len(right), 1)
 
 
