@@ -31,7 +31,8 @@ def box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `iou` and `union`, of the broadcast shape without the last dimension. `iou` of two empty boxes is 0.
     """
-    return _iou(boxes1_xyxy.unbind(-1), boxes2_xyxy.unbind(-1))
+    intersection, union, _ = _overlap(boxes1_xyxy, boxes2_xyxy)
+    return intersection / union, union
 
 
 def generalized_box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
@@ -40,21 +41,19 @@ def generalized_box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
     Args:
         boxes1_xyxy, boxes2_xyxy: shapes (..., 4), broadcastable; any unit, the same for both.
     """
-    sides1, sides2 = boxes1_xyxy.unbind(-1), boxes2_xyxy.unbind(-1)
-    iou, union = _iou(sides1, sides2)
-    (left1, top1, right1, bottom1), (left2, top2, right2, bottom2) = sides1, sides2
-    hull_width = torch.maximum(right1, right2) - torch.minimum(left1, left2)
-    hull_height = torch.maximum(bottom1, bottom2) - torch.minimum(top1, top2)
-    hull = hull_width * hull_height
-    return iou - (hull - union) / hull.clamp(min=torch.finfo(hull.dtype).tiny)
+    intersection, union, hull = _overlap(boxes1_xyxy, boxes2_xyxy)
+    return intersection / union + union / hull - 1  # IoU - (hull - union) / hull
 
 
-def _iou(sides1: tuple[Tensor, ...], sides2: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    # left, top, right and bottom apart: several times faster than (..., 4) on a CPU
-    (left1, top1, right1, bottom1), (left2, top2, right2, bottom2) = sides1, sides2
-    width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
-    height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
-    intersection = width * height
-    area1, area2 = (right1 - left1) * (bottom1 - top1), (right2 - left2) * (bottom2 - top2)
-    union = area1 + area2 - intersection
-    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny), union
+def _overlap(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the areas of intersection, union and hull; the last two are not 0, so that they divide."""
+    left1, top1, right1, bottom1 = boxes1_xyxy.unbind(-1)  # planar: several times faster than (..., 4) on a CPU
+    left2, top2, right2, bottom2 = boxes2_xyxy.unbind(-1)
+    width1, height1, width2, height2 = right1 - left1, bottom1 - top1, right2 - left2, bottom2 - top2
+    shared_width = torch.minimum(right1, right2) - torch.maximum(left1, left2)  # negative where there is a gap
+    shared_height = torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)
+    intersection = shared_width.clamp(min=0) * shared_height.clamp(min=0)
+    union = width1 * height1 + width2 * height2 - intersection
+    hull = (width1 + width2 - shared_width) * (height1 + height2 - shared_height)
+    tiny = torch.finfo(hull.dtype).tiny
+    return intersection, union.clamp(min=tiny), hull.clamp(min=tiny)
