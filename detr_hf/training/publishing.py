@@ -9,9 +9,11 @@ on.
 import logging
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
@@ -117,12 +119,15 @@ class HubPublishing:
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-        job = _Commit(scratch, self.hub_model_id, commit_message or "End of training", token, revision)
-        if blocking:
-            return job()
-        from huggingface_hub import HfApi
-
-        return HfApi().run_as_future(job)
+        commit = partial(
+            _commit,
+            scratch,
+            self.hub_model_id,
+            commit_message=commit_message or "End of training",
+            token=token,
+            revision=revision,
+        )
+        return commit() if blocking else HfApi().run_as_future(commit)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Publishes the model of a checkpoint in the background, where `args.hub_strategy` asks for it."""
@@ -153,13 +158,16 @@ class HubPublishing:
                 "%s was not pushed, training goes on: %s", where, explain(error, self.hub_model_id) or error
             )
             return
-        message = f"Training in progress, {where}"
-        job = _Commit(
-            scratch, self.hub_model_id, message, self.args.hub_token, self.args.hub_revision, checkpoint, where
+        future = HfApi().run_as_future(
+            _commit,
+            scratch,
+            self.hub_model_id,
+            where,
+            commit_message=f"Training in progress, {where}",
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+            checkpoint=checkpoint,
         )
-        from huggingface_hub import HfApi
-
-        future = HfApi().run_as_future(job)
         if busy:
             self.push_in_progress.jobs.append(future)
         else:
@@ -233,33 +241,17 @@ class HubPublishing:
         return {"text": text, "rows": rows, "hardware": hardware, "minutes": seconds[-1] / 60 if seconds else None}
 
 
-class _Commit:
+def _commit(scratch: Path, repo_id: str, where: str | None = None, **commit: Any) -> Any:
     """Commits a folder that was laid out, and removes it; in the background (`where` given) a failure is logged."""
-
-    def __init__(
-        self,
-        scratch: Path,
-        repo_id: str,
-        message: str,
-        token: str | None,
-        revision: str | None,
-        checkpoint: tuple[Path, str] | None = None,
-        where: str | None = None,
-    ):
-        self.scratch, self.repo_id, self.where, self.checkpoint = scratch, repo_id, where, checkpoint
-        self.options = {"commit_message": message, "token": token, "revision": revision}
-
-    def __call__(self) -> Any:
-        folder = self.scratch if self.where is None else self.scratch / "model"
-        try:
-            return commit_folder(folder, self.repo_id, checkpoint=self.checkpoint, **self.options)
-        except Exception as error:
-            if self.where is None:
-                raise
-            logger.warning("%s was not pushed, training goes on: %s", self.where, error)
-            return None
-        finally:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+    try:
+        return commit_folder(scratch if where is None else scratch / "model", repo_id, **commit)
+    except Exception as error:
+        if where is None:
+            raise
+        logger.warning("%s was not pushed, training goes on: %s", where, error)
+        return None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _has_pictures(rows: Any) -> bool:

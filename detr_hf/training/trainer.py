@@ -32,7 +32,7 @@ from .ema import EMACallback
 from .evaluating import StreamingEvaluation
 from .monitoring import LossParts, describe_batch, describe_parts, image_id_of
 from .optimizing import drop_schedule, parameter_groups
-from .preparing import Splits, check_classes, splits_of_run
+from .preparing import check_classes, splits_of_run
 from .publishing import HubPublishing
 from .searching import HyperparameterSearch
 from .seeding import SeedingCallback, seeded
@@ -89,15 +89,15 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         if processing_class is None:
             self.model_init = model_init  # the checkpoint that it loads has the processor
             processing_class = processor_of(model if model_init is None else super().call_model_init())
-        splits = splits_of_run(args, Splits(train_dataset, eval_dataset), data, processing_class)
+        train_dataset, eval_dataset = splits_of_run(args, train_dataset, eval_dataset, data, processing_class)
         self._data, self._id2label = data, getattr(data, "id2label", None)
         self._window, self._eval_window, self._step_labels, self._group_rates = LossParts(), LossParts(), [], {}
         super().__init__(
             model=model,
             args=args,
             data_collator=DetectionCollator(id2label=self._id2label) if data_collator is None else data_collator,
-            train_dataset=splits.train,
-            eval_dataset=splits.validation,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             model_init=model_init,
             compute_loss_func=compute_loss_func,
