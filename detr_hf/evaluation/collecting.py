@@ -31,29 +31,6 @@ FOUND = np.dtype([("image", "i8"), ("label", "i4"), ("score", "f4"), ("box", "f4
 TRUTH = np.dtype([("image", "i8"), ("label", "i4"), ("crowd", "i4"), ("area", "f4"), ("box", "f4", 4)])
 
 
-class Columns:
-    """Rows of one structured type in one array that doubles when it is full."""
-
-    def __init__(self, dtype: np.dtype):
-        self._rows = np.empty(1024, dtype)
-        self._count = 0
-
-    def extend(self, rows: np.ndarray) -> None:
-        """Appends rows."""
-        needed = self._count + len(rows)
-        if needed > len(self._rows):
-            larger = np.empty(max(needed, 2 * len(self._rows)), self._rows.dtype)
-            larger[: self._count] = self._rows[: self._count]
-            self._rows = larger
-        self._rows[self._count : needed] = rows
-        self._count = needed
-
-    @property
-    def rows(self) -> np.ndarray:
-        """All rows, as a view."""
-        return self._rows[: self._count]
-
-
 class DetectionEvaluator:
     """Collects detections and, where no ground truth is given, the objects of the labels.
 
@@ -72,8 +49,8 @@ class DetectionEvaluator:
         self.ground_truth = ground_truth
         self.repeats = repeats
         self._images: dict[Any, tuple[int, int]] = {}  # image id -> (height, width), in the order of arrival
-        self._found = Columns(FOUND)
-        self._truth = Columns(TRUTH)
+        self._found: list[np.ndarray] = []  # rows of FOUND, in which one picture's stand together
+        self._truth: list[np.ndarray] = []  # rows of TRUTH
 
     def __len__(self) -> int:
         return len(self._images)
@@ -96,10 +73,16 @@ class DetectionEvaluator:
         sizes_hw = _sizes_hw(labels, pixel_mask)
         found = detections(predictions.logits, predictions.boxes_cxcywh_norm, threshold=None, target_sizes=sizes_hw)
         for index, (label, (height, width)) in enumerate(zip(labels, sizes_hw, strict=True)):
-            image_id = _image_id(label, len(self._images), self.repeats)
+            image_id = image_id_of(label)
+            if image_id is None and self.repeats:
+                raise ValueError(
+                    "The labels have no 'image_id', which tells in a distributed evaluation whether a picture was "
+                    "counted already. Use the image processor's labels, or add an id to each."
+                )
+            image_id = len(self._images) if image_id is None else image_id
             is_new = self.add(image_id, (height, width), **found[index])
             if is_new and self.ground_truth is None:
-                self._truth.extend(_truth_rows(label, len(self._images) - 1, (height, width)))
+                self._truth.append(_truth_rows(label, len(self._images) - 1, (height, width)))
 
     def add(self, image_id: Any, size_hw: tuple[int, int], scores: Any, labels: Any, boxes: Any) -> bool:
         """Adds one picture's scores (N,), labels (N,) and boxes (N, 4), xyxy in its pixels; says whether it is new.
@@ -120,25 +103,25 @@ class DetectionEvaluator:
         rows["score"], rows["box"] = scores[order], boxes[order]
         rows["box"][:, 2:] -= rows["box"][:, :2]
         self._images[image_id] = (int(size_hw[0]), int(size_hw[1]))
-        self._found.extend(rows)
+        self._found.append(rows)
         return True
 
     def gather(self) -> None:
         """Joins what all processes have, in each of them; call it in every process."""
         from accelerate.utils import gather_object
 
-        shares = gather_object([(list(self._images.items()), self._found.rows.copy(), self._truth.rows.copy())])
-        self._images, self._found, self._truth = {}, Columns(FOUND), Columns(TRUTH)
-        for images, found, truth in shares:
+        share = (list(self._images.items()), _joined(self._found, FOUND), _joined(self._truth, TRUTH))
+        self._images, self._found, self._truth = {}, [], []
+        for images, found, truth in gather_object([share]):
             # number in the share -> number here; -1: counted already
             numbers = np.full(len(images), -1, dtype=np.int64)
             for number, (image_id, size_hw) in enumerate(images):
                 if image_id not in self._images:
                     numbers[number] = len(self._images)
                     self._images[image_id] = size_hw
-            for columns, rows in ((self._found, found), (self._truth, truth)):
-                rows["image"] = numbers[rows["image"]] if len(rows) else rows["image"]
-                columns.extend(rows[rows["image"] >= 0])
+            for parts, rows in ((self._found, found), (self._truth, truth)):
+                rows["image"] = numbers[rows["image"]]
+                parts.append(rows[rows["image"] >= 0])
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """Returns the truth as a COCO dictionary; image ids are numbers where they are not integers."""
@@ -155,17 +138,16 @@ class DetectionEvaluator:
                 "area": float(row["area"]),
                 "iscrowd": int(row["crowd"]),
             }
-            for number, row in enumerate(self._truth.rows, start=1)
+            for number, row in enumerate(_joined(self._truth, TRUTH), start=1)
         ]
         categories = [{"id": label, "name": name} for label, name in self.id2label.items()]
         return {"images": images, "categories": categories, "annotations": annotations}
 
     def coco_detections(self) -> np.ndarray:
         """Returns the detections (N, 7) float64: `coco_ground_truth`'s image id, x, y, width, height, score, label."""
-        rows = self._found.rows
+        rows = _joined(self._found, FOUND)
         ids = np.array(self._coco_image_ids(), dtype=np.float64)
-        columns = (ids[rows["image"]] if len(rows) else rows["image"], rows["box"], rows["score"], rows["label"])
-        return np.column_stack([np.asarray(column, dtype=np.float64) for column in columns])
+        return np.column_stack((ids[rows["image"]], rows["box"], rows["score"], rows["label"]))
 
     def results(self, source_category_ids: Sequence[Any] | None = None) -> list[dict[str, Any]]:
         """Returns COCO results, a dictionary a detection, with the image ids of the data.
@@ -203,6 +185,11 @@ class DetectionEvaluator:
         return list(range(len(self._images)))
 
 
+def _joined(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """Returns all rows in one array, a copy."""
+    return np.concatenate([np.empty(0, dtype), *parts])
+
+
 def _numpy(values: Any) -> np.ndarray:
     return values.float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=np.float32)
 
@@ -222,16 +209,9 @@ def _sizes_hw(labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None) ->
     return [(int(one.any(dim=1).sum()), int(one.any(dim=0).sum())) for one in mask]
 
 
-def _image_id(label: Mapping[str, Any], position: int, repeats: bool) -> Any:
-    """Returns the picture's id, an int or a string; its number where it has none."""
-    if "image_id" not in label:
-        if repeats:
-            raise ValueError(
-                "The labels have no 'image_id', which tells in a distributed evaluation whether a picture was counted "
-                "already. Use the image processor's labels, or add an id to each."
-            )
-        return position
-    image_id = label["image_id"]
+def image_id_of(label: Mapping[str, Any]) -> Any:
+    """Returns the id of a target's picture, as a number or string; None where there is none."""
+    image_id = label.get("image_id")
     return int(image_id) if isinstance(image_id, Tensor) else image_id
 
 

@@ -24,13 +24,14 @@ from transformers import SchedulerType, Trainer, TrainerCallback
 from ..checkpoints.processors import processor_of
 from ..data.prepare.collate import DetectionCollator
 from ..errors import NonFiniteLossError
+from ..evaluation.collecting import image_id_of
 from ..model.backbone_detr import Backbone
 from .arguments import MODEL_OPTIONS, DETRTrainingArguments
 from .checkpointed import WholeCheckpoints
 from .checkpointing import last_complete_checkpoint
 from .ema import EMACallback
 from .evaluating import StreamingEvaluation
-from .monitoring import LossParts, describe_batch, describe_parts, image_id_of
+from .monitoring import LossParts, describe_batch, describe_parts
 from .optimizing import drop_schedule, parameter_groups
 from .preparing import check_classes, splits_of_run
 from .publishing import HubPublishing
@@ -184,16 +185,13 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         self._seeding.dataset = self.train_dataset = seeded(plain, self.args.data_seed or self.args.seed)
         collator = self.data_collator
         if isinstance(collator, DetectionCollator) and collator.pad_to_multiple_of is None:
-            self.data_collator = collator.padding_to(self._padding())
+            multiple = getattr(self.args, "pad_to_multiple_of", None)
+            on_gpu = self.args.device.type == "cuda"
+            self.data_collator = collator.padding_to(GPU_PADDING if multiple is None and on_gpu else multiple)
         try:
             return super().get_train_dataloader()
         finally:
             self.train_dataset, self.data_collator = plain, collator
-
-    def _padding(self) -> int | None:
-        """Returns the multiple to which training batches are padded."""
-        multiple = getattr(self.args, "pad_to_multiple_of", None)
-        return GPU_PADDING if multiple is None and self.args.device.type == "cuda" else multiple
 
     # --- optimisation ---
 
@@ -205,7 +203,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         optimizer_cls, options = chosen or self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
         brings_groups = {"params", "model", "optimizer_dict"} & set(options)
         if not brings_groups:
-            rates = {
+            rates = {  # Trainer logs the first as learning_rate
                 "transformer": self.args.learning_rate,
                 "backbone": self.args.backbone_learning_rate,
                 "class_head": self.args.head_learning_rate,

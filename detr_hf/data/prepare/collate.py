@@ -75,7 +75,10 @@ class DetectionCollator:
             return batch
         names = [_name(row, position) for position, row in enumerate(prepared)]
         check_labels(labels, names, self.num_labels)
-        batch["labels"] = [_padded_masks(dict(label), padded_hw) for label in labels]
+        batch["labels"] = [dict(label) for label in labels]
+        for label in batch["labels"]:
+            if "masks" in label:
+                label["masks"] = _pad(label["masks"], padded_hw)
         return batch
 
     def _prepared(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -97,12 +100,6 @@ class DetectionCollator:
 def _pad(planes: Tensor, padded_hw: tuple[int, int]) -> Tensor:
     """Returns planes `(..., h, w)` with zeros added at the bottom and right."""
     return torch.nn.functional.pad(planes, (0, padded_hw[1] - planes.shape[-1], 0, padded_hw[0] - planes.shape[-2]))
-
-
-def _padded_masks(label: dict[str, Any], padded_hw: tuple[int, int]) -> dict[str, Any]:
-    if "masks" in label:
-        label["masks"] = _pad(label["masks"], padded_hw)
-    return label
 
 
 def _name(row: Mapping[str, Any], position: int) -> str:
