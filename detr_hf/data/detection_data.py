@@ -43,6 +43,12 @@ class Categories:
     def __post_init__(self) -> None:
         self.index_of = {source: index for index, source in enumerate(self.source_ids)}
 
+    @classmethod
+    def of(cls, id2label: Mapping[Any, str]) -> "Categories":
+        """Returns the classes of names by id, in the order of the ids: numbers, then texts."""
+        ids = sorted(id2label, key=lambda value: (isinstance(value, str), value))
+        return cls([str(id2label[key]) for key in ids], ids)
+
     @property
     def changed(self) -> bool:
         """Whether an id of the source differs from its index."""

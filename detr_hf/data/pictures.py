@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..errors import PictureError
@@ -22,7 +22,6 @@ QUARTER_TURNS = {5, 6, 7, 8}
 # What Pillow raises on files that are cut, garbled, hostile or of no known format.
 DECODE_ERRORS = (
     OSError,
-    UnidentifiedImageError,
     SyntaxError,
     ValueError,
     TypeError,
@@ -92,6 +91,14 @@ def read_header(source: Any, name: str) -> Header:
     if isinstance(source, str | Path):
         image.close()
     return header
+
+
+def upright_size(source: Any, name: str) -> tuple[int, int]:
+    """Returns width and height as a viewer shows the picture; 0 x 0 where it cannot be read, which a check reports."""
+    try:
+        return read_header(source, name).upright_wh
+    except PictureError:
+        return 0, 0
 
 
 def keeps_stored_frame(header: Header, recorded_wh: tuple[int, int] | None) -> bool:

@@ -15,7 +15,8 @@ import numpy as np
 from datasets import Image as ImageFeature
 
 from ..pictures import Header, SeenPicture, inspect_picture, inspect_segments
-from ..readers.recognising import JudgedSplit, ReadData
+from ..readers.recognising import ReadData
+from ..readers.records import JudgedSplit
 
 PICTURES_IN_FLIGHT = 256
 

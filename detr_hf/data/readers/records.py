@@ -117,13 +117,25 @@ class SplitRecords:
 
     def boxes_array(self) -> np.ndarray:
         """Returns boxes `(N, 4)` float64."""
-        return (
-            np.frombuffer(self.boxes, dtype=np.float64).reshape(-1, 4).copy() if len(self.boxes) else np.zeros((0, 4))
-        )
+        return np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
 
     def sizes_wh(self) -> np.ndarray:
         """Returns width and height of each image `(images, 2)` float64; 0 where it is not known."""
         return np.stack([np.array(self.widths, dtype=np.float64), np.array(self.heights, dtype=np.float64)], axis=1)
+
+
+@dataclass
+class JudgedSplit:
+    """A split's records after the checks.
+
+    `boxes (N, 4)` are xywh in pixels, `indices (N,)` the classes, `kept (N,)` and `images` say what can be used.
+    """
+
+    records: SplitRecords
+    boxes: np.ndarray
+    indices: np.ndarray
+    kept: np.ndarray
+    images: np.ndarray
 
 
 def to_xywh(boxes: np.ndarray, box_format: str, sizes_wh: np.ndarray) -> np.ndarray:
@@ -160,7 +172,7 @@ def suspect_format(boxes: np.ndarray, sizes_wh: np.ndarray) -> str | None:
 def check_boxes(records: SplitRecords, box_format: str, explicit_format: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns boxes as xywh pixels `(N, 4)` and which of them can be kept `(N,)`; every fault goes to the log."""
     rows = np.array(records.rows, dtype=np.int64)
-    sizes_wh = records.sizes_wh()[rows] if len(rows) else np.zeros((0, 2))
+    sizes_wh = records.sizes_wh()[rows]
     boxes = to_xywh(records.boxes_array(), box_format, sizes_wh)
     known = (sizes_wh > 0).all(axis=1)
 
@@ -268,40 +280,25 @@ def check_files(records: SplitRecords) -> np.ndarray:
     return present
 
 
-def build_table(
-    records: SplitRecords,
-    categories: Categories,
-    boxes: np.ndarray,
-    indices: np.ndarray,
-    kept: np.ndarray,
-    images: np.ndarray,
-) -> pa.Table:
-    """Returns the Arrow table of a split.
-
-    `boxes (N, 4)` are xywh, `indices (N,)` class indices; `kept (N,)` are the objects to keep of the kept `images`.
-    """
+def build_table(split: JudgedSplit, categories: Categories) -> pa.Table:
+    """Returns the Arrow table of what can be used of a split."""
+    records = split.records
     rows = np.array(records.rows, dtype=np.int64)
-    new_row = np.cumsum(images) - 1
-    kept = kept & images[rows] if len(rows) else kept
-    order = np.flatnonzero(kept)
+    new_row = np.cumsum(split.images) - 1
+    order = np.flatnonzero(split.kept & split.images[rows])
     order = order[np.argsort(rows[order], kind="stable")]
-    chosen = np.flatnonzero(images).tolist()
-    counts = (
-        np.bincount(new_row[rows[order]], minlength=len(chosen))
-        if len(order)
-        else np.zeros(len(chosen), dtype=np.int64)
-    )
+    chosen = np.flatnonzero(split.images).tolist()
+    counts = np.bincount(new_row[rows[order]], minlength=len(chosen))
     offsets = pa.array(np.concatenate(([0], np.cumsum(counts))).astype(np.int32), type=pa.int32())
 
-    areas = np.frombuffer(records.areas, dtype=np.float64)[order] if len(rows) else np.zeros(0)
-    areas = np.where(np.isnan(areas), boxes[order, 2] * boxes[order, 3], areas)
-    crowds = np.frombuffer(records.iscrowd, dtype=np.int8)[order] if len(rows) else np.zeros(0, dtype=np.int8)
+    boxes, areas = split.boxes[order], np.array(records.areas, dtype=np.float64)[order]
+    areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
     columns = {
         "id": pa.array(numbered([records.object_ids[index] for index in order.tolist()]), type=pa.int64()),
-        "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes[order].reshape(-1)), 4),
-        "category": pa.array(indices[order], type=pa.int64()),
+        "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1)), 4),
+        "category": pa.array(split.indices[order], type=pa.int64()),
         "area": pa.array(areas),
-        "iscrowd": pa.array(crowds),
+        "iscrowd": pa.array(np.array(records.iscrowd, dtype=np.int8)[order]),
         "segmentation": pa.array([records.segmentations[index] for index in order.tolist()], type=pa.large_string()),
     }
     objects = {name: pa.ListArray.from_arrays(offsets, values) for name, values in columns.items()}

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ...errors import AnnotationError, LayoutError, PictureError
+from ...errors import AnnotationError, LayoutError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ..detection_data import Categories
-from ..pictures import read_header
 from .paths import join_inside, unsafe_reason
 from .records import SplitRecords
 
@@ -122,13 +121,9 @@ def _read_xml(records: SplitRecords, number: int, path: Path, image_root: Path) 
     root = _parse(path)
     name = _picture_name(root.findtext("filename"), path, image_root)
     width, height = (_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
-    picture = join_inside(image_root, name)
     if not (width > 0 and height > 0 and math.isfinite(width + height)):
-        try:
-            width, height = read_header(picture, name).upright_wh
-        except PictureError:
-            width = height = 0
-    row = records.add_image(number, name, picture, int(width), int(height))
+        width = height = 0  # not known: read from the picture later
+    row = records.add_image(number, name, join_inside(image_root, name), int(width), int(height))
     for position, element in enumerate(root.iter("object"), start=1):
         corners = [_number(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
         place = f"object {position}"
