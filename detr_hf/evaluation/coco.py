@@ -86,7 +86,8 @@ def coco_metrics(
     if arrays is None:
         return _metrics_of_nothing(truth, backend)
     precision = arrays.precision
-    summary = {name: _nan_for_absent(value) for name, value in zip(METRIC_NAMES, arrays.stats, strict=True)}
+    stats = [math.nan if value < 0 else value for value in arrays.stats.tolist()]
+    summary = dict(zip(METRIC_NAMES, stats, strict=True))
     # precision is (thresholds, recalls, classes, areas, max detections), classes by ascending id
     by_id = sorted(truth["categories"], key=lambda category: category["id"])
     curves = {category["id"]: precision[:, :, index, 0, -1] for index, category in enumerate(by_id)}
@@ -244,10 +245,6 @@ def _run(
     return EvaluationArrays(
         np.asarray(arrays["precision"]), np.asarray(arrays["scores"]), np.asarray(evaluation.stats)
     )
-
-
-def _nan_for_absent(value: float) -> float:
-    return math.nan if value < 0 else float(value)
 
 
 def _mean_precision(curve: np.ndarray) -> float:

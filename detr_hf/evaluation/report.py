@@ -64,12 +64,12 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """COCO's twelve numbers by name: `metrics["AP"]`; NaN where there is nothing to measure a number on."""
+        """Returns COCO's twelve numbers by name: `metrics["AP"]`; NaN where there is nothing to measure it on."""
         return self.coco.summary
 
     @property
     def per_class(self) -> dict[str, dict[str, float]]:
-        """Class name to its `"AP"`, `"AP50"` and number of `"objects"`."""
+        """Returns by class name its `"AP"`, `"AP50"` and number of `"objects"`."""
         return self.coco.per_class
 
     def results(self) -> list[dict[str, Any]]:

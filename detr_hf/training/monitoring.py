@@ -51,7 +51,7 @@ class LossParts:
 
 
 def describe_batch(inputs: Mapping[str, Any], file_names: Mapping[Any, str]) -> str:
-    """Names the pictures of a batch, and says which of them hold values that are not finite."""
+    """Returns the names of a batch's pictures, and which of them hold values that are not finite."""
     pixel_values = inputs["pixel_values"]
     lines = []
     for index, label in enumerate(inputs.get("labels", [{}] * len(pixel_values))):

@@ -45,13 +45,13 @@ class DetectionTransform:
         self.masks = masks
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Transforms columns, as `datasets` hands them over."""
+        """Returns the rows prepared, in columns as `datasets` hands them over."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         prepared = [self.one(row) for row in rows]
         return {key: [item[key] for item in prepared] for key in ("pixel_values", "labels", "file_name")}
 
     def one(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Transforms one row."""
+        """Returns one row prepared."""
         name = str(row.get("file_name") or f"image {row.get('image_id')}")
         recorded_wh = (row["width"], row["height"]) if row.get("width") and row.get("height") else None
         pixels = load_pixels(row["image"], name, recorded_wh)  # (3, H, W)

@@ -105,7 +105,7 @@ def choose_splits(available: list[str], wanted: Any, source: str) -> dict[str, s
 
 
 def read_source(source: Any, options: ReadOptions) -> ReadData:
-    """Reads a folder, file, Hub id or `datasets` object; faults of annotations are in the records' logs.
+    """Returns what a folder, file, Hub id or `datasets` object holds; faults of annotations are in the records' logs.
 
     Raises:
         LayoutError: it is not a data set that can be told and found.
@@ -206,7 +206,7 @@ def _read_hf(source: str, splits: dict[str, Any], options: ReadOptions) -> ReadD
 
 
 def judge(read: ReadData) -> dict[str, JudgedSplit]:
-    """Runs every check that needs no decoded picture; the findings go to `read.log`."""
+    """Returns the splits after every check that needs no decoded picture; the findings go to `read.log`."""
     judged = {}
     for name, records in read.records.items():
         records.name = name  # another one than in the source, where the user gave it

@@ -66,39 +66,31 @@ class SplitRecords:
         iscrowd: Any = 0,
         segmentation: Any = None,
         segmentation_text: str | None = None,
-    ) -> bool:
-        """Adds an object of image `row`, or logs why it cannot be one and returns False.
+    ) -> None:
+        """Adds an object of image `row`, or logs why it cannot be one.
 
         `segmentation_text` is the segmentation as JSON, where the caller has it.
         """
-        fault = box_fault(bbox)
-        if fault:
+        has_mask = segmentation is not None and segmentation != []
+        if fault := box_fault(bbox):
             self.fault("box-malformed", fault, row, object_id)
-            return False
-        fault = id_fault(category_id)
-        if fault:
+        elif fault := id_fault(category_id):
             self.fault("category-malformed", f"category_id: {fault}", row, object_id)
-            return False
-        if iscrowd not in (0, 1, None):
+        elif iscrowd not in (0, 1, None):
             self.fault("iscrowd-malformed", f"iscrowd is {str(iscrowd)[:60]!r}, expected 0 or 1", row, object_id)
-            return False
-        text = None
-        if segmentation is not None and segmentation != []:
-            fault = segmentation_fault(segmentation, self.heights[row], self.widths[row])
-            if fault:
-                self.fault("mask-malformed", fault, row, object_id)
-                return False
-            if self.keep_masks:
-                text = segmentation_text or json.dumps(segmentation, separators=(",", ":"))
-        self.rows.append(row)
-        self.object_ids.append(object_id)
-        self.category_ids.append(category_id)
-        self.boxes.extend(bbox)
-        usable = area is not None and not number_fault(area) and abs(area) < 1e15 and area >= 0
-        self.areas.append(float(area) if usable else math.nan)
-        self.iscrowd.append(int(iscrowd or 0))
-        self.segmentations.append(text)
-        return True
+        elif has_mask and (fault := segmentation_fault(segmentation, self.heights[row], self.widths[row])):
+            self.fault("mask-malformed", fault, row, object_id)
+        else:
+            self.rows.append(row)
+            self.object_ids.append(object_id)
+            self.category_ids.append(category_id)
+            self.boxes.extend(bbox)
+            usable = not number_fault(area) and abs(area) < 1e15 and area >= 0
+            self.areas.append(float(area) if usable else math.nan)
+            self.iscrowd.append(int(iscrowd or 0))
+            kept = has_mask and self.keep_masks
+            text = segmentation_text or json.dumps(segmentation, separators=(",", ":")) if kept else None
+            self.segmentations.append(text)
 
     def place(self, row: int, object_id: int | str | None = None) -> dict[str, Any]:
         """Returns the place fields of a `Finding`."""
@@ -193,24 +185,18 @@ def check_boxes(records: SplitRecords, box_format: str, explicit_format: bool) -
     log("box-negative", "error", negative, "the box has a negative width or height")
     empty = finite & ~negative & (safe[:, 2:] == 0).any(axis=1)
     log("box-empty", "warning", empty, "the box has no area and is left out")
+    proper = finite & ~negative & ~empty
     suspect = None if explicit_format else suspect_format(boxes[finite & ~negative], sizes_wh[finite & ~negative])
     if suspect:
         records.log.add(f"boxes-look-{suspect}", "error", _suspect_message(suspect, box_format), split=records.name)
-        return boxes, finite & ~negative & ~empty
+        return boxes, proper
     far = safe[:, :2] + safe[:, 2:]
-    outside = finite & known & ~negative & ~empty & ((safe[:, :2] >= sizes_wh) | (far <= 0)).any(axis=1)
+    outside = proper & known & ((safe[:, :2] >= sizes_wh) | (far <= 0)).any(axis=1)
     log("box-outside", "warning", outside, "the box lies outside of the picture and is left out")
     slack = np.maximum(TOLERANCE_PX, 0.01 * sizes_wh)
-    partly = (
-        finite
-        & known
-        & ~negative
-        & ~empty
-        & ~outside
-        & ((safe[:, :2] < -slack) | (far > sizes_wh + slack)).any(axis=1)
-    )
+    partly = proper & known & ~outside & ((safe[:, :2] < -slack) | (far > sizes_wh + slack)).any(axis=1)
     log("box-cut", "warning", partly, "the box reaches out of the picture and is cut at its edge in training")
-    return boxes, finite & ~negative & ~empty & ~outside
+    return boxes, proper & ~outside
 
 
 def _suspect_message(suspect: str, box_format: str) -> str:
