@@ -22,13 +22,13 @@ from ..model.predictions_detr import Predictions
 from ..processing.post_processing_detr import detections
 from .coco import CocoMetrics, evaluate_boxes
 from .results import coco_results
+from .truth import coco_truth
 
 logger = logging.getLogger(__name__)
 
 MAX_DETECTIONS = 100  # COCO looks at no more in a picture
 # `image` is the picture's number in the order of arrival; boxes are x, y, width, height in its pixels.
 FOUND = np.dtype([("image", "i8"), ("label", "i4"), ("score", "f4"), ("box", "f4", 4)])
-TRUTH = np.dtype([("image", "i8"), ("label", "i4"), ("crowd", "i4"), ("area", "f4"), ("box", "f4", 4)])
 
 
 class DetectionEvaluator:
@@ -50,7 +50,7 @@ class DetectionEvaluator:
         self.repeats = repeats
         self._images: dict[Any, tuple[int, int]] = {}  # image id -> (height, width), in the order of arrival
         self._found: list[np.ndarray] = []  # rows of FOUND, in which one picture's stand together
-        self._truth: list[np.ndarray] = []  # rows of TRUTH
+        self._truth: dict[Any, dict[str, list[Any]]] = {}  # image id -> its objects
 
     def __len__(self) -> int:
         return len(self._images)
@@ -82,7 +82,7 @@ class DetectionEvaluator:
             image_id = len(self._images) if image_id is None else image_id
             is_new = self.add(image_id, (height, width), **found[index])
             if is_new and self.ground_truth is None:
-                self._truth.append(_truth_rows(label, len(self._images) - 1, (height, width)))
+                self._truth[image_id] = _objects_of(label, (height, width))
 
     def add(self, image_id: Any, size_hw: tuple[int, int], scores: Any, labels: Any, boxes: Any) -> bool:
         """Adds one picture's scores (N,), labels (N,) and boxes (N, 4), xyxy in its pixels; says whether it is new.
@@ -110,42 +110,32 @@ class DetectionEvaluator:
         """Joins what all processes have, in each of them; call it in every process."""
         from accelerate.utils import gather_object
 
-        share = (list(self._images.items()), _joined(self._found, FOUND), _joined(self._truth, TRUTH))
-        self._images, self._found, self._truth = {}, [], []
-        for images, found, truth in gather_object([share]):
+        share = (list(self._images.items()), self._found_rows(), self._truth)
+        self._images, self._found, self._truth = {}, [], {}
+        for images, rows, truth in gather_object([share]):
+            self._truth |= truth
             # number in the share -> number here; -1: counted already
             numbers = np.full(len(images), -1, dtype=np.int64)
             for number, (image_id, size_hw) in enumerate(images):
                 if image_id not in self._images:
                     numbers[number] = len(self._images)
                     self._images[image_id] = size_hw
-            for parts, rows in ((self._found, found), (self._truth, truth)):
-                rows["image"] = numbers[rows["image"]]
-                parts.append(rows[rows["image"] >= 0])
+            rows["image"] = numbers[rows["image"]]
+            self._found.append(rows[rows["image"] >= 0])
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """Returns the truth as a COCO dictionary; image ids are numbers where they are not integers."""
         if self.ground_truth is not None:
             return dict(self.ground_truth)
-        ids = self._coco_image_ids()
-        images = [{"id": ids[n], "height": h, "width": w} for n, (h, w) in enumerate(self._images.values())]
-        annotations = [
-            {
-                "id": number,
-                "image_id": ids[row["image"]],
-                "category_id": int(row["label"]),
-                "bbox": [float(value) for value in row["box"]],
-                "area": float(row["area"]),
-                "iscrowd": int(row["crowd"]),
-            }
-            for number, row in enumerate(_joined(self._truth, TRUTH), start=1)
+        rows = [
+            {"image_id": number, "height": height, "width": width, "objects": self._truth.get(image_id, {"bbox": []})}
+            for number, (image_id, (height, width)) in zip(self._coco_image_ids(), self._images.items(), strict=True)
         ]
-        categories = [{"id": label, "name": name} for label, name in self.id2label.items()]
-        return {"images": images, "categories": categories, "annotations": annotations}
+        return coco_truth(rows, self.id2label)
 
     def coco_detections(self) -> np.ndarray:
         """Returns the detections (N, 7) float64: `coco_ground_truth`'s image id, x, y, width, height, score, label."""
-        rows = _joined(self._found, FOUND)
+        rows = self._found_rows()
         ids = np.array(self._coco_image_ids(), dtype=np.float64)
         return np.column_stack((ids[rows["image"]], rows["box"], rows["score"], rows["label"]))
 
@@ -179,15 +169,13 @@ class DetectionEvaluator:
         if len(self._images) < of_all:
             logger.warning("Only %d of the %d pictures of the ground truth were evaluated.", len(self._images), of_all)
 
+    def _found_rows(self) -> np.ndarray:
+        return np.concatenate([np.empty(0, FOUND), *self._found])
+
     def _coco_image_ids(self) -> list[int]:
         if all(isinstance(image_id, int) for image_id in self._images):
             return list(self._images)
         return list(range(len(self._images)))
-
-
-def _joined(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """Returns all rows in one array, a copy."""
-    return np.concatenate([np.empty(0, dtype), *parts])
 
 
 def _numpy(values: Any) -> np.ndarray:
@@ -215,18 +203,18 @@ def image_id_of(label: Mapping[str, Any]) -> Any:
     return int(image_id) if isinstance(image_id, Tensor) else image_id
 
 
-def _truth_rows(label: Mapping[str, Any], number: int, size_hw: tuple[int, int]) -> np.ndarray:
-    """Returns one picture's objects in pixels of `size_hw`."""
-    classes, boxes = label["class_labels"].cpu().numpy(), label["boxes"].float().cpu().numpy().reshape(-1, 4)
-    rows = np.zeros(len(classes), TRUTH)
-    rows["image"], rows["label"] = number, classes
-    if "iscrowd" in label:
-        rows["crowd"] = label["iscrowd"].cpu().numpy()
+def _objects_of(label: Mapping[str, Any], size_hw: tuple[int, int]) -> dict[str, list[Any]]:
+    """Returns one picture's objects in pixels of `size_hw`, as a row in the schema of `detr_hf.data` has them."""
     height, width = size_hw
+    boxes = label["boxes"].float().cpu().numpy().reshape(-1, 4)
     boxes = boxes * np.array([width, height, width, height], dtype=np.float32)
-    rows["box"] = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], axis=1)
-    rows["area"] = boxes[:, 2] * boxes[:, 3]
+    areas = boxes[:, 2] * boxes[:, 3]
     if "area" in label and "size" in label:  # in pixels of the resized picture
         resized_h, resized_w = torch.as_tensor(label["size"]).flatten().tolist()
-        rows["area"] = label["area"].float().cpu().numpy() * (height * width / (resized_h * resized_w))
-    return rows
+        areas = label["area"].float().cpu().numpy() * (height * width / (resized_h * resized_w))
+    return {
+        "category": label["class_labels"].tolist(),
+        "bbox": np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], axis=1).tolist(),
+        "area": areas.tolist(),
+        "iscrowd": label["iscrowd"].tolist() if "iscrowd" in label else [],
+    }

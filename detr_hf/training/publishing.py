@@ -111,10 +111,9 @@ class HubPublishing:
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        format = known.pop("format", "detr_hf")
         scratch = Path(tempfile.mkdtemp(prefix="detr_hf_push_"))
         try:
-            self._lay_out(scratch, self.args.output_dir, known, with_pictures=True, format=format)
+            self._lay_out(scratch, self.args.output_dir, known, with_pictures=True)
             shutil.copyfile(scratch / CARD, Path(self.args.output_dir, CARD))
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -148,8 +147,9 @@ class HubPublishing:
         try:
             self._lay_out(scratch / "model", checkpoint_folder, {}, with_pictures=False)
             if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-                # the folder may be deleted to make room before it is sent
-                shutil.copytree(checkpoint_folder, scratch / "state", ignore=_without_pickles)
+                # the folder may be deleted to make room before it is sent; resuming builds the arguments anew
+                without_pickle = shutil.ignore_patterns("training_args.bin")
+                shutil.copytree(checkpoint_folder, scratch / "state", ignore=without_pickle)
                 last = strategy == HubStrategy.CHECKPOINT
                 checkpoint = (scratch / "state", "last-checkpoint" if last else Path(checkpoint_folder).name)
         except OSError as error:
@@ -173,20 +173,19 @@ class HubPublishing:
         else:
             self.push_in_progress = PushInProgress([future])
 
-    def _lay_out(
-        self, folder: Path, saved: str, known: dict[str, Any], with_pictures: bool, format: str = "detr_hf"
-    ) -> None:
+    def _lay_out(self, folder: Path, saved: str, known: dict[str, Any], with_pictures: bool) -> None:
         """Writes the repository into `folder`, from the model, or from where it was just `saved` if it is sharded."""
         folder.mkdir(exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             model = type(model).from_pretrained(saved)
+        has_pictures = "image" in (getattr(self.eval_dataset, "column_names", None) or [])
         publication = Publication(
             processor=self.processing_class,
-            examples=self.eval_dataset if with_pictures and _has_pictures(self.eval_dataset) else None,
+            examples=self.eval_dataset if with_pictures and has_pictures else None,
             log_history=self.state.log_history if with_pictures else None,
             facts=self._run_facts(known),
-            format=format,
+            format=known.get("format", "detr_hf"),
         )
         with self._averaged_weights():
             lay_out(folder, model, self.hub_model_id, publication)
@@ -252,12 +251,3 @@ def _commit(scratch: Path, repo_id: str, where: str | None = None, **commit: Any
         return None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _has_pictures(rows: Any) -> bool:
-    return "image" in (getattr(rows, "column_names", None) or [])
-
-
-def _without_pickles(folder: str, names: list[str]) -> list[str]:
-    """Returns what of a checkpoint has no use elsewhere: `training_args.bin`, as resuming builds them anew."""
-    return [name for name in names if name == "training_args.bin"]

@@ -92,6 +92,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             processing_class = processor_of(model if model_init is None else super().call_model_init())
         train_dataset, eval_dataset = splits_of_run(args, train_dataset, eval_dataset, data, processing_class)
         self._data, self._id2label = data, getattr(data, "id2label", None)
+        self._seeding = SeedingCallback()
+        self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
         self._window, self._eval_window, self._step_labels, self._group_rates = LossParts(), LossParts(), [], {}
         super().__init__(
             model=model,
@@ -103,7 +105,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             model_init=model_init,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
-            callbacks=[*self._own_callbacks(args), *(callbacks or [])],
+            callbacks=[self._seeding, *([self._ema] if self._ema else []), *(callbacks or [])],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -111,12 +113,6 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         if model_init is None:
             self._fit_model(self.model)
         self._apply_arguments()
-
-    def _own_callbacks(self, args: Any) -> list[TrainerCallback]:
-        """Returns the callbacks that seed every step and, where the arguments want it, average the weights."""
-        self._seeding = SeedingCallback()
-        self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
-        return [self._seeding, *([self._ema] if self._ema else [])]
 
     def _apply_arguments(self) -> None:
         """Completes the arguments, now that the model is known, and does what they say of it."""

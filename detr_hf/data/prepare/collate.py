@@ -64,11 +64,10 @@ class DetectionCollator:
         pixels = [torch.as_tensor(row["pixel_values"]) for row in prepared]
         sizes_hw = [tuple(image.shape[-2:]) for image in pixels]
         padded_hw = self._padded_hw(sizes_hw)
+        shown = [torch.ones(size_hw, dtype=torch.bool) for size_hw in sizes_hw]
         batch: dict[str, Any] = {
             "pixel_values": torch.stack([_pad(image, padded_hw) for image in pixels]),
-            "pixel_mask": torch.stack(
-                [_pad(torch.ones(size_hw, dtype=torch.bool), padded_hw) for size_hw in sizes_hw]
-            ),
+            "pixel_mask": torch.stack([_pad(mask, padded_hw) for mask in shown]),
         }
         labels = [row.get("labels") for row in prepared]
         if all(label is None for label in labels):
