@@ -27,9 +27,7 @@ from .findings import FindingLog
 
 logger = logging.getLogger(__name__)
 
-TRAIN_NAMES = re.compile(r"^(train|training)[-_]?(\d{4})?$", re.IGNORECASE)
-VALIDATION_NAMES = re.compile(r"^(val|valid|validation|dev|eval)[-_]?(\d{4})?$", re.IGNORECASE)
-TEST_NAMES = re.compile(r"^test[-_]?(\d{4})?$", re.IGNORECASE)
+SPLIT_NAMES = {"train": "train|training", "validation": "val|valid|validation|dev|eval", "test": "test"}
 
 
 @dataclass
@@ -82,8 +80,8 @@ def detection_features(names: list[str], source_ids: bool = False, panoptic: boo
 
 def split_kind(name: str) -> str | None:
     """Returns what a split's name says it is for: `"train"`, `"validation"`, `"test"` or None."""
-    for kind, pattern in (("train", TRAIN_NAMES), ("validation", VALIDATION_NAMES), ("test", TEST_NAMES)):
-        if pattern.match(name):
+    for kind, names in SPLIT_NAMES.items():
+        if re.match(rf"({names})[-_]?(\d{{4}})?$", name, re.IGNORECASE):
             return kind
     return None
 

@@ -151,12 +151,8 @@ def _check_shapes(label: Any, name: str) -> None:
         seen = ", ".join(map(str, label)) if isinstance(label, Mapping) else type(label).__name__
         raise AnnotationError(f"{name}: its label is {seen}, expected a dict with class_labels and boxes.")
     classes, boxes = label["class_labels"], label["boxes"]
-    if (
-        not isinstance(classes, Tensor)
-        or classes.ndim != 1
-        or classes.is_floating_point()
-        or classes.dtype == torch.bool
-    ):
+    whole = isinstance(classes, Tensor) and not classes.is_floating_point() and classes.dtype != torch.bool
+    if not whole or classes.ndim != 1:
         raise AnnotationError(f"{name}: class_labels is {_shape(classes)}, expected integers of the shape (N,).")
     if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
         raise AnnotationError(f"{name}: boxes is {_shape(boxes)}, expected the shape (N, 4).")

@@ -33,23 +33,14 @@ def load_hf(path: str, local: bool, streaming: bool, **load_options: Any) -> dic
     """
     try:
         if local and ((Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file()):
-            loaded = datasets.load_from_disk(path)
-            if streaming:
-                loaded = _to_streams(loaded)
-        else:
-            loaded = datasets.load_dataset(path, streaming=streaming, **load_options)
+            splits = as_splits(datasets.load_from_disk(path))
+            return {name: split.to_iterable_dataset() if streaming else split for name, split in splits.items()}
+        return as_splits(datasets.load_dataset(path, streaming=streaming, **load_options))
     except Exception as error:  # datasets raises some twenty kinds here, its own and those of the network below it
         place = "folder" if local else "Hub id (no such file or folder is here)"
         raise LayoutError(
             f"{path!r} could not be loaded as a {place} with `datasets`: {type(error).__name__}: {str(error)[:400]}"
         ) from error
-    return as_splits(loaded)
-
-
-def _to_streams(loaded: Any) -> Any:
-    if isinstance(loaded, Dataset):
-        return loaded.to_iterable_dataset()
-    return {name: split.to_iterable_dataset() for name, split in loaded.items()}
 
 
 def as_splits(loaded: Any) -> dict[str, Any]:

@@ -227,6 +227,5 @@ def _fill_sizes(records: SplitRecords) -> None:
             try:
                 records.widths[row], records.heights[row] = read_header(path, records.file_names[row]).upright_wh
             except PictureError as error:
-                code = "image-missing" if "no file" in str(error) else "image-unreadable"
-                if code == "image-unreadable":
-                    records.fault(code, str(error), row)
+                if "no file" not in str(error):  # `check_files` tells of those
+                    records.fault("image-unreadable", str(error), row)
