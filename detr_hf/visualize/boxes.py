@@ -194,7 +194,8 @@ def _place(width: int, height: int, span: Span, taken: list[Span], size: tuple[i
     )
     places = []
     for x, y in candidates:
-        x0, y0 = min(max(x, 0), max(size[0] - width, 0)), min(max(y, 0), max(size[1] - height, 0))
+        x0 = min(max(x, 0), max(size[0] - width, 0))
+        y0 = min(max(y, 0), max(size[1] - height, 0))
         places.append(Span(x0, y0, x0 + width, y0 + height))
     # Over another label is worst; being pushed over the object itself is worse than a later candidate.
     return min(places, key=lambda place: (sum(map(place.overlap, taken)), place.overlap(span) > 0))

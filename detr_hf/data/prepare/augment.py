@@ -1,6 +1,6 @@
 """Augmentation with torchvision.transforms.v2: three presets, or any callable `(image, target) -> (image, target)`.
 
-- `none`: the image as it is.
+- `none`: the image as it is; the image processor resizes it.
 - `paper`: DETR's recipe (datasets/coco.py of the original): flip; then multi-scale (shortest side 480..800 in steps of
   32, longest at most 1333), or with probability one half resize to 400, 500 or 600, crop 384..600 on a side, and
   multi-scale.
@@ -66,7 +66,9 @@ class Augmentation:
     """A preset: its transforms, and whether the image leaves it in the size that the model shall see."""
 
     def __init__(self, name: str, transform: Callable | None, resizes: bool):
-        self.name, self.transform, self.resizes = name, transform, resizes
+        self.name = name
+        self.transform = transform
+        self.resizes = resizes
 
     def __call__(self, image: tv_tensors.Image, target: dict[str, Any]) -> Sample:
         """Returns the augmented image and target."""

@@ -73,7 +73,7 @@ class DetectionTransform:
         try:
             labels = assemble_target(
                 image_id if isinstance(image_id, str) else operator.index(image_id),
-                size_hw,
+                size_hw,  # before the resize
                 tuple(pixel_values.shape[-2:]),
                 target["labels"],
                 target["boxes"],

@@ -28,7 +28,7 @@ LARGEST_COORDINATE = 1e7
 
 @dataclass
 class SplitRecords:
-    """Images and objects of one split; boxes as the source has them until `finish` turns them into xywh pixels."""
+    """Images and objects of one split; boxes as the source has them, which `check_boxes` turns into xywh pixels."""
 
     name: str
     log: FindingLog = field(default_factory=FindingLog)
@@ -277,7 +277,8 @@ def build_table(split: JudgedSplit, categories: Categories) -> pa.Table:
     counts = np.bincount(new_row[rows[order]], minlength=len(chosen))
     offsets = pa.array(np.concatenate(([0], np.cumsum(counts))).astype(np.int32), type=pa.int32())
 
-    boxes, areas = split.boxes[order], np.array(records.areas, dtype=np.float64)[order]
+    boxes = split.boxes[order]
+    areas = np.array(records.areas, dtype=np.float64)[order]
     areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
     columns = {
         "id": pa.array(numbered([records.object_ids[index] for index in order.tolist()]), type=pa.int64()),
