@@ -129,10 +129,7 @@ def _log_what_was_read(data: DetectionData) -> None:
     level = logging.WARNING if data.categories.changed and data.format != "voc" else logging.INFO
     lines = data.mapping_text().splitlines()
     if len(lines) > SHOWN_CLASSES:
-        lines = [
-            *lines[:SHOWN_CLASSES],
-            f"... and {len(lines) - SHOWN_CLASSES} more: DetectionData.mapping_text() shows all",
-        ]
+        lines[SHOWN_CLASSES:] = [f"... and {len(lines) - SHOWN_CLASSES} more: DetectionData.mapping_text() shows all"]
     logger.log(level, "Class ids of %s (index <- id in the data: name):\n%s", data.source, "\n".join(lines))
     tolerated = data.findings.lines("warning") + data.findings.lines("error")
     if tolerated:
