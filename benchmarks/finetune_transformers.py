@@ -35,7 +35,6 @@ from transformers.utils.logging import disable_progress_bar
 from detr_hf import load_detection_dataset
 from detr_hf.data.pictures import load_pixels
 from detr_hf.evaluation import evaluate_boxes, metrics_table
-from detr_hf.evaluation.report import metrics_dict
 from detr_hf.evaluation.truth import ground_truth_of
 from detr_hf.model.backbone_detr import freeze_batch_norms
 
@@ -248,7 +247,7 @@ def main() -> None:
     (folder / "metrics.txt").write_text(table + "\n")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     cost = {"training_seconds": round(seconds, 1), "steps": trainer.state.global_step, "device": device}
-    numbers = {**cost, "options": vars(options), **metrics_dict(metrics)}
+    numbers = {**cost, "options": vars(options), **metrics.to_dict()}
     (folder / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=0) + "\n")
     logger.info("%s. Report: %s", cost, folder)

@@ -80,7 +80,7 @@ def is_transport_error(error: BaseException) -> bool:
 
 
 def _named(error: BaseException, repo_id: str, revision: str | None) -> str | None:
-    """Explains errors that have a class of their own."""
+    """Returns the sentence for an error that has a class of its own, else None."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -99,7 +99,7 @@ def _named(error: BaseException, repo_id: str, revision: str | None) -> str | No
 
 
 def _answered(error: BaseException, repo_id: str, token: str | bool | None) -> str | None:
-    """Explains an answer of the Hub that is an error."""
+    """Returns the sentence for an answer of the Hub that is an error, else None."""
     status = status_of(error)
     if status is None or status < 400:
         return None
@@ -129,7 +129,7 @@ def _answered(error: BaseException, repo_id: str, token: str | bool | None) -> s
 
 
 def _broken(error: BaseException) -> str | None:
-    """Explains a full disk and a network that fails."""
+    """Returns the sentence for a full disk or a network that fails, else None."""
     from huggingface_hub import constants
 
     full = getattr(error, "errno", None) == errno.ENOSPC

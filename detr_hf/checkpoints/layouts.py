@@ -184,7 +184,7 @@ def _mask_head_name(name: str) -> str:
 
 
 def _unpack(name: str, packed: Tensor) -> list[tuple[str, Tensor]]:
-    """Splits `in_proj_weight` (3D, D) or `in_proj_bias` (3D,) into query, key and value, in this order."""
+    """Returns query, key and value, by name, of `in_proj_weight` (3D, D) or `in_proj_bias` (3D,)."""
     module, _, leaf = name.rpartition(".in_proj_")
     parts = packed.chunk(3, dim=0)
     return [(f"{module}.{part}_proj.{leaf}", rows.clone()) for part, rows in zip("qkv", parts, strict=True)]

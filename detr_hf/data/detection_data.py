@@ -27,9 +27,7 @@ from .findings import FindingLog
 
 logger = logging.getLogger(__name__)
 
-TRAIN_NAMES = re.compile(r"^(train|training)[-_]?(\d{4})?$", re.IGNORECASE)
-VALIDATION_NAMES = re.compile(r"^(val|valid|validation|dev|eval)[-_]?(\d{4})?$", re.IGNORECASE)
-TEST_NAMES = re.compile(r"^test[-_]?(\d{4})?$", re.IGNORECASE)
+SPLIT_NAMES = {"train": "train|training", "validation": "val|valid|validation|dev|eval", "test": "test"}
 
 
 @dataclass
@@ -42,6 +40,12 @@ class Categories:
 
     def __post_init__(self) -> None:
         self.index_of = {source: index for index, source in enumerate(self.source_ids)}
+
+    @classmethod
+    def of(cls, id2label: Mapping[Any, str]) -> "Categories":
+        """Returns the classes of names by id, in the order of the ids: numbers, then texts."""
+        ids = sorted(id2label, key=lambda value: (isinstance(value, str), value))
+        return cls([str(id2label[key]) for key in ids], ids)
 
     @property
     def changed(self) -> bool:
@@ -76,8 +80,8 @@ def detection_features(names: list[str], source_ids: bool = False, panoptic: boo
 
 def split_kind(name: str) -> str | None:
     """Returns what a split's name says it is for: `"train"`, `"validation"`, `"test"` or None."""
-    for kind, pattern in (("train", TRAIN_NAMES), ("validation", VALIDATION_NAMES), ("test", TEST_NAMES)):
-        if pattern.match(name):
+    for kind, names in SPLIT_NAMES.items():
+        if re.match(rf"({names})[-_]?(\d{{4}})?$", name, re.IGNORECASE):
             return kind
     return None
 

@@ -151,11 +151,7 @@ def choose_ink(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
     """Returns a colour `(3,)` in [0, 255] whose mean is some 70 levels or more from that of `background (h, w, 3)`."""
     level = float(background.mean())
     distance = rng.uniform(70, 200)
-    lighter = rng.random() < 0.5
-    if lighter and level + 70 > 250:
-        lighter = False
-    elif not lighter and level - 70 < 5:
-        lighter = True
+    lighter = (rng.random() < 0.5 or level < 75) and level <= 180  # towards the side that has room for it
     target = min(level + distance, 250) if lighter else max(level - distance, 5)
     tint = rng.uniform(-60, 60, size=3)
     return np.clip(target + tint - tint.mean(), 0, 255).astype(np.float32)
@@ -245,7 +241,7 @@ class DigitScenes(Dataset):
         return self.draw(index)
 
     def draw(self, index: int, size_hw: tuple[int, int] | None = None) -> dict[str, Any]:
-        """Draws scene `index >= 0` (also beyond `len(self)`), at another size if one is given; see the class."""
+        """Returns scene `index >= 0` (also beyond `len(self)`), at another size if one is given; see the class."""
         size_hw = self.size_hw if size_hw is None else size_hw
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
         sources = load_sources(self.split)

@@ -17,8 +17,8 @@ from ..errors import AnnotationError
 from .detection_data import DetectionData
 from .findings import FindingLog
 from .readers.hf_objects import peek_box_format, stream_split
-from .readers.recognising import JudgedSplit, ReadData, ReadOptions, has_hf_files, judge, read_source
-from .readers.records import build_table
+from .readers.recognising import ReadData, ReadOptions, has_hf_files, judge, read_source
+from .readers.records import JudgedSplit, build_table
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _refuse_faults(read: ReadData, on_fault: str) -> None:
 
 def build_split(split: JudgedSplit, read: ReadData) -> Dataset:
     """Returns the `datasets.Dataset` of a judged split; pictures of a `datasets` source stay where they are."""
-    table = build_table(split.records, read.categories, split.boxes, split.indices, split.kept, split.images)
+    table = build_table(split, read.categories)
     features = Features.from_arrow_schema(table.schema)
     built = Dataset(table, info=DatasetInfo(features=features), fingerprint=uuid.uuid4().hex)
     if split.records.name not in read.hf_splits:
@@ -126,15 +126,10 @@ def build_split(split: JudgedSplit, read: ReadData) -> Dataset:
 
 def _log_what_was_read(data: DetectionData) -> None:
     logger.info("%r", data)
-    level = logging.WARNING if data.categories.changed else logging.INFO
-    if data.format == "voc":
-        level = logging.INFO
+    level = logging.WARNING if data.categories.changed and data.format != "voc" else logging.INFO
     lines = data.mapping_text().splitlines()
     if len(lines) > SHOWN_CLASSES:
-        lines = [
-            *lines[:SHOWN_CLASSES],
-            f"... and {len(lines) - SHOWN_CLASSES} more: DetectionData.mapping_text() shows all",
-        ]
+        lines[SHOWN_CLASSES:] = [f"... and {len(lines) - SHOWN_CLASSES} more: DetectionData.mapping_text() shows all"]
     logger.log(level, "Class ids of %s (index <- id in the data: name):\n%s", data.source, "\n".join(lines))
     tolerated = data.findings.lines("warning") + data.findings.lines("error")
     if tolerated:

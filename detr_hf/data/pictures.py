@@ -3,6 +3,8 @@
 EXIF orientation, different on purpose from the usual "always rotate": boxes are in the frame that the annotation
 file's `width` and `height` describe. A picture is rotated when only its rotated size is the recorded one, left as
 stored when only its stored size is, and rotated (as every viewer does) when both fit or no size is recorded.
+
+Files that are cut, garbled or hostile make Pillow raise a dozen kinds of exceptions; any means that it is no picture.
 """
 
 import hashlib
@@ -11,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..errors import PictureError
@@ -19,23 +21,6 @@ from ..processing.image_reading_detr import read_images
 
 ORIENTATION_TAG = 0x0112
 QUARTER_TURNS = {5, 6, 7, 8}
-# What Pillow raises on files that are cut, garbled, hostile or of no known format.
-DECODE_ERRORS = (
-    OSError,
-    UnidentifiedImageError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    EOFError,
-    OverflowError,
-    ZeroDivisionError,
-    AttributeError,
-    NotImplementedError,
-    MemoryError,
-    Image.DecompressionBombError,
-)
 
 
 class Header(NamedTuple):
@@ -55,14 +40,14 @@ def header_of(image: Image.Image) -> Header:
     """Returns the header of an opened picture; nothing is decoded."""
     try:
         orientation = image.getexif().get(ORIENTATION_TAG, 1)
-    except DECODE_ERRORS:  # a garbled EXIF block is no reason to refuse the pixels
+    except Exception:  # a garbled EXIF block is no reason to refuse the pixels
         orientation = 1
     valid = isinstance(orientation, int) and 1 <= orientation <= 8
     return Header(image.width, image.height, orientation if valid else 1)
 
 
 def open_undecoded(source: Any, name: str) -> Image.Image:
-    """Opens (without decoding) a path, bytes, a `{"path", "bytes"}` row of `datasets.Image`, or a PIL picture.
+    """Returns the undecoded picture of a path, bytes, a `{"path", "bytes"}` row of `datasets.Image`, or a PIL picture.
 
     Raises:
         PictureError: the file is missing or no picture.
@@ -77,7 +62,7 @@ def open_undecoded(source: Any, name: str) -> Image.Image:
         return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
     except FileNotFoundError:
         raise PictureError(f"{name}: there is no file {source}.") from None
-    except DECODE_ERRORS as error:
+    except Exception as error:
         raise PictureError(f"{name}: cannot be opened as a picture ({type(error).__name__}: {error}).") from error
 
 
@@ -92,6 +77,14 @@ def read_header(source: Any, name: str) -> Header:
     if isinstance(source, str | Path):
         image.close()
     return header
+
+
+def upright_size(source: Any, name: str) -> tuple[int, int]:
+    """Returns width and height as a viewer shows the picture; 0 x 0 where it cannot be read, which a check reports."""
+    try:
+        return read_header(source, name).upright_wh
+    except PictureError:
+        return 0, 0
 
 
 def keeps_stored_frame(header: Header, recorded_wh: tuple[int, int] | None) -> bool:
@@ -114,7 +107,7 @@ def load_pixels(source: Any, name: str, recorded_wh: tuple[int, int] | None = No
         if keeps_stored_frame(header, recorded_wh):
             image.getexif().pop(ORIENTATION_TAG, None)
         pixels = read_images(image)[0].permute(2, 0, 1)
-    except DECODE_ERRORS as error:
+    except Exception as error:
         raise PictureError(f"{name}: cannot be decoded ({type(error).__name__}: {error}).") from error
     size_wh = (pixels.shape[2], pixels.shape[1])
     if recorded_wh is not None and size_wh != tuple(recorded_wh):
@@ -135,7 +128,7 @@ class SeenPicture:
 
 
 def inspect_picture(source: Any) -> SeenPicture:
-    """Opens, decodes and hashes one picture: a path or encoded bytes."""
+    """Returns what opening, decoding and hashing one picture, a path or encoded bytes, shows."""
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
@@ -146,7 +139,7 @@ def inspect_picture(source: Any) -> SeenPicture:
         # A JPEG's draft is decoded at 1/8 and in grey, from all of its bytes.
         image.draft("L", (max(image.width // 8, 1), max(image.height // 8, 1)))
         image.load()
-    except DECODE_ERRORS as error:
+    except Exception as error:
         return SeenPicture(
             error=f"cannot be decoded: {type(error).__name__}: {error}" if content else "is an empty file"
         )
@@ -161,5 +154,5 @@ def inspect_segments(path: str) -> tuple[tuple[int, int], set[int]] | str:
                 return f"{path} has mode {image.mode}; segment ids are coded in the colours of an RGB PNG"
             colours = image.convert("RGB").getcolors(maxcolors=image.width * image.height)
             return image.size, {red + 256 * green + 65536 * blue for _, (red, green, blue) in colours} - {0}
-    except DECODE_ERRORS as error:
+    except Exception as error:
         return f"{path} cannot be decoded: {error}"

@@ -121,11 +121,9 @@ def _kind_of_error(overlap: np.ndarray, own_class: np.ndarray, tight: float, loo
     if not len(near):
         return "background", []
     own = near[own_class[near]]
-    if len(own):
-        best = int(own[overlap[own].argmax()])
-        return ("duplicate" if overlap[best] >= tight else "localisation"), [best]
-    best = int(near[overlap[near].argmax()])
-    return ("duplicate" if overlap[best] >= tight else "class and localisation"), [best]
+    kind, candidates = ("localisation", own) if len(own) else ("class and localisation", near)
+    best = int(candidates[overlap[candidates].argmax()])
+    return ("duplicate" if overlap[best] >= tight else kind), [best]
 
 
 def _in_crowd(box: np.ndarray, crowds: np.ndarray) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,13 +86,12 @@ def coco_metrics(
     arrays = evaluation_arrays(ground_truth, detections, backend, iou_type)
     if arrays is None:
         return _metrics_of_nothing(truth, backend)
-    precision = arrays.precision
-    summary = {name: _nan_for_absent(value) for name, value in zip(METRIC_NAMES, arrays.stats, strict=True)}
+    stats = [math.nan if value < 0 else value for value in arrays.stats.tolist()]
+    summary = dict(zip(METRIC_NAMES, stats, strict=True))
     # precision is (thresholds, recalls, classes, areas, max detections), classes by ascending id
     by_id = sorted(truth["categories"], key=lambda category: category["id"])
-    curves = {category["id"]: precision[:, :, index, 0, -1] for index, category in enumerate(by_id)}
-    rows = {category_id: (_mean_precision(curve), _mean_precision(curve[:1])) for category_id, curve in curves.items()}
-    return CocoMetrics(summary, _per_class(truth, rows), len(truth["images"]), backend)
+    curves = {category["id"]: arrays.precision[:, :, index, 0, -1] for index, category in enumerate(by_id)}
+    return CocoMetrics(summary, _per_class(truth, curves), len(truth["images"]), backend)
 
 
 @dataclass(frozen=True)
@@ -246,34 +246,25 @@ def _run(
     )
 
 
-def _nan_for_absent(value: float) -> float:
-    return math.nan if value < 0 else float(value)
-
-
 def _mean_precision(curve: np.ndarray) -> float:
     known = curve[curve > -1]
     return float(known.mean()) if known.size else math.nan
 
 
-def _object_counts(truth: dict[str, Any]) -> dict[Any, int]:
-    counts = dict.fromkeys((category["id"] for category in truth["categories"]), 0)
-    for annotation in truth["annotations"]:
-        counts[annotation["category_id"]] += not annotation["iscrowd"]
-    return counts
-
-
-def _per_class(truth: dict[str, Any], rows: dict[Any, tuple[float, float]]) -> dict[str, dict[str, float]]:
-    counts = _object_counts(truth)
+def _per_class(truth: dict[str, Any], curves: Mapping[Any, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Returns AP by class; `curves` are precision (IoUs, recalls) by category id, none where nothing was detected."""
+    counts = Counter(one["category_id"] for one in truth["annotations"] if not one["iscrowd"])
     table = {}
     for category in truth["categories"]:
-        ap, ap50 = rows[category["id"]]
-        table[str(category["name"])] = {"AP": ap, "AP50": ap50, "objects": counts[category["id"]]}
+        count = counts[category["id"]]
+        curve = curves.get(category["id"], np.full((1, 1), 0.0 if count else -1.0))
+        row = {"AP": _mean_precision(curve), "AP50": _mean_precision(curve[:1]), "objects": count}
+        table[str(category["name"])] = row
     return table
 
 
 def _metrics_of_nothing(truth: dict[str, Any], backend: str) -> CocoMetrics:
     """Returns zero where there was something to find, NaN where there was not."""
-    counts = _object_counts(truth)
     areas = [annotation["area"] for annotation in truth["annotations"] if not annotation["iscrowd"]]
     present = {
         "s": any(area <= 32**2 for area in areas),
@@ -281,5 +272,4 @@ def _metrics_of_nothing(truth: dict[str, Any], backend: str) -> CocoMetrics:
         "l": any(area >= 96**2 for area in areas),
     }
     summary = {name: 0.0 if present.get(name[-1], bool(areas)) else math.nan for name in METRIC_NAMES}
-    rows = {category_id: (0.0 if count else math.nan,) * 2 for category_id, count in counts.items()}
-    return CocoMetrics(summary, _per_class(truth, rows), len(truth["images"]), backend)
+    return CocoMetrics(summary, _per_class(truth, {}), len(truth["images"]), backend)

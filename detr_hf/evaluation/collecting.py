@@ -22,36 +22,13 @@ from ..model.predictions_detr import Predictions
 from ..processing.post_processing_detr import detections
 from .coco import CocoMetrics, evaluate_boxes
 from .results import coco_results
+from .truth import coco_truth
 
 logger = logging.getLogger(__name__)
 
 MAX_DETECTIONS = 100  # COCO looks at no more in a picture
 # `image` is the picture's number in the order of arrival; boxes are x, y, width, height in its pixels.
 FOUND = np.dtype([("image", "i8"), ("label", "i4"), ("score", "f4"), ("box", "f4", 4)])
-TRUTH = np.dtype([("image", "i8"), ("label", "i4"), ("crowd", "i4"), ("area", "f4"), ("box", "f4", 4)])
-
-
-class Columns:
-    """Rows of one structured type in one array that doubles when it is full."""
-
-    def __init__(self, dtype: np.dtype):
-        self._rows = np.empty(1024, dtype)
-        self._count = 0
-
-    def extend(self, rows: np.ndarray) -> None:
-        """Appends rows."""
-        needed = self._count + len(rows)
-        if needed > len(self._rows):
-            larger = np.empty(max(needed, 2 * len(self._rows)), self._rows.dtype)
-            larger[: self._count] = self._rows[: self._count]
-            self._rows = larger
-        self._rows[self._count : needed] = rows
-        self._count = needed
-
-    @property
-    def rows(self) -> np.ndarray:
-        """All rows, as a view."""
-        return self._rows[: self._count]
 
 
 class DetectionEvaluator:
@@ -72,8 +49,8 @@ class DetectionEvaluator:
         self.ground_truth = ground_truth
         self.repeats = repeats
         self._images: dict[Any, tuple[int, int]] = {}  # image id -> (height, width), in the order of arrival
-        self._found = Columns(FOUND)
-        self._truth = Columns(TRUTH)
+        self._found: list[np.ndarray] = []  # rows of FOUND, in which one picture's stand together
+        self._truth: dict[Any, dict[str, list[Any]]] = {}  # image id -> its objects
 
     def __len__(self) -> int:
         return len(self._images)
@@ -96,10 +73,16 @@ class DetectionEvaluator:
         sizes_hw = _sizes_hw(labels, pixel_mask)
         found = detections(predictions.logits, predictions.boxes_cxcywh_norm, threshold=None, target_sizes=sizes_hw)
         for index, (label, (height, width)) in enumerate(zip(labels, sizes_hw, strict=True)):
-            image_id = _image_id(label, len(self._images), self.repeats)
+            image_id = image_id_of(label)
+            if image_id is None and self.repeats:
+                raise ValueError(
+                    "The labels have no 'image_id', which tells in a distributed evaluation whether a picture was "
+                    "counted already. Use the image processor's labels, or add an id to each."
+                )
+            image_id = len(self._images) if image_id is None else image_id
             is_new = self.add(image_id, (height, width), **found[index])
             if is_new and self.ground_truth is None:
-                self._truth.extend(_truth_rows(label, len(self._images) - 1, (height, width)))
+                self._truth[image_id] = _objects_of(label, (height, width))
 
     def add(self, image_id: Any, size_hw: tuple[int, int], scores: Any, labels: Any, boxes: Any) -> bool:
         """Adds one picture's scores (N,), labels (N,) and boxes (N, 4), xyxy in its pixels; says whether it is new.
@@ -120,52 +103,41 @@ class DetectionEvaluator:
         rows["score"], rows["box"] = scores[order], boxes[order]
         rows["box"][:, 2:] -= rows["box"][:, :2]
         self._images[image_id] = (int(size_hw[0]), int(size_hw[1]))
-        self._found.extend(rows)
+        self._found.append(rows)
         return True
 
     def gather(self) -> None:
         """Joins what all processes have, in each of them; call it in every process."""
         from accelerate.utils import gather_object
 
-        shares = gather_object([(list(self._images.items()), self._found.rows.copy(), self._truth.rows.copy())])
-        self._images, self._found, self._truth = {}, Columns(FOUND), Columns(TRUTH)
-        for images, found, truth in shares:
+        share = (list(self._images.items()), self._found_rows(), self._truth)
+        self._images, self._found, self._truth = {}, [], {}
+        for images, rows, truth in gather_object([share]):
+            self._truth |= truth
             # number in the share -> number here; -1: counted already
             numbers = np.full(len(images), -1, dtype=np.int64)
             for number, (image_id, size_hw) in enumerate(images):
                 if image_id not in self._images:
                     numbers[number] = len(self._images)
                     self._images[image_id] = size_hw
-            for columns, rows in ((self._found, found), (self._truth, truth)):
-                rows["image"] = numbers[rows["image"]] if len(rows) else rows["image"]
-                columns.extend(rows[rows["image"] >= 0])
+            rows["image"] = numbers[rows["image"]]
+            self._found.append(rows[rows["image"] >= 0])
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """Returns the truth as a COCO dictionary; image ids are numbers where they are not integers."""
         if self.ground_truth is not None:
             return dict(self.ground_truth)
-        ids = self._coco_image_ids()
-        images = [{"id": ids[n], "height": h, "width": w} for n, (h, w) in enumerate(self._images.values())]
-        annotations = [
-            {
-                "id": number,
-                "image_id": ids[row["image"]],
-                "category_id": int(row["label"]),
-                "bbox": [float(value) for value in row["box"]],
-                "area": float(row["area"]),
-                "iscrowd": int(row["crowd"]),
-            }
-            for number, row in enumerate(self._truth.rows, start=1)
+        rows = [
+            {"image_id": number, "height": height, "width": width, "objects": self._truth.get(image_id, {"bbox": []})}
+            for number, (image_id, (height, width)) in zip(self._coco_image_ids(), self._images.items(), strict=True)
         ]
-        categories = [{"id": label, "name": name} for label, name in self.id2label.items()]
-        return {"images": images, "categories": categories, "annotations": annotations}
+        return coco_truth(rows, self.id2label)
 
     def coco_detections(self) -> np.ndarray:
         """Returns the detections (N, 7) float64: `coco_ground_truth`'s image id, x, y, width, height, score, label."""
-        rows = self._found.rows
+        rows = self._found_rows()
         ids = np.array(self._coco_image_ids(), dtype=np.float64)
-        columns = (ids[rows["image"]] if len(rows) else rows["image"], rows["box"], rows["score"], rows["label"])
-        return np.column_stack([np.asarray(column, dtype=np.float64) for column in columns])
+        return np.column_stack((ids[rows["image"]], rows["box"], rows["score"], rows["label"]))
 
     def results(self, source_category_ids: Sequence[Any] | None = None) -> list[dict[str, Any]]:
         """Returns COCO results, a dictionary a detection, with the image ids of the data.
@@ -197,6 +169,9 @@ class DetectionEvaluator:
         if len(self._images) < of_all:
             logger.warning("Only %d of the %d pictures of the ground truth were evaluated.", len(self._images), of_all)
 
+    def _found_rows(self) -> np.ndarray:
+        return np.concatenate([np.empty(0, FOUND), *self._found])
+
     def _coco_image_ids(self) -> list[int]:
         if all(isinstance(image_id, int) for image_id in self._images):
             return list(self._images)
@@ -222,31 +197,24 @@ def _sizes_hw(labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None) ->
     return [(int(one.any(dim=1).sum()), int(one.any(dim=0).sum())) for one in mask]
 
 
-def _image_id(label: Mapping[str, Any], position: int, repeats: bool) -> Any:
-    """Returns the picture's id, an int or a string; its number where it has none."""
-    if "image_id" not in label:
-        if repeats:
-            raise ValueError(
-                "The labels have no 'image_id', which tells in a distributed evaluation whether a picture was counted "
-                "already. Use the image processor's labels, or add an id to each."
-            )
-        return position
-    image_id = label["image_id"]
+def image_id_of(label: Mapping[str, Any]) -> Any:
+    """Returns the id of a target's picture, as a number or string; None where there is none."""
+    image_id = label.get("image_id")
     return int(image_id) if isinstance(image_id, Tensor) else image_id
 
 
-def _truth_rows(label: Mapping[str, Any], number: int, size_hw: tuple[int, int]) -> np.ndarray:
-    """Returns one picture's objects in pixels of `size_hw`."""
-    classes, boxes = label["class_labels"].cpu().numpy(), label["boxes"].float().cpu().numpy().reshape(-1, 4)
-    rows = np.zeros(len(classes), TRUTH)
-    rows["image"], rows["label"] = number, classes
-    if "iscrowd" in label:
-        rows["crowd"] = label["iscrowd"].cpu().numpy()
+def _objects_of(label: Mapping[str, Any], size_hw: tuple[int, int]) -> dict[str, list[Any]]:
+    """Returns one picture's objects in pixels of `size_hw`, as a row in the schema of `detr_hf.data` has them."""
     height, width = size_hw
+    boxes = label["boxes"].float().cpu().numpy().reshape(-1, 4)
     boxes = boxes * np.array([width, height, width, height], dtype=np.float32)
-    rows["box"] = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], axis=1)
-    rows["area"] = boxes[:, 2] * boxes[:, 3]
+    areas = boxes[:, 2] * boxes[:, 3]
     if "area" in label and "size" in label:  # in pixels of the resized picture
         resized_h, resized_w = torch.as_tensor(label["size"]).flatten().tolist()
-        rows["area"] = label["area"].float().cpu().numpy() * (height * width / (resized_h * resized_w))
-    return rows
+        areas = label["area"].float().cpu().numpy() * (height * width / (resized_h * resized_w))
+    return {
+        "category": label["class_labels"].tolist(),
+        "bbox": np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], axis=1).tolist(),
+        "area": areas.tolist(),
+        "iscrowd": label["iscrowd"].tolist() if "iscrowd" in label else [],
+    }

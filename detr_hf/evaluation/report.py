@@ -64,12 +64,12 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """COCO's twelve numbers by name: `metrics["AP"]`; NaN where there is nothing to measure a number on."""
+        """Returns COCO's twelve numbers by name: `metrics["AP"]`; NaN where there is nothing to measure it on."""
         return self.coco.summary
 
     @property
     def per_class(self) -> dict[str, dict[str, float]]:
-        """Class name to its `"AP"`, `"AP50"` and number of `"objects"`."""
+        """Returns by class name its `"AP"`, `"AP50"` and number of `"objects"`."""
         return self.coco.per_class
 
     def results(self) -> list[dict[str, Any]]:
@@ -82,8 +82,10 @@ class Evaluation:
 
     def to_dict(self, curves: bool = False) -> dict[str, Any]:
         """Returns the numbers for a JSON file; with `curves` also precision by recall."""
-        found = precision_recall(self.ground_truth, self.detections) if curves else None
-        return metrics_dict(self.coco, self.mistakes, found)
+        content = {**self.coco.to_dict(), "mistakes": self.mistakes.to_dict()}
+        if curves:
+            content["precision_recall"] = precision_recall(self.ground_truth, self.detections)
+        return content
 
     def save(self, path: str | Path, about: Mapping[str, Any] | None = None, curves: bool = False) -> None:
         """Writes `about`, for example the model's name, and the numbers as JSON: the file is whole or not there."""
@@ -120,15 +122,3 @@ def metrics_table(metrics: CocoMetrics, mistakes: Mistakes | None = None, max_cl
 
 def _number(value: float) -> str:
     return "     -" if math.isnan(value) else f"{value:6.3f}"
-
-
-def metrics_dict(
-    metrics: CocoMetrics, mistakes: Mistakes | None = None, curves: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Returns everything for a JSON file."""
-    content = metrics.to_dict()
-    if mistakes is not None:
-        content["mistakes"] = mistakes.to_dict()
-    if curves is not None:
-        content["precision_recall"] = dict(curves)
-    return content

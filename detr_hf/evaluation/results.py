@@ -90,14 +90,12 @@ def coco_results(
         image_ids: the evaluation's image id to the source's; by default they are the same.
         category_ids: the source's category id by label; by default the label itself.
     """
-    results = []
-    for image_id, x, y, width, height, score, label in detections.tolist():
-        results.append(
-            {
-                "image_id": int(image_id) if image_ids is None else image_ids[int(image_id)],
-                "category_id": int(label) if category_ids is None else category_ids[int(label)],
-                "bbox": [round(side, 3) for side in (x, y, width, height)],
-                "score": score,
-            }
-        )
-    return results
+    return [
+        {
+            "image_id": int(image_id) if image_ids is None else image_ids[int(image_id)],
+            "category_id": int(label) if category_ids is None else category_ids[int(label)],
+            "bbox": [round(side, 3) for side in box],
+            "score": score,
+        }
+        for image_id, *box, score, label in detections.tolist()
+    ]

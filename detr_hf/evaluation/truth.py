@@ -1,6 +1,6 @@
 """The ground truth of a split as a COCO dictionary, from its rows and without opening a picture."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -43,22 +43,18 @@ def coco_truth(rows: Iterable[Mapping[str, Any]], id2label: Mapping[int, str]) -
     return {"images": images, "categories": categories, "annotations": annotations}
 
 
-def _annotations(row: Mapping[str, Any], first: int) -> list[dict[str, Any]]:
+def _annotations(row: Mapping[str, Any], first: int) -> Iterator[dict[str, Any]]:
     objects = row["objects"]
     count = len(objects["bbox"])
     areas = objects.get("area") or [None] * count
     crowds = objects.get("iscrowd") or [0] * count
-    annotations = []
     for index in range(count):
         box = [float(value) for value in objects["bbox"][index]]
-        annotations.append(
-            {
-                "id": first + index + 1,
-                "image_id": row["image_id"],
-                "category_id": int(objects["category"][index]),
-                "bbox": box,
-                "area": float(box[2] * box[3] if areas[index] is None else areas[index]),
-                "iscrowd": int(crowds[index] or 0),
-            }
-        )
-    return annotations
+        yield {
+            "id": first + index + 1,
+            "image_id": row["image_id"],
+            "category_id": int(objects["category"][index]),
+            "bbox": box,
+            "area": float(box[2] * box[3] if areas[index] is None else areas[index]),
+            "iscrowd": int(crowds[index] or 0),
+        }

@@ -224,7 +224,7 @@ class DETRTrainingArguments(TrainingArguments):
             self.load_best_model_at_end = evaluates and same and aligned
 
     def apply_recipe(self, loaded: bool) -> str:
-        """Fills the arguments that were not given from the recipe, and returns its name.
+        """Returns the name of the recipe that the arguments that were not given are now filled from.
 
         Args:
             loaded: whether the model's weights were loaded.

@@ -5,8 +5,7 @@ not fit the model by exact name is refused, and where weights are averaged (`ema
 saved and loaded as the best, while a resumed run goes on from the weights themselves.
 """
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +109,11 @@ class WholeCheckpoints:
         with self._averaged_weights():
             super()._save(output_dir, state_dict)
 
-    @contextlib.contextmanager
-    def _averaged_weights(self) -> Iterator[None]:
-        """Within it the model has the averaged weights, where weights are averaged."""
+    def _averaged_weights(self) -> AbstractContextManager[None]:
+        """Returns a context in which the model has the averaged weights, where weights are averaged."""
         if self._ema is None or self._ema.average is None:
-            yield
-        else:
-            with self._ema.average.swapped_in(self.accelerator.unwrap_model(self.model)):
-                yield
+            return nullcontext()
+        return self._ema.average.swapped_in(self.accelerator.unwrap_model(self.model))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

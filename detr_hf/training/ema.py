@@ -56,27 +56,25 @@ class ExponentialMovingAverage:
         for name, average in self.average.items():
             average.copy_(weights[name])
 
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Replaces the model's weights by the average."""
-        parameters = dict(model.named_parameters())
-        for name, average in self.average.items():
-            parameters[name].copy_(average)
-
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """Within it the model has the averaged weights; afterwards exactly those it had."""
         own = {
             name: parameter.detach().clone() for name, parameter in model.named_parameters() if name in self.average
         }
-        self.copy_to(model)
+        overwrite(model, self.average)
         try:
             yield
         finally:
-            parameters = dict(model.named_parameters())
-            with torch.no_grad():
-                for name, weight in own.items():
-                    parameters[name].copy_(weight)
+            overwrite(model, own)
+
+
+@torch.no_grad()
+def overwrite(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Replaces the model's parameters that have a weight of their name."""
+    parameters = dict(model.named_parameters())
+    for name, weight in weights.items():
+        parameters[name].copy_(weight)
 
 
 class EMACallback(TrainerCallback):
@@ -107,5 +105,5 @@ class EMACallback(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, **kwargs) -> None:
         """Leaves the average in the model, unless the best checkpoint was loaded into it."""
         if self.average is not None and not self.best_is_loaded:
-            self.average.copy_to(model)
+            overwrite(model, self.average.average)
         self.average = None

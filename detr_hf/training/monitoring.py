@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..evaluation.collecting import image_id_of
+
 
 class LossParts:
     """Means over a window of the losses of the last decoder layer and of training aids, and of the class error.
@@ -49,7 +51,7 @@ class LossParts:
 
 
 def describe_batch(inputs: Mapping[str, Any], file_names: Mapping[Any, str]) -> str:
-    """Names the pictures of a batch, and says which of them hold values that are not finite."""
+    """Returns the names of a batch's pictures, and which of them hold values that are not finite."""
     pixel_values = inputs["pixel_values"]
     lines = []
     for index, label in enumerate(inputs.get("labels", [{}] * len(pixel_values))):
@@ -62,12 +64,6 @@ def describe_batch(inputs: Mapping[str, Any], file_names: Mapping[Any, str]) -> 
             faults.append("boxes that are not finite")
         lines.append(name + (f" has {' and '.join(faults)}" if faults else ""))
     return "; ".join(lines)
-
-
-def image_id_of(label: Mapping[str, Any]) -> Any:
-    """Returns the id of a target's picture, as a number or string; None where there is none."""
-    image_id = label.get("image_id")
-    return int(image_id) if isinstance(image_id, Tensor) else image_id
 
 
 def describe_parts(parts: Mapping[str, Tensor]) -> str:

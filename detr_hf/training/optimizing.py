@@ -5,8 +5,6 @@ from functools import partial
 import torch
 from torch import nn
 
-GROUPS = ("transformer", "backbone", "class_head")  # the first is the one whose rate Trainer logs as learning_rate
-
 
 def parameter_groups(model: nn.Module, rates: dict[str, float], weight_decay: float) -> list[dict]:
     """Returns the trainable parameters in groups with a `name`, `lr` and `weight_decay`; empty groups are left out.
@@ -14,7 +12,7 @@ def parameter_groups(model: nn.Module, rates: dict[str, float], weight_decay: fl
     As in the original, a name that contains "backbone" is the backbone's, and weight decay is on all. The class head
     has its own group.
     """
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[_group_of(name)].append(parameter)

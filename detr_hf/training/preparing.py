@@ -1,53 +1,44 @@
 """From what the user gives to what Trainer needs: splits, and whether data and model mean the same classes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass
-class Splits:
-    """The data sets of a run, prepared; None where there is none."""
-
-    train: Any = None
-    validation: Any = None
+from ..data.detection_data import split_kind
+from ..data.prepare.transform import prepare
 
 
-def splits_of_run(args: Any, given: Splits, data: Mapping[str, Any] | None, processor: Any) -> Splits:
-    """Returns the splits to train and measure on: those `given`, and in their place the prepared ones of `data`.
+def splits_of_run(args: Any, train: Any, validation: Any, data: Any, processor: Any) -> tuple[Any, Any]:
+    """Returns what to train and to measure on: the data sets given, and in their place `data`'s splits, prepared.
+
+    Only training is augmented. None stands where there is none.
 
     Raises:
-        ValueError: there is nothing to train or evaluate on.
+        LayoutError: several splits of `data` could be meant.
+        TypeError: `data` is not what `load_detection_dataset` returns.
+        ValueError: there is nothing to train or evaluate on; Trainer would say it later, and not in words of the data.
     """
-    splits = given
     if data is not None:
-        prepared = prepare_splits(data, processor, getattr(args, "augment", "none"))
-        splits = Splits(
-            prepared.train if given.train is None else given.train,
-            prepared.validation if given.validation is None else given.validation,
+        if not isinstance(data, Mapping):
+            raise TypeError(
+                f"data is a {type(data).__name__}; expected what load_detection_dataset returns, or a dictionary with "
+                "'train' and 'validation'. Prepared data sets go to train_dataset and eval_dataset, a collator to "
+                "data_collator."
+            )
+        train_name, validation_name = split_named(data, "train"), split_named(data, "validation")
+        if train is None and train_name:
+            train = prepare(data[train_name], processor, augment=getattr(args, "augment", "none"))
+        if validation is None and validation_name:
+            validation = prepare(data[validation_name], processor)
+    for what, rows in (("training", train), ("validation", validation)):
+        if hasattr(rows, "__len__") and len(rows) == 0:
+            raise ValueError(f"The {what} set is empty: it has no picture.")
+    if validation is None and args.eval_strategy != "no":
+        raise ValueError(
+            f"There is no validation split, and eval_strategy is {args.eval_strategy.value!r}, the default here. Give "
+            "eval_dataset, name a split validation (load_detection_dataset(..., splits={'validation': ...})), or "
+            "train without measuring: eval_strategy='no'."
         )
-    check_splits(args, splits.train, splits.validation)
-    return splits
-
-
-def prepare_splits(data: Mapping[str, Any], processor: Any, augment: str) -> Splits:
-    """Returns the train and validation splits of `load_detection_dataset`'s data as rows of tensors.
-
-    Only training is augmented.
-    """
-    from ..data.prepare.transform import prepare
-
-    if not isinstance(data, Mapping):
-        raise TypeError(
-            f"data is a {type(data).__name__}; expected what load_detection_dataset returns, or a dictionary with "
-            "'train' and 'validation'. Prepared data sets go to train_dataset and eval_dataset, a collator to "
-            "data_collator."
-        )
-    train, validation = split_named(data, "train"), split_named(data, "validation")
-    return Splits(
-        train=prepare(data[train], processor, augment=augment) if train else None,
-        validation=prepare(data[validation], processor) if validation else None,
-    )
+    return train, validation
 
 
 def split_named(data: Mapping[str, Any], kind: str) -> str | None:
@@ -56,8 +47,6 @@ def split_named(data: Mapping[str, Any], kind: str) -> str | None:
     Raises:
         LayoutError: several could be meant.
     """
-    from ..data.detection_data import split_kind
-
     if kind in data:
         return kind
     named = [name for name in data if split_kind(name) == kind]
@@ -87,21 +76,3 @@ def check_classes(model: Any, id2label: Mapping[int, str] | None) -> None:
     if different:
         label = different[0]
         raise ValueError(f"Class {label} is {ours.get(label)!r} to the model and {theirs[label]!r} in the data. {fix}")
-
-
-def check_splits(args: Any, train: Any, validation: Any) -> None:
-    """Raises before Trainer does, in words of the data, where a split is missing or empty.
-
-    Raises:
-        ValueError: there is nothing to train or evaluate on.
-    """
-    if train is not None and hasattr(train, "__len__") and len(train) == 0:
-        raise ValueError("The training set is empty: it has no picture.")
-    if validation is not None and hasattr(validation, "__len__") and len(validation) == 0:
-        raise ValueError("The validation set is empty: it has no picture.")
-    if validation is None and args.eval_strategy != "no":
-        raise ValueError(
-            f"There is no validation split, and eval_strategy is {args.eval_strategy.value!r}, the default here. Give "
-            "eval_dataset, name a split validation (load_detection_dataset(..., splits={'validation': ...})), or "
-            "train without measuring: eval_strategy='no'."
-        )

@@ -9,9 +9,11 @@ on.
 import logging
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
@@ -109,20 +111,22 @@ class HubPublishing:
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        format = known.pop("format", "detr_hf")
         scratch = Path(tempfile.mkdtemp(prefix="detr_hf_push_"))
         try:
-            self._lay_out(scratch, self.args.output_dir, known, with_pictures=True, format=format)
+            self._lay_out(scratch, self.args.output_dir, known, with_pictures=True)
             shutil.copyfile(scratch / CARD, Path(self.args.output_dir, CARD))
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-        job = _Commit(scratch, self.hub_model_id, commit_message or "End of training", token, revision)
-        if blocking:
-            return job()
-        from huggingface_hub import HfApi
-
-        return HfApi().run_as_future(job)
+        commit = partial(
+            _commit,
+            scratch,
+            self.hub_model_id,
+            commit_message=commit_message or "End of training",
+            token=token,
+            revision=revision,
+        )
+        return commit() if blocking else HfApi().run_as_future(commit)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Publishes the model of a checkpoint in the background, where `args.hub_strategy` asks for it."""
@@ -143,8 +147,9 @@ class HubPublishing:
         try:
             self._lay_out(scratch / "model", checkpoint_folder, {}, with_pictures=False)
             if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-                # the folder may be deleted to make room before it is sent
-                shutil.copytree(checkpoint_folder, scratch / "state", ignore=_without_pickles)
+                # the folder may be deleted to make room before it is sent; resuming builds the arguments anew
+                without_pickle = shutil.ignore_patterns("training_args.bin")
+                shutil.copytree(checkpoint_folder, scratch / "state", ignore=without_pickle)
                 last = strategy == HubStrategy.CHECKPOINT
                 checkpoint = (scratch / "state", "last-checkpoint" if last else Path(checkpoint_folder).name)
         except OSError as error:
@@ -153,32 +158,34 @@ class HubPublishing:
                 "%s was not pushed, training goes on: %s", where, explain(error, self.hub_model_id) or error
             )
             return
-        message = f"Training in progress, {where}"
-        job = _Commit(
-            scratch, self.hub_model_id, message, self.args.hub_token, self.args.hub_revision, checkpoint, where
+        future = HfApi().run_as_future(
+            _commit,
+            scratch,
+            self.hub_model_id,
+            where,
+            commit_message=f"Training in progress, {where}",
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+            checkpoint=checkpoint,
         )
-        from huggingface_hub import HfApi
-
-        future = HfApi().run_as_future(job)
         if busy:
             self.push_in_progress.jobs.append(future)
         else:
             self.push_in_progress = PushInProgress([future])
 
-    def _lay_out(
-        self, folder: Path, saved: str, known: dict[str, Any], with_pictures: bool, format: str = "detr_hf"
-    ) -> None:
+    def _lay_out(self, folder: Path, saved: str, known: dict[str, Any], with_pictures: bool) -> None:
         """Writes the repository into `folder`, from the model, or from where it was just `saved` if it is sharded."""
         folder.mkdir(exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             model = type(model).from_pretrained(saved)
+        has_pictures = "image" in (getattr(self.eval_dataset, "column_names", None) or [])
         publication = Publication(
             processor=self.processing_class,
-            examples=self.eval_dataset if with_pictures and _has_pictures(self.eval_dataset) else None,
+            examples=self.eval_dataset if with_pictures and has_pictures else None,
             log_history=self.state.log_history if with_pictures else None,
             facts=self._run_facts(known),
-            format=format,
+            format=known.get("format", "detr_hf"),
         )
         with self._averaged_weights():
             lay_out(folder, model, self.hub_model_id, publication)
@@ -233,39 +240,14 @@ class HubPublishing:
         return {"text": text, "rows": rows, "hardware": hardware, "minutes": seconds[-1] / 60 if seconds else None}
 
 
-class _Commit:
+def _commit(scratch: Path, repo_id: str, where: str | None = None, **commit: Any) -> Any:
     """Commits a folder that was laid out, and removes it; in the background (`where` given) a failure is logged."""
-
-    def __init__(
-        self,
-        scratch: Path,
-        repo_id: str,
-        message: str,
-        token: str | None,
-        revision: str | None,
-        checkpoint: tuple[Path, str] | None = None,
-        where: str | None = None,
-    ):
-        self.scratch, self.repo_id, self.where, self.checkpoint = scratch, repo_id, where, checkpoint
-        self.options = {"commit_message": message, "token": token, "revision": revision}
-
-    def __call__(self) -> Any:
-        folder = self.scratch if self.where is None else self.scratch / "model"
-        try:
-            return commit_folder(folder, self.repo_id, checkpoint=self.checkpoint, **self.options)
-        except Exception as error:
-            if self.where is None:
-                raise
-            logger.warning("%s was not pushed, training goes on: %s", self.where, error)
-            return None
-        finally:
-            shutil.rmtree(self.scratch, ignore_errors=True)
-
-
-def _has_pictures(rows: Any) -> bool:
-    return "image" in (getattr(rows, "column_names", None) or [])
-
-
-def _without_pickles(folder: str, names: list[str]) -> list[str]:
-    """Returns what of a checkpoint has no use elsewhere: `training_args.bin`, as resuming builds them anew."""
-    return [name for name in names if name == "training_args.bin"]
+    try:
+        return commit_folder(scratch if where is None else scratch / "model", repo_id, **commit)
+    except Exception as error:
+        if where is None:
+            raise
+        logger.warning("%s was not pushed, training goes on: %s", where, error)
+        return None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -24,15 +24,16 @@ from transformers import SchedulerType, Trainer, TrainerCallback
 from ..checkpoints.processors import processor_of
 from ..data.prepare.collate import DetectionCollator
 from ..errors import NonFiniteLossError
+from ..evaluation.collecting import image_id_of
 from ..model.backbone_detr import Backbone
 from .arguments import MODEL_OPTIONS, DETRTrainingArguments
 from .checkpointed import WholeCheckpoints
 from .checkpointing import last_complete_checkpoint
 from .ema import EMACallback
 from .evaluating import StreamingEvaluation
-from .monitoring import LossParts, describe_batch, describe_parts, image_id_of
+from .monitoring import LossParts, describe_batch, describe_parts
 from .optimizing import drop_schedule, parameter_groups
-from .preparing import Splits, check_classes, splits_of_run
+from .preparing import check_classes, splits_of_run
 from .publishing import HubPublishing
 from .searching import HyperparameterSearch
 from .seeding import SeedingCallback, seeded
@@ -89,20 +90,22 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         if processing_class is None:
             self.model_init = model_init  # the checkpoint that it loads has the processor
             processing_class = processor_of(model if model_init is None else super().call_model_init())
-        splits = splits_of_run(args, Splits(train_dataset, eval_dataset), data, processing_class)
+        train_dataset, eval_dataset = splits_of_run(args, train_dataset, eval_dataset, data, processing_class)
         self._data, self._id2label = data, getattr(data, "id2label", None)
+        self._seeding = SeedingCallback()
+        self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
         self._window, self._eval_window, self._step_labels, self._group_rates = LossParts(), LossParts(), [], {}
         super().__init__(
             model=model,
             args=args,
             data_collator=DetectionCollator(id2label=self._id2label) if data_collator is None else data_collator,
-            train_dataset=splits.train,
-            eval_dataset=splits.validation,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             model_init=model_init,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
-            callbacks=[*self._own_callbacks(args), *(callbacks or [])],
+            callbacks=[self._seeding, *([self._ema] if self._ema else []), *(callbacks or [])],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -110,12 +113,6 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         if model_init is None:
             self._fit_model(self.model)
         self._apply_arguments()
-
-    def _own_callbacks(self, args: Any) -> list[TrainerCallback]:
-        """Returns the callbacks that seed every step and, where the arguments want it, average the weights."""
-        self._seeding = SeedingCallback()
-        self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
-        return [self._seeding, *([self._ema] if self._ema else [])]
 
     def _apply_arguments(self) -> None:
         """Completes the arguments, now that the model is known, and does what they say of it."""
@@ -184,16 +181,13 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         self._seeding.dataset = self.train_dataset = seeded(plain, self.args.data_seed or self.args.seed)
         collator = self.data_collator
         if isinstance(collator, DetectionCollator) and collator.pad_to_multiple_of is None:
-            self.data_collator = collator.padding_to(self._padding())
+            multiple = getattr(self.args, "pad_to_multiple_of", None)
+            on_gpu = self.args.device.type == "cuda"
+            self.data_collator = collator.padding_to(GPU_PADDING if multiple is None and on_gpu else multiple)
         try:
             return super().get_train_dataloader()
         finally:
             self.train_dataset, self.data_collator = plain, collator
-
-    def _padding(self) -> int | None:
-        """Returns the multiple to which training batches are padded."""
-        multiple = getattr(self.args, "pad_to_multiple_of", None)
-        return GPU_PADDING if multiple is None and self.args.device.type == "cuda" else multiple
 
     # --- optimisation ---
 
@@ -205,7 +199,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         optimizer_cls, options = chosen or self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
         brings_groups = {"params", "model", "optimizer_dict"} & set(options)
         if not brings_groups:
-            rates = {
+            rates = {  # Trainer logs the first as learning_rate
                 "transformer": self.args.learning_rate,
                 "backbone": self.args.backbone_learning_rate,
                 "class_head": self.args.head_learning_rate,

@@ -192,16 +192,13 @@ def _place(width: int, height: int, span: Span, taken: list[Span], size: tuple[i
         (span.x0, span.y0),
         (span.x0, span.y1 - height),
     )
-    best, best_cost = None, None
-    for rank, (x, y) in enumerate(candidates):
+    places = []
+    for x, y in candidates:
         x0 = min(max(x, 0), max(size[0] - width, 0))
         y0 = min(max(y, 0), max(size[1] - height, 0))
-        place = Span(x0, y0, x0 + width, y0 + height)
-        # Over another label is worst; being pushed over the object itself is worse than a later candidate.
-        cost = (sum(place.overlap(other) for other in taken), place.overlap(span) > 0, rank)
-        if best_cost is None or cost < best_cost:
-            best, best_cost = place, cost
-    return best
+        places.append(Span(x0, y0, x0 + width, y0 + height))
+    # Over another label is worst; being pushed over the object itself is worse than a later candidate.
+    return min(places, key=lambda place: (sum(map(place.overlap, taken)), place.overlap(span) > 0))
 
 
 def _relative_luminance(color: tuple[int, int, int]) -> float:

@@ -15,7 +15,8 @@ from ...errors import LayoutError
 from ..detection_data import Categories, DetectionData, split_kind
 from ..findings import FindingLog
 from ..readers.hf_objects import read_hf
-from ..readers.recognising import JudgedSplit, ReadData, ReadOptions, judge, read_source
+from ..readers.recognising import ReadData, ReadOptions, judge, read_source
+from ..readers.records import JudgedSplit
 from .picture_checks import check_pictures
 from .report import CheckReport, SplitSummary
 
@@ -209,7 +210,7 @@ def check_object_sizes(read: ReadData, judged: dict[str, JudgedSplit], side: Mod
     """Compares objects with the cells of the feature map, once their pictures are resized."""
     for name, split in judged.items():
         rows = np.array(split.records.rows, dtype=np.int64)[split.kept]
-        sizes = split.records.sizes_wh()[rows] if len(rows) else np.zeros((0, 2))
+        sizes = split.records.sizes_wh()[rows]
         known = (sizes > 0).all(axis=1)
         if not known.any() or any(code.startswith("boxes-look") for code in split.records.log.counts):
             continue

@@ -15,7 +15,8 @@ import numpy as np
 from datasets import Image as ImageFeature
 
 from ..pictures import Header, SeenPicture, inspect_picture, inspect_segments
-from ..readers.recognising import JudgedSplit, ReadData
+from ..readers.recognising import ReadData
+from ..readers.records import JudgedSplit
 
 PICTURES_IN_FLIGHT = 256
 
@@ -94,7 +95,7 @@ def check_panoptic(read: ReadData, split: JudgedSplit, workers: int | None) -> N
 
 
 def inspect_all(sources: Iterable[tuple[int, Any]], workers: int | None) -> Iterator[tuple[int, SeenPicture]]:
-    """Inspects pictures in threads (Pillow decodes outside of Python's lock), a few hundred in flight."""
+    """Yields rows and what their pictures show; threads (decoding leaves the GIL free) run a few hundred ahead."""
     sources = iter(sources)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         while chunk := list(islice(sources, PICTURES_IN_FLIGHT)):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from ...visualize.boxes import draw_boxes
 from ...visualize.grids import fit_image, tile_grid
@@ -63,8 +64,7 @@ def _tile(item: dict[str, Any], processor: Any, id2label: Mapping[int, str], til
 
 def decode_boxes(boxes_cxcywh_norm: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Returns boxes `(N, 4)` xyxy in pixels of an image of `size_hw`, from the loss's cxcywh in [0, 1]."""
-    centre, size = boxes_cxcywh_norm[:, :2], boxes_cxcywh_norm[:, 2:]
-    corners = torch.cat([centre - size / 2, centre + size / 2], dim=1)
+    corners = box_convert(boxes_cxcywh_norm, "cxcywh", "xyxy")
     return corners * corners.new_tensor([size_hw[1], size_hw[0], size_hw[1], size_hw[0]])
 
 

@@ -46,12 +46,12 @@ class CheckReport:
 
     @property
     def errors(self) -> dict[str, int]:
-        """Counts of what training would suffer from."""
+        """Returns the counts of what training would suffer from."""
         return self.log.of("error")
 
     @property
     def warnings(self) -> dict[str, int]:
-        """Counts of what is tolerated, but hardly meant."""
+        """Returns the counts of what is tolerated, but hardly meant."""
         return self.log.of("warning")
 
     @property

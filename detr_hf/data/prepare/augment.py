@@ -1,6 +1,6 @@
 """Augmentation with torchvision.transforms.v2: three presets, or any callable `(image, target) -> (image, target)`.
 
-- `none`: the image as it is.
+- `none`: the image as it is; the image processor resizes it.
 - `paper`: DETR's recipe (datasets/coco.py of the original): flip; then multi-scale (shortest side 480..800 in steps of
   32, longest at most 1333), or with probability one half resize to 400, 500 or 600, crop 384..600 on a side, and
   multi-scale.
@@ -78,28 +78,6 @@ class Augmentation:
         return f"Augmentation({self.name!r})"
 
 
-def none_preset() -> Augmentation:
-    """Returns the preset that changes nothing; the image processor resizes."""
-    return Augmentation("none", None, resizes=False)
-
-
-def paper_preset(shortest: int = PAPER_SHORTEST, longest: int = PAPER_LONGEST) -> Augmentation:
-    """Returns the original's recipe, in proportion to the shortest side that the model is trained for."""
-    return Augmentation(
-        "paper", v2.Compose([v2.RandomHorizontalFlip(), _paper_sizes(shortest, longest)]), resizes=True
-    )
-
-
-def strong_preset(shortest: int = PAPER_SHORTEST, longest: int = PAPER_LONGEST) -> Augmentation:
-    """Returns `paper` or large-scale jitter, with photometric distortion."""
-    # As many pixels as the largest image of the recipe: a batch fits into the same memory.
-    side = round(math.sqrt(shortest * longest))
-    jitter = [v2.ScaleJitter((shortest, longest), JITTER), RandomSizeCrop(side, side)]
-    sizes = v2.RandomChoice([_paper_sizes(shortest, longest), v2.Compose(jitter)])
-    steps = [v2.RandomHorizontalFlip(), v2.RandomPhotometricDistort(p=0.5), sizes]
-    return Augmentation("strong", v2.Compose(steps), resizes=True)
-
-
 def _paper_sizes(shortest: int, longest: int) -> v2.Transform:
     def scaled(values: Sequence[int]) -> list[int]:
         return [max(round(value * shortest / PAPER_SHORTEST), 1) for value in values]
@@ -117,18 +95,22 @@ def augmentation(
     Raises:
         ValueError: there is no such preset.
     """
-    if choice is None or choice == "none":
-        return none_preset()
-    if choice == "paper":
-        return paper_preset(shortest, longest)
-    if choice == "strong":
-        return strong_preset(shortest, longest)
     if callable(choice):
         return choice
-    raise ValueError(
-        f"augment is {choice!r}; expected one of {', '.join(PRESETS)}, or a callable (image, target) -> (image, "
-        "target)."
-    )
+    if choice is None or choice == "none":
+        return Augmentation("none", None, resizes=False)
+    if choice not in PRESETS:
+        raise ValueError(
+            f"augment is {choice!r}; expected one of {', '.join(PRESETS)}, or a callable (image, target) -> (image, "
+            "target)."
+        )
+    steps = [v2.RandomHorizontalFlip(), _paper_sizes(shortest, longest)]
+    if choice == "strong":
+        # As many pixels as the largest image of the recipe: a batch fits into the same memory.
+        side = round(math.sqrt(shortest * longest))
+        jitter = v2.Compose([v2.ScaleJitter((shortest, longest), JITTER), RandomSizeCrop(side, side)])
+        steps = [steps[0], v2.RandomPhotometricDistort(p=0.5), v2.RandomChoice([steps[1], jitter])]
+    return Augmentation(choice, v2.Compose(steps), resizes=True)
 
 
 def sanitize(target: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Tensor]:

@@ -64,18 +64,20 @@ class DetectionCollator:
         pixels = [torch.as_tensor(row["pixel_values"]) for row in prepared]
         sizes_hw = [tuple(image.shape[-2:]) for image in pixels]
         padded_hw = self._padded_hw(sizes_hw)
+        shown = [torch.ones(size_hw, dtype=torch.bool) for size_hw in sizes_hw]
         batch: dict[str, Any] = {
             "pixel_values": torch.stack([_pad(image, padded_hw) for image in pixels]),
-            "pixel_mask": torch.stack(
-                [_pad(torch.ones(size_hw, dtype=torch.bool), padded_hw) for size_hw in sizes_hw]
-            ),
+            "pixel_mask": torch.stack([_pad(mask, padded_hw) for mask in shown]),
         }
         labels = [row.get("labels") for row in prepared]
         if all(label is None for label in labels):
             return batch
         names = [_name(row, position) for position, row in enumerate(prepared)]
         check_labels(labels, names, self.num_labels)
-        batch["labels"] = [_padded_masks(dict(label), padded_hw) for label in labels]
+        batch["labels"] = [dict(label) for label in labels]
+        for label in batch["labels"]:
+            if "masks" in label:
+                label["masks"] = _pad(label["masks"], padded_hw)
         return batch
 
     def _prepared(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -97,12 +99,6 @@ class DetectionCollator:
 def _pad(planes: Tensor, padded_hw: tuple[int, int]) -> Tensor:
     """Returns planes `(..., h, w)` with zeros added at the bottom and right."""
     return torch.nn.functional.pad(planes, (0, padded_hw[1] - planes.shape[-1], 0, padded_hw[0] - planes.shape[-2]))
-
-
-def _padded_masks(label: dict[str, Any], padded_hw: tuple[int, int]) -> dict[str, Any]:
-    if "masks" in label:
-        label["masks"] = _pad(label["masks"], padded_hw)
-    return label
 
 
 def _name(row: Mapping[str, Any], position: int) -> str:
@@ -155,12 +151,8 @@ def _check_shapes(label: Any, name: str) -> None:
         seen = ", ".join(map(str, label)) if isinstance(label, Mapping) else type(label).__name__
         raise AnnotationError(f"{name}: its label is {seen}, expected a dict with class_labels and boxes.")
     classes, boxes = label["class_labels"], label["boxes"]
-    if (
-        not isinstance(classes, Tensor)
-        or classes.ndim != 1
-        or classes.is_floating_point()
-        or classes.dtype == torch.bool
-    ):
+    whole = isinstance(classes, Tensor) and not classes.is_floating_point() and classes.dtype != torch.bool
+    if not whole or classes.ndim != 1:
         raise AnnotationError(f"{name}: class_labels is {_shape(classes)}, expected integers of the shape (N,).")
     if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
         raise AnnotationError(f"{name}: boxes is {_shape(boxes)}, expected the shape (N, 4).")

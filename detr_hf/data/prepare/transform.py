@@ -45,13 +45,13 @@ class DetectionTransform:
         self.masks = masks
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Transforms columns, as `datasets` hands them over."""
+        """Returns the rows prepared, in columns as `datasets` hands them over."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         prepared = [self.one(row) for row in rows]
         return {key: [item[key] for item in prepared] for key in ("pixel_values", "labels", "file_name")}
 
     def one(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Transforms one row."""
+        """Returns one row prepared."""
         name = str(row.get("file_name") or f"image {row.get('image_id')}")
         recorded_wh = (row["width"], row["height"]) if row.get("width") and row.get("height") else None
         pixels = load_pixels(row["image"], name, recorded_wh)  # (3, H, W)
@@ -69,7 +69,20 @@ class DetectionTransform:
                 f"{name}: the augmentation {self.augment!r} failed: {type(error).__name__}: {error}"
             ) from error
         pixel_values = self._pixel_values(image, name)
-        labels = self._labels(row, target, name, size_hw, tuple(pixel_values.shape[-2:]))
+        image_id = row["image_id"]
+        try:
+            labels = assemble_target(
+                image_id if isinstance(image_id, str) else operator.index(image_id),
+                size_hw,  # before the resize
+                tuple(pixel_values.shape[-2:]),
+                target["labels"],
+                target["boxes"],
+                self._areas(row, target),
+                target["masks"] if self.masks else None,
+                normalize_boxes=bool(getattr(self.processor, "do_convert_annotations", True)),
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise AnnotationError(f"{name}: {error}") from error
         return {"pixel_values": pixel_values, "labels": labels, "file_name": name}
 
     def _target(self, row: dict[str, Any], name: str, size_hw: tuple[int, int]) -> dict[str, Any]:
@@ -120,30 +133,6 @@ class DetectionTransform:
             raise AnnotationError(f"{name}: {error}") from error
         wanted = [place for place, segment in enumerate(segments) if segment["index"] in set(chosen)]
         return [segments[place]["index"] for place in wanted], masks[wanted]
-
-    def _labels(
-        self,
-        row: dict[str, Any],
-        target: dict[str, Tensor],
-        name: str,
-        image_hw: tuple[int, int],
-        resized_hw: tuple[int, int],
-    ) -> dict[str, Tensor | str]:
-        """Returns what the loss reads of the augmented image, which is `image_hw` before the resize."""
-        image_id = row["image_id"]
-        try:
-            return assemble_target(
-                image_id if isinstance(image_id, str) else operator.index(image_id),
-                image_hw,
-                resized_hw,
-                target["labels"],
-                target["boxes"],
-                self._areas(row, target),
-                target["masks"] if self.masks else None,
-                normalize_boxes=bool(getattr(self.processor, "do_convert_annotations", True)),
-            )
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise AnnotationError(f"{name}: {error}") from error
 
     @staticmethod
     def _areas(row: dict[str, Any], target: dict[str, Tensor]) -> Tensor:

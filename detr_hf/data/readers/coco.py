@@ -48,16 +48,15 @@ def read_coco(source: CocoSource, keep_masks: bool = True) -> CocoFile:
     started = False
     for key, element, text in iterate_lists(source.json_path):
         seen.add(key)
-        if key == "images" and not started:
+        if key == "images":
+            if started:
+                raise LayoutError(f"{source.json_path} has two lists of images with annotations between them.")
             images.append(element)
-        elif key == "images":
-            raise LayoutError(f"{source.json_path} has two lists of images with annotations between them.")
         elif key == "categories":
             file.categories.append(element)
+        elif key == "annotations" and "images" not in seen:
+            waiting.append((element, text))
         elif key == "annotations":
-            if "images" not in seen:
-                waiting.append((element, text))
-                continue
             if not started:
                 _begin(source, file, images)
                 started = True
@@ -72,8 +71,9 @@ def read_coco(source: CocoSource, keep_masks: bool = True) -> CocoFile:
         _begin(source, file, images)
     for element, text in waiting:
         _add_annotation(source, file, element, text)
-    if records.panoptic_paths is not None:
-        _fill_panoptic_gaps(records)
+    for row, path in enumerate(records.panoptic_paths or []):
+        if not path:
+            records.fault("panoptic-missing", "the image has no panoptic annotation", row)
     return file
 
 
@@ -143,55 +143,43 @@ def _begin(source: CocoSource, file: CocoFile, images: list[Any]) -> None:
     ]
     folder = source.image_root or find_image_folder(source, names)
     files_seen: dict[str, int] = {}
+
+    def refuse(code: str, message: str, **place: Any) -> None:
+        records.log.add(code, "error", message, split=source.split, **place)
+
     for position, image in enumerate(images):
-        place = {"split": source.split}
         if not isinstance(image, dict):
-            records.log.add(
-                "image-malformed",
-                "error",
-                f"images[{position}] is a {type(image).__name__}, expected an object",
-                **place,
-            )
+            refuse("image-malformed", f"images[{position}] is a {type(image).__name__}, expected an object")
             continue
         image_id, name = image.get("id"), image.get("file_name")
-        fault = id_fault(image_id)
+        fault, reason = id_fault(image_id), unsafe_reason(name)
         if fault:
-            records.log.add("image-malformed", "error", f"images[{position}]: id: {fault}", **place)
-            continue
-        place["image_id"] = image_id
-        reason = unsafe_reason(name)
-        if reason:
-            records.log.add("file-name-unsafe", "error", f"refused: {reason}", **place)
-            continue
-        if image_id in file.row_of:
-            records.log.add(
-                "image-id-duplicate", "error", "the image id occurs more than once", file_name=name, **place
-            )
-            continue
-        width, height = _size_of(image, records, place | {"file_name": name})
-        file.row_of[image_id] = records.add_image(image_id, name, join_inside(folder, name), width, height)
-        if name in files_seen:
-            records.fault(
-                "file-listed-twice", f"the same file is image {files_seen[name]!r} too", file.row_of[image_id]
-            )
-        files_seen.setdefault(name, image_id)
-        if records.panoptic_paths is not None:
-            records.panoptic_paths.append("")
+            refuse("image-malformed", f"images[{position}]: id: {fault}")
+        elif reason:
+            refuse("file-name-unsafe", f"refused: {reason}", image_id=image_id)
+        elif image_id in file.row_of:
+            refuse("image-id-duplicate", "the image id occurs more than once", file_name=name, image_id=image_id)
+        else:
+            row = file.row_of[image_id] = records.add_image(image_id, name, join_inside(folder, name))
+            _set_size(records, row, image)
+            if name in files_seen:
+                records.fault("file-listed-twice", f"the same file is image {files_seen[name]!r} too", row)
+            files_seen.setdefault(name, image_id)
+            if records.panoptic_paths is not None:
+                records.panoptic_paths.append("")
 
 
-def _size_of(image: dict[str, Any], records: SplitRecords, place: dict[str, Any]) -> tuple[int, int]:
-    """Returns width and height that the entry records, 0 x 0 when it has none or they are no sizes."""
+def _set_size(records: SplitRecords, row: int, image: dict[str, Any]) -> None:
+    """Notes width and height that the entry records; it stays 0 x 0 when it has none or they are no sizes."""
     sides = [image.get("width"), image.get("height")]
     if sides == [None, None]:
-        return 0, 0
+        return
     whole = [int(side) if type(side) is float and side.is_integer() else side for side in sides]
     if all(type(side) is int and 0 < side < 1_000_000 for side in whole):
-        return whole[0], whole[1]
+        records.widths[row], records.heights[row] = whole
+        return
     shown = " x ".join(str(side)[:40] for side in sides)
-    records.log.add(
-        "image-size-malformed", "error", f"width x height is {shown}, expected two integers above 0", **place
-    )
-    return 0, 0
+    records.fault("image-size-malformed", f"width x height is {shown}, expected two integers above 0", row)
 
 
 def _add_annotation(source: CocoSource, file: CocoFile, annotation: Any, text: str) -> None:
@@ -280,15 +268,13 @@ def _add_panoptic(source: CocoSource, records: SplitRecords, row: int, annotatio
             _add_detection(records, row, segment | {"segmentation": None})
 
 
-def _fill_panoptic_gaps(records: SplitRecords) -> None:
-    for row, path in enumerate(records.panoptic_paths or []):
-        if not path:
-            records.fault("panoptic-missing", "the image has no panoptic annotation", row)
-
-
 def merge_categories(listed: dict[str, list[Any]], log: FindingLog) -> Categories:
     """Returns one class list from the categories of every split, ordered by id; contradictions go to the log."""
     entries: dict[int | str, tuple[str, bool]] = {}
+
+    def refuse(code: str, message: str, split: str | None = None) -> None:
+        log.add(code, "error", message, split=split)
+
     for split, categories in listed.items():
         here = set()
         for category in categories:
@@ -298,36 +284,25 @@ def merge_categories(listed: dict[str, list[Any]], log: FindingLog) -> Categorie
                 or not str(category.get("name") or "").strip()
             ):
                 message = f"a category is {str(category)[:80]}, expected an object with an id and a name"
-                log.add("category-malformed", "error", message, split=split)
+                refuse("category-malformed", message, split)
                 continue
             category_id, name = category["id"], str(category["name"])
             if category_id in here:
-                log.add(
-                    "category-id-duplicate",
-                    "error",
-                    f"category id {category_id!r} is defined more than once",
-                    split=split,
-                )
+                refuse("category-id-duplicate", f"category id {category_id!r} is defined more than once", split)
                 continue
             here.add(category_id)
-            thing = bool(category.get("isthing", 1))
-            known = entries.setdefault(category_id, (name, thing))
-            if known[0] != name:
-                message = f"category {category_id!r} is {name!r} here and {known[0]!r} in another split"
-                log.add("category-conflict", "error", message, split=split)
-    ids = sorted(entries, key=lambda value: (isinstance(value, str), value))
-    names = [entries[category_id][0] for category_id in ids]
+            known, _ = entries.setdefault(category_id, (name, bool(category.get("isthing", 1))))
+            if known != name:
+                message = f"category {category_id!r} is {name!r} here and {known!r} in another split"
+                refuse("category-conflict", message, split)
+    if not entries:
+        refuse("categories-missing", "the data set defines no categories; pass id2label={id in the data: name}")
+    merged = Categories.of({category_id: name for category_id, (name, _) in entries.items()})
+    ids, names = merged.source_ids, merged.names
     for name in sorted({name for name in names if names.count(name) > 1}):
         shared = [category_id for category_id in ids if entries[category_id][0] == name]
-        log.add(
-            "category-name-duplicate",
-            "error",
-            f"the name {name!r} belongs to the categories {shared}: names must differ",
-        )
-    if not ids:
-        log.add(
-            "categories-missing", "error", "the data set defines no categories; pass id2label={id in the data: name}"
-        )
+        message = f"the name {name!r} belongs to the categories {shared}: names must differ"
+        refuse("category-name-duplicate", message)
     unique = [
         name if names.count(name) == 1 else f"{name} ({category_id})"
         for name, category_id in zip(names, ids, strict=True)

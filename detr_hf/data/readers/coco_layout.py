@@ -113,24 +113,13 @@ def find_image_folder(source: CocoSource, file_names: list[str]) -> Path:
     """
     parent, root, split = source.json_path.parent, source.root, source.split
     short = re.sub(r"[-_]?\d{4}$", "", split)
-    looked = [
-        parent / split,
-        parent,
-        root / split,
-        root / "images" / split,
-        parent / "images",
-        root / "images",
-        root / "data",
-        root,
-    ]
-    looked += [
-        root / "JPEGImages",
-        root / short,
-        root / "images" / short,
-        root.parent / split,
-        root.parent / "images" / split,
-    ]
-    looked = list(dict.fromkeys(folder for folder in looked if folder.is_dir()))
+    below = (
+        (parent, (split, "", "images")),
+        (root, (split, f"images/{split}", "images", "data", "", "JPEGImages", short, f"images/{short}")),
+        (root.parent, (split, f"images/{split}")),
+    )
+    folders = [place / name for place, names in below for name in names]
+    looked = list(dict.fromkeys(folder for folder in folders if folder.is_dir()))
     step = max(len(file_names) // PROBE_NAMES, 1)
     probe = file_names[::step]
     counts = {folder: sum((folder / name).is_file() for name in probe) for folder in looked}

@@ -5,16 +5,17 @@ in pixels unless `box_format` says otherwise; boxes that look like something els
 Hub data sets come in every format.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image as ImageFeature, IterableDataset, IterableDatasetDict
 
-from ...errors import AnnotationError, LayoutError, PictureError
+from ...errors import AnnotationError, LayoutError
 from ..detection_data import Categories, detection_features
-from ..pictures import read_header
+from ..pictures import read_header, upright_size
 from .faults import box_fault, id_fault
 from .records import SplitRecords, suspect_format, to_xywh
 
@@ -32,23 +33,14 @@ def load_hf(path: str, local: bool, streaming: bool, **load_options: Any) -> dic
     """
     try:
         if local and ((Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file()):
-            loaded = datasets.load_from_disk(path)
-            if streaming:
-                loaded = _to_streams(loaded)
-        else:
-            loaded = datasets.load_dataset(path, streaming=streaming, **load_options)
+            splits = as_splits(datasets.load_from_disk(path))
+            return {name: split.to_iterable_dataset() if streaming else split for name, split in splits.items()}
+        return as_splits(datasets.load_dataset(path, streaming=streaming, **load_options))
     except Exception as error:  # datasets raises some twenty kinds here, its own and those of the network below it
         place = "folder" if local else "Hub id (no such file or folder is here)"
         raise LayoutError(
             f"{path!r} could not be loaded as a {place} with `datasets`: {type(error).__name__}: {str(error)[:400]}"
         ) from error
-    return as_splits(loaded)
-
-
-def _to_streams(loaded: Any) -> Any:
-    if isinstance(loaded, Dataset):
-        return loaded.to_iterable_dataset()
-    return {name: split.to_iterable_dataset() for name, split in loaded.items()}
 
 
 def as_splits(loaded: Any) -> dict[str, Any]:
@@ -105,8 +97,7 @@ def hf_categories(splits: dict[str, Any], id2label: dict[Any, str] | None, where
         LayoutError: the ids are plain integers, or the data is streamed and has no ClassLabel; `id2label` is needed.
     """
     if id2label:
-        ids = sorted(id2label, key=lambda value: (isinstance(value, str), value))
-        return Categories([str(id2label[key]) for key in ids], ids)
+        return Categories.of(id2label)
     found: dict[str, list[str]] = {}
     for name, split in splits.items():
         if split.features is not None:
@@ -152,55 +143,44 @@ def objects_as_columns(objects: Any, key: str) -> list[Any]:
 
 def read_hf(name: str, split: Dataset, keep_masks: bool = True) -> SplitRecords:
     """Returns a split as records; boxes are as stored, sizes from the columns or the pictures' headers."""
-    box_key, category_key = object_fields(split.features, f"split {name!r}")
+    keys = object_fields(split.features, f"split {name!r}")
     records = SplitRecords(name, keep_masks=keep_masks)
-    undecoded = split.cast_column("image", ImageFeature(decode=False))
-    for number, row in enumerate(undecoded):
-        image_id, file_name = _row_names(row, number)
-        width, height = row.get("width"), row.get("height")
-        if type(width) is not int or type(height) is not int:
-            try:
-                width, height = read_header(row["image"], file_name).upright_wh
-            except PictureError:
-                width = height = 0
-        index = records.add_image(image_id, file_name, None, width, height)
-        columns = {
-            "bbox": objects_as_columns(row["objects"], box_key),
-            "category": objects_as_columns(row["objects"], category_key),
-        }
-        if len(columns["bbox"]) != len(columns["category"]):
-            records.fault(
-                "objects-uneven", f"{len(columns['bbox'])} boxes and {len(columns['category'])} classes", index
-            )
-            continue
-        _add_row(records, index, row["objects"], columns)
+    for number, row in enumerate(split.cast_column("image", ImageFeature(decode=False))):
+        _add_row(records, row, number, keys, upright_size)
     return records
 
 
-def _row_names(row: dict[str, Any], number: int) -> tuple[int | str, str]:
-    image_id = row.get("image_id")
-    if id_fault(image_id) is not None:
-        image_id = number
-    image = row["image"]
+def _add_row(
+    records: SplitRecords,
+    row: dict[str, Any],
+    number: int,
+    keys: tuple[str, str],
+    size_of: Callable[[Any, str], tuple[int, int]],
+) -> None:
+    """Adds an image and its objects, boxes and classes at `keys`; without columns for it, `size_of` tells its size."""
+    image_id, image, objects = row.get("image_id"), row["image"], row["objects"]
     path = image.get("path") if isinstance(image, dict) else None
-    file_name = row.get("file_name")
-    return image_id, str(file_name or path or f"row {number}")
-
-
-def _add_row(records: SplitRecords, index: int, objects: Any, columns: dict[str, list[Any]]) -> None:
-    count = len(columns["bbox"])
+    file_name = str(row.get("file_name") or path or f"row {number}")
+    width, height = row.get("width"), row.get("height")
+    if type(width) is not int or type(height) is not int:
+        width, height = size_of(image, file_name)
+    index = records.add_image(number if id_fault(image_id) else image_id, file_name, None, width, height)
+    boxes, classes = (objects_as_columns(objects, key) for key in keys)
+    count = len(boxes)
+    if count != len(classes):
+        records.fault("objects-uneven", f"{count} boxes and {len(classes)} classes", index)
+        return
     id_key = next((key for key in ID_KEYS if len(objects_as_columns(objects, key)) == count), None)
-    optional = {key: objects_as_columns(objects, key) for key in ("area", "iscrowd", "segmentation")}
+    optional = [objects_as_columns(objects, key) for key in ("area", "iscrowd", "segmentation")]
     ids = objects_as_columns(objects, id_key) if id_key else []
-    for position in range(count):
+    for position, (box, category) in enumerate(zip(boxes, classes, strict=True)):
         number = len(records.object_ids) + 1
         object_id = ids[position] if ids and id_fault(ids[position]) is None else number
-        area, crowd, mask = (values[position] if len(values) == count else None for values in optional.values())
+        area, crowd, mask = (values[position] if len(values) == count else None for values in optional)
         crowd = int(crowd) if isinstance(crowd, bool) else crowd
         mask = mask if isinstance(mask, list | dict) else None
-        records.add_object(
-            index, object_id, columns["category"][position], columns["bbox"][position], area, crowd, mask
-        )
+        box = box.tolist() if hasattr(box, "tolist") else box  # of a stream without features
+        records.add_object(index, object_id, category, box, area, crowd, mask)
 
 
 def peek_box_format(split: IterableDataset, box_format: str, where: str) -> None:
@@ -209,8 +189,6 @@ def peek_box_format(split: IterableDataset, box_format: str, where: str) -> None
     Raises:
         AnnotationError: they do.
     """
-    import numpy as np
-
     boxes, sizes = [], []
     box_key, _ = object_fields(split.features or next(iter(split)), where)
     undecoded = split.cast_column("image", ImageFeature(decode=False)) if split.features is not None else split
@@ -229,68 +207,51 @@ def peek_box_format(split: IterableDataset, box_format: str, where: str) -> None
         )
 
 
-class RowConverter:
-    """Turns streamed rows into the schema, one at a time; a faulty row stops the stream with its number.
+def _streamed_row(
+    row: dict[str, Any], number: int, split_name: str, categories: Categories, box_format: str, keep_masks: bool
+) -> dict[str, Any]:
+    """Returns a row in the schema of `detection_features`; a faulty one stops the stream with its number.
 
     Raises:
         AnnotationError: a box or a class of the row is malformed.
     """
+    records = SplitRecords(split_name, keep_masks=keep_masks)
+    keys = object_fields(row, f"row {number}")
+    _add_row(records, row, number, keys, lambda image, name: read_header(image, name).upright_wh)
+    objects = _objects_of(records, categories, box_format)
+    if records.log.counts:
+        raise AnnotationError(f"Row {number}: {next(iter(records.log))}.")
+    image_id = records.image_ids[0]
+    return {
+        "image": row["image"],
+        "image_id": image_id if isinstance(image_id, int) else number,
+        "file_name": records.file_names[0],
+        "width": records.widths[0],
+        "height": records.heights[0],
+        "objects": objects,
+    }
 
-    def __init__(self, split_name: str, categories: Categories, box_format: str, keep_masks: bool):
-        self.split_name = split_name
-        self.categories = categories
-        self.box_format = box_format
-        self.keep_masks = keep_masks
 
-    def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
-        """Returns the row in the schema of `detection_features`."""
-        box_key, category_key = object_fields(row, f"row {number}")
-        image_id, file_name = _row_names(row, number)
-        width, height = row.get("width"), row.get("height")
-        if type(width) is not int or type(height) is not int:
-            width, height = read_header(row["image"], file_name).upright_wh
-        records = SplitRecords(self.split_name, keep_masks=self.keep_masks)
-        records.add_image(image_id, file_name, None, width, height)
-        boxes = objects_as_columns(row["objects"], box_key)
-        columns = {"bbox": [list(box) for box in boxes], "category": objects_as_columns(row["objects"], category_key)}
-        if len(columns["bbox"]) != len(columns["category"]):
-            records.fault("objects-uneven", f"{len(boxes)} boxes and {len(columns['category'])} classes", 0)
-        else:
-            _add_row(records, 0, row["objects"], columns)
-        objects = self._objects(records)
-        if records.log.counts:
-            raise AnnotationError(f"Row {number}: {next(iter(records.log))}.")
-        image_id = image_id if isinstance(image_id, int) else number
-        return {
-            "image": row["image"],
-            "image_id": image_id,
-            "file_name": file_name,
-            "width": width,
-            "height": height,
-            "objects": objects,
-        }
-
-    def _objects(self, records: SplitRecords) -> dict[str, list[Any]]:
-        import numpy as np
-
-        sizes = np.repeat(records.sizes_wh(), len(records.rows), axis=0)
-        boxes = to_xywh(records.boxes_array(), self.box_format, sizes)
-        if not np.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
-            records.fault("box-malformed", "a box has a negative side or a number that is not finite", 0)
-        indices = [self.categories.index_of.get(value, -1) for value in records.category_ids]
-        for position in [position for position, index in enumerate(indices) if index < 0]:
-            records.fault("category-unknown", f"category {records.category_ids[position]!r} is not in id2label", 0)
-        areas = np.array(records.areas)
-        kept = np.flatnonzero((boxes[:, 2:] > 0).all(axis=1)).tolist()
-        areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
-        return {
-            "id": [position + 1 for position in range(len(kept))],
-            "bbox": [boxes[index].tolist() for index in kept],
-            "category": [indices[index] for index in kept],
-            "area": [float(areas[index]) for index in kept],
-            "iscrowd": [records.iscrowd[index] for index in kept],
-            "segmentation": [records.segmentations[index] for index in kept],
-        }
+def _objects_of(records: SplitRecords, categories: Categories, box_format: str) -> dict[str, list[Any]]:
+    """Returns the objects of the only image in `records`, without those whose box has no area."""
+    sizes = np.repeat(records.sizes_wh(), len(records.rows), axis=0)
+    boxes = to_xywh(records.boxes_array(), box_format, sizes)
+    if not np.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
+        records.fault("box-malformed", "a box has a negative side or a number that is not finite", 0)
+    for category in records.category_ids:
+        if category not in categories.index_of:
+            records.fault("category-unknown", f"category {category!r} is not in id2label", 0)
+    areas = np.array(records.areas)
+    areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
+    kept = np.flatnonzero((boxes[:, 2:] > 0).all(axis=1)).tolist()
+    return {
+        "id": [position + 1 for position in range(len(kept))],
+        "bbox": [boxes[index].tolist() for index in kept],
+        "category": [categories.index_of.get(records.category_ids[index], -1) for index in kept],
+        "area": [float(areas[index]) for index in kept],
+        "iscrowd": [records.iscrowd[index] for index in kept],
+        "segmentation": [records.segmentations[index] for index in kept],
+    }
 
 
 def stream_split(
@@ -299,8 +260,7 @@ def stream_split(
     """Returns a stream in the schema; nothing is read until it is iterated."""
     if split.features is not None:
         split = split.cast_column("image", ImageFeature(decode=False))
-    converter = RowConverter(name, categories, box_format, keep_masks)
+    known = {"split_name": name, "categories": categories, "box_format": box_format, "keep_masks": keep_masks}
     columns = list(split.features) if split.features is not None else None
-    return split.map(
-        converter, with_indices=True, remove_columns=columns, features=detection_features(categories.names)
-    )
+    features = detection_features(categories.names)
+    return split.map(_streamed_row, with_indices=True, fn_kwargs=known, remove_columns=columns, features=features)

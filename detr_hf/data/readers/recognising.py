@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...errors import LayoutError, PictureError
 from ..detection_data import Categories
 from ..findings import FindingLog
 from ..pictures import read_header
 from . import coco, coco_layout, hf_objects, voc, yolo
-from .records import BOX_FORMATS, SplitRecords, check_boxes, check_categories, check_files, check_ids
+from .records import BOX_FORMATS, JudgedSplit, SplitRecords, check_boxes, check_categories, check_files, check_ids
 
 FORMATS = ("coco", "yolo", "voc", "hf")
 LOOKED_FOR = """looked for
@@ -53,20 +51,6 @@ class ReadData:
     box_format: str = "xywh"
     explicit_box_format: bool = True
     hf_splits: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class JudgedSplit:
-    """A split's records after the checks.
-
-    `boxes (N, 4)` are xywh in pixels, `indices (N,)` the classes, `kept (N,)` and `images` say what can be used.
-    """
-
-    records: SplitRecords
-    boxes: np.ndarray
-    indices: np.ndarray
-    kept: np.ndarray
-    images: np.ndarray
 
 
 def recognise(root: Path, options: ReadOptions) -> str:
@@ -121,7 +105,7 @@ def choose_splits(available: list[str], wanted: Any, source: str) -> dict[str, s
 
 
 def read_source(source: Any, options: ReadOptions) -> ReadData:
-    """Reads a folder, file, Hub id or `datasets` object; faults of annotations are in the records' logs.
+    """Returns what a folder, file, Hub id or `datasets` object holds; faults of annotations are in the records' logs.
 
     Raises:
         LayoutError: it is not a data set that can be told and found.
@@ -179,13 +163,8 @@ def _read_coco(path: Path, options: ReadOptions) -> ReadData:
     records, categories = {}, {}
     for new_name, split in chosen.items():
         file = coco.read_coco(by_split[split], options.masks)
-        file.records.name = new_name
         records[new_name], categories[new_name] = file.records, file.categories
-    if options.id2label:
-        ids = sorted(options.id2label, key=lambda value: (isinstance(value, str), value))
-        merged = Categories([str(options.id2label[key]) for key in ids], ids)
-    else:
-        merged = coco.merge_categories(categories, log)
+    merged = Categories.of(options.id2label) if options.id2label else coco.merge_categories(categories, log)
     if sources[0].kind != "panoptic":
         merged.is_thing = None
     box_format = options.box_format or "xywh"
@@ -197,10 +176,7 @@ def _read_yolo(path: Path, options: ReadOptions) -> ReadData:
     layout = yolo.layout_from_yaml(yaml_path, options.image_root) if yaml_path else yolo.layout_from_folders(path)
     chosen = choose_splits(list(layout.pictures), options.splits, str(path))
     categories = yolo.yolo_categories(layout, options.id2label)
-    records = {}
-    for new_name, split in chosen.items():
-        records[new_name] = yolo.read_yolo(layout, split, options.masks)
-        records[new_name].name = new_name
+    records = {new_name: yolo.read_yolo(layout, split, options.masks) for new_name, split in chosen.items()}
     return ReadData(str(path), "yolo", categories, records, FindingLog())
 
 
@@ -210,20 +186,19 @@ def _read_voc(path: Path, options: ReadOptions) -> ReadData:
         raise LayoutError(f"{path} holds no Pascal VOC annotations;\n{LOOKED_FOR}.")
     read = {split.name: voc.read_voc(split) for split in splits}
     categories = voc.voc_categories(list(read.values()))
-    records = {}
-    for new_name, split in choose_splits(list(read), options.splits, str(path)).items():
-        records[new_name] = read[split]
-        records[new_name].name = new_name
+    chosen = choose_splits(list(read), options.splits, str(path))
+    records = {new_name: read[split] for new_name, split in chosen.items()}
     return ReadData(str(path), "voc", categories, records, FindingLog())
 
 
 def _read_hf(source: str, splits: dict[str, Any], options: ReadOptions) -> ReadData:
     chosen = {new: splits[name] for new, name in choose_splits(list(splits), options.splits, source).items()}
     categories = hf_objects.hf_categories(chosen, options.id2label, source)
-    records = {}
-    for name, split in chosen.items():
-        if not isinstance(split, hf_objects.IterableDataset):
-            records[name] = hf_objects.read_hf(name, split, options.masks)
+    records = {
+        name: hf_objects.read_hf(name, split, options.masks)
+        for name, split in chosen.items()
+        if not isinstance(split, hf_objects.IterableDataset)
+    }
     box_format = options.box_format or "xywh"
     return ReadData(
         source, "hf", categories, records, FindingLog(), box_format, options.box_format is not None, chosen
@@ -231,9 +206,10 @@ def _read_hf(source: str, splits: dict[str, Any], options: ReadOptions) -> ReadD
 
 
 def judge(read: ReadData) -> dict[str, JudgedSplit]:
-    """Runs every check that needs no decoded picture; the findings go to `read.log`."""
+    """Returns the splits after every check that needs no decoded picture; the findings go to `read.log`."""
     judged = {}
     for name, records in read.records.items():
+        records.name = name  # another one than in the source, where the user gave it
         _fill_sizes(records)
         images = check_files(records)
         boxes, kept = check_boxes(records, read.box_format, read.explicit_box_format)
@@ -251,6 +227,5 @@ def _fill_sizes(records: SplitRecords) -> None:
             try:
                 records.widths[row], records.heights[row] = read_header(path, records.file_names[row]).upright_wh
             except PictureError as error:
-                code = "image-missing" if "no file" in str(error) else "image-unreadable"
-                if code == "image-unreadable":
-                    records.fault(code, str(error), row)
+                if "no file" not in str(error):  # `check_files` tells of those
+                    records.fault("image-unreadable", str(error), row)

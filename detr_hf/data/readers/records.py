@@ -28,7 +28,7 @@ LARGEST_COORDINATE = 1e7
 
 @dataclass
 class SplitRecords:
-    """Images and objects of one split; boxes as the source has them until `finish` turns them into xywh pixels."""
+    """Images and objects of one split; boxes as the source has them, which `check_boxes` turns into xywh pixels."""
 
     name: str
     log: FindingLog = field(default_factory=FindingLog)
@@ -66,39 +66,31 @@ class SplitRecords:
         iscrowd: Any = 0,
         segmentation: Any = None,
         segmentation_text: str | None = None,
-    ) -> bool:
-        """Adds an object of image `row`, or logs why it cannot be one and returns False.
+    ) -> None:
+        """Adds an object of image `row`, or logs why it cannot be one.
 
         `segmentation_text` is the segmentation as JSON, where the caller has it.
         """
-        fault = box_fault(bbox)
-        if fault:
+        has_mask = segmentation is not None and segmentation != []
+        if fault := box_fault(bbox):
             self.fault("box-malformed", fault, row, object_id)
-            return False
-        fault = id_fault(category_id)
-        if fault:
+        elif fault := id_fault(category_id):
             self.fault("category-malformed", f"category_id: {fault}", row, object_id)
-            return False
-        if iscrowd not in (0, 1, None):
+        elif iscrowd not in (0, 1, None):
             self.fault("iscrowd-malformed", f"iscrowd is {str(iscrowd)[:60]!r}, expected 0 or 1", row, object_id)
-            return False
-        text = None
-        if segmentation is not None and segmentation != []:
-            fault = segmentation_fault(segmentation, self.heights[row], self.widths[row])
-            if fault:
-                self.fault("mask-malformed", fault, row, object_id)
-                return False
-            if self.keep_masks:
-                text = segmentation_text or json.dumps(segmentation, separators=(",", ":"))
-        self.rows.append(row)
-        self.object_ids.append(object_id)
-        self.category_ids.append(category_id)
-        self.boxes.extend(bbox)
-        usable = area is not None and not number_fault(area) and abs(area) < 1e15 and area >= 0
-        self.areas.append(float(area) if usable else math.nan)
-        self.iscrowd.append(int(iscrowd or 0))
-        self.segmentations.append(text)
-        return True
+        elif has_mask and (fault := segmentation_fault(segmentation, self.heights[row], self.widths[row])):
+            self.fault("mask-malformed", fault, row, object_id)
+        else:
+            self.rows.append(row)
+            self.object_ids.append(object_id)
+            self.category_ids.append(category_id)
+            self.boxes.extend(bbox)
+            usable = not number_fault(area) and abs(area) < 1e15 and area >= 0
+            self.areas.append(float(area) if usable else math.nan)
+            self.iscrowd.append(int(iscrowd or 0))
+            kept = has_mask and self.keep_masks
+            text = segmentation_text or json.dumps(segmentation, separators=(",", ":")) if kept else None
+            self.segmentations.append(text)
 
     def place(self, row: int, object_id: int | str | None = None) -> dict[str, Any]:
         """Returns the place fields of a `Finding`."""
@@ -117,13 +109,25 @@ class SplitRecords:
 
     def boxes_array(self) -> np.ndarray:
         """Returns boxes `(N, 4)` float64."""
-        return (
-            np.frombuffer(self.boxes, dtype=np.float64).reshape(-1, 4).copy() if len(self.boxes) else np.zeros((0, 4))
-        )
+        return np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
 
     def sizes_wh(self) -> np.ndarray:
         """Returns width and height of each image `(images, 2)` float64; 0 where it is not known."""
         return np.stack([np.array(self.widths, dtype=np.float64), np.array(self.heights, dtype=np.float64)], axis=1)
+
+
+@dataclass
+class JudgedSplit:
+    """A split's records after the checks.
+
+    `boxes (N, 4)` are xywh in pixels, `indices (N,)` the classes, `kept (N,)` and `images` say what can be used.
+    """
+
+    records: SplitRecords
+    boxes: np.ndarray
+    indices: np.ndarray
+    kept: np.ndarray
+    images: np.ndarray
 
 
 def to_xywh(boxes: np.ndarray, box_format: str, sizes_wh: np.ndarray) -> np.ndarray:
@@ -160,7 +164,7 @@ def suspect_format(boxes: np.ndarray, sizes_wh: np.ndarray) -> str | None:
 def check_boxes(records: SplitRecords, box_format: str, explicit_format: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns boxes as xywh pixels `(N, 4)` and which of them can be kept `(N,)`; every fault goes to the log."""
     rows = np.array(records.rows, dtype=np.int64)
-    sizes_wh = records.sizes_wh()[rows] if len(rows) else np.zeros((0, 2))
+    sizes_wh = records.sizes_wh()[rows]
     boxes = to_xywh(records.boxes_array(), box_format, sizes_wh)
     known = (sizes_wh > 0).all(axis=1)
 
@@ -181,24 +185,18 @@ def check_boxes(records: SplitRecords, box_format: str, explicit_format: bool) -
     log("box-negative", "error", negative, "the box has a negative width or height")
     empty = finite & ~negative & (safe[:, 2:] == 0).any(axis=1)
     log("box-empty", "warning", empty, "the box has no area and is left out")
+    proper = finite & ~negative & ~empty
     suspect = None if explicit_format else suspect_format(boxes[finite & ~negative], sizes_wh[finite & ~negative])
     if suspect:
         records.log.add(f"boxes-look-{suspect}", "error", _suspect_message(suspect, box_format), split=records.name)
-        return boxes, finite & ~negative & ~empty
+        return boxes, proper
     far = safe[:, :2] + safe[:, 2:]
-    outside = finite & known & ~negative & ~empty & ((safe[:, :2] >= sizes_wh) | (far <= 0)).any(axis=1)
+    outside = proper & known & ((safe[:, :2] >= sizes_wh) | (far <= 0)).any(axis=1)
     log("box-outside", "warning", outside, "the box lies outside of the picture and is left out")
     slack = np.maximum(TOLERANCE_PX, 0.01 * sizes_wh)
-    partly = (
-        finite
-        & known
-        & ~negative
-        & ~empty
-        & ~outside
-        & ((safe[:, :2] < -slack) | (far > sizes_wh + slack)).any(axis=1)
-    )
+    partly = proper & known & ~outside & ((safe[:, :2] < -slack) | (far > sizes_wh + slack)).any(axis=1)
     log("box-cut", "warning", partly, "the box reaches out of the picture and is cut at its edge in training")
-    return boxes, finite & ~negative & ~empty & ~outside
+    return boxes, proper & ~outside
 
 
 def _suspect_message(suspect: str, box_format: str) -> str:
@@ -268,40 +266,26 @@ def check_files(records: SplitRecords) -> np.ndarray:
     return present
 
 
-def build_table(
-    records: SplitRecords,
-    categories: Categories,
-    boxes: np.ndarray,
-    indices: np.ndarray,
-    kept: np.ndarray,
-    images: np.ndarray,
-) -> pa.Table:
-    """Returns the Arrow table of a split.
-
-    `boxes (N, 4)` are xywh, `indices (N,)` class indices; `kept (N,)` are the objects to keep of the kept `images`.
-    """
+def build_table(split: JudgedSplit, categories: Categories) -> pa.Table:
+    """Returns the Arrow table of what can be used of a split."""
+    records = split.records
     rows = np.array(records.rows, dtype=np.int64)
-    new_row = np.cumsum(images) - 1
-    kept = kept & images[rows] if len(rows) else kept
-    order = np.flatnonzero(kept)
+    new_row = np.cumsum(split.images) - 1
+    order = np.flatnonzero(split.kept & split.images[rows])
     order = order[np.argsort(rows[order], kind="stable")]
-    chosen = np.flatnonzero(images).tolist()
-    counts = (
-        np.bincount(new_row[rows[order]], minlength=len(chosen))
-        if len(order)
-        else np.zeros(len(chosen), dtype=np.int64)
-    )
+    chosen = np.flatnonzero(split.images).tolist()
+    counts = np.bincount(new_row[rows[order]], minlength=len(chosen))
     offsets = pa.array(np.concatenate(([0], np.cumsum(counts))).astype(np.int32), type=pa.int32())
 
-    areas = np.frombuffer(records.areas, dtype=np.float64)[order] if len(rows) else np.zeros(0)
-    areas = np.where(np.isnan(areas), boxes[order, 2] * boxes[order, 3], areas)
-    crowds = np.frombuffer(records.iscrowd, dtype=np.int8)[order] if len(rows) else np.zeros(0, dtype=np.int8)
+    boxes = split.boxes[order]
+    areas = np.array(records.areas, dtype=np.float64)[order]
+    areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
     columns = {
         "id": pa.array(numbered([records.object_ids[index] for index in order.tolist()]), type=pa.int64()),
-        "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes[order].reshape(-1)), 4),
-        "category": pa.array(indices[order], type=pa.int64()),
+        "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1)), 4),
+        "category": pa.array(split.indices[order], type=pa.int64()),
         "area": pa.array(areas),
-        "iscrowd": pa.array(crowds),
+        "iscrowd": pa.array(np.array(records.iscrowd, dtype=np.int8)[order]),
         "segmentation": pa.array([records.segmentations[index] for index in order.tolist()], type=pa.large_string()),
     }
     objects = {name: pa.ListArray.from_arrays(offsets, values) for name, values in columns.items()}

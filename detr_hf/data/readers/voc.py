@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ...errors import AnnotationError, LayoutError, PictureError
+from ...errors import AnnotationError, LayoutError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ..detection_data import Categories
-from ..pictures import read_header
 from .paths import join_inside, unsafe_reason
 from .records import SplitRecords
 
@@ -34,11 +33,8 @@ def find_voc(root: Path, image_root: Path | None = None) -> list[VocSplit]:
     Raises:
         LayoutError: several VOC folders lie inside, or the picture folder cannot be told.
     """
-    homes = (
-        [root]
-        if (root / "Annotations").is_dir()
-        else sorted(path.parent for path in [*root.glob("*/Annotations"), *root.glob("VOCdevkit/*/Annotations")])
-    )
+    inside = [*root.glob("*/Annotations"), *root.glob("VOCdevkit/*/Annotations")]
+    homes = [root] if (root / "Annotations").is_dir() else sorted(path.parent for path in inside)
     homes = [home for home in homes if next((home / "Annotations").glob("*.xml"), None)]
     split_homes = {home.name for home in homes} <= {"train", "val", "valid", "validation", "test"}
     if len(homes) > 1 and not split_homes:
@@ -81,14 +77,13 @@ def _splits_of_home(home: Path, image_root: Path | None) -> list[VocSplit]:
         return [VocSplit("train", sorted((home / "Annotations").glob("*.xml")), folder)]
     splits = []
     for path in lists:
-        words = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-        xml_paths = []
-        for word in words:
-            if word:
-                reason = unsafe_reason(word[0])
-                if reason:
-                    raise LayoutError(f"{path} lists an image that is refused: {reason}.")
-                xml_paths.append(home / "Annotations" / f"{word[0]}.xml")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        names = [line.split()[0] for line in lines if line.strip()]
+        for name in names:
+            reason = unsafe_reason(name)
+            if reason:
+                raise LayoutError(f"{path} lists an image that is refused: {reason}.")
+        xml_paths = [home / "Annotations" / f"{name}.xml" for name in names]
         splits.append(VocSplit(path.stem, xml_paths, folder))
     # VOC's test list comes without annotations.
     return [split for split in splits if any(path.is_file() for path in split.xml_paths)]
@@ -122,13 +117,9 @@ def _read_xml(records: SplitRecords, number: int, path: Path, image_root: Path) 
     root = _parse(path)
     name = _picture_name(root.findtext("filename"), path, image_root)
     width, height = (_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
-    picture = join_inside(image_root, name)
     if not (width > 0 and height > 0 and math.isfinite(width + height)):
-        try:
-            width, height = read_header(picture, name).upright_wh
-        except PictureError:
-            width = height = 0
-    row = records.add_image(number, name, picture, int(width), int(height))
+        width = height = 0  # not known: read from the picture later
+    row = records.add_image(number, name, join_inside(image_root, name), int(width), int(height))
     for position, element in enumerate(root.iter("object"), start=1):
         corners = [_number(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
         place = f"object {position}"

@@ -7,14 +7,15 @@ exists.
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import AnnotationError, LayoutError, PictureError
+from ...errors import AnnotationError, LayoutError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ..detection_data import Categories
-from ..pictures import read_header
+from ..pictures import upright_size
 from .paths import join_inside, list_pictures, unsafe_reason
 from .records import SplitRecords
 
@@ -123,13 +124,13 @@ def _pictures_of(base: Path, entry: Any, yaml_path: Path) -> list[tuple[Path, st
         return [(place, name) for name in list_pictures(place)]
     if place.suffix.lower() != ".txt":
         raise LayoutError(f"{yaml_path} names {entry!r}, which is neither a folder nor a .txt list of pictures.")
-    names = [line.strip() for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
-    cleaned = [name.removeprefix("./") for name in names]
-    for name in cleaned:
+    lines = place.read_text(encoding="utf-8").splitlines()
+    names = [line.strip().removeprefix("./") for line in lines if line.strip()]
+    for name in names:
         reason = unsafe_reason(name)
         if reason:
             raise LayoutError(f"{place} lists a picture that is refused: {reason}.")
-    return [(base, name) for name in cleaned]
+    return [(base, name) for name in names]
 
 
 def _names_of(content: dict[str, Any], path: Path) -> dict[int, str]:
@@ -178,12 +179,7 @@ def layout_from_folders(root: Path) -> YoloLayout:
 def label_path(folder: Path, name: str) -> Path:
     """Returns the text file of a picture: in `labels` instead of the last `images` of its path, else beside it."""
     path = Path(join_inside(folder, name)).with_suffix(".txt")
-    parts = list(path.parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
-            return Path(*parts)
-    return path
+    return Path(re.sub(r"^(.*/)?images/", r"\1labels/", path.as_posix()))
 
 
 def read_yolo(layout: YoloLayout, split: str, keep_masks: bool = True) -> SplitRecords:
@@ -191,11 +187,7 @@ def read_yolo(layout: YoloLayout, split: str, keep_masks: bool = True) -> SplitR
     records = SplitRecords(split, keep_masks=keep_masks)
     for number, (folder, name) in enumerate(layout.pictures[split], start=1):
         path = join_inside(folder, name)
-        try:
-            width, height = read_header(path, name).upright_wh
-        except PictureError:
-            width = height = 0
-        row = records.add_image(number, name, path, width, height)
+        row = records.add_image(number, name, path, *upright_size(path, name))
         _read_labels(records, row, label_path(folder, name))
     return records
 
@@ -271,5 +263,4 @@ def yolo_categories(layout: YoloLayout, id2label: dict[Any, str] | None) -> Cate
             f"{layout.root} does not say what its classes are called; looked for data.yaml, {', '.join(NAME_FILES)}. "
             "Write a data.yaml with `names:`, or pass id2label={0: 'name', ...}."
         )
-    ids = sorted(names)
-    return Categories([str(names[key]) for key in ids], ids)
+    return Categories.of(names)
