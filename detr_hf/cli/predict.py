@@ -1,12 +1,13 @@
 """`detr-hf predict`: detections in files, folders and glob patterns; with `--out` in any number of pictures."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ..whole_files import whole_file
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
@@ -130,7 +131,8 @@ def predict_files(
             records.append(detections.to_dict())
     if json_file is not None:
         content = {"model": model or "detr-digits", "threshold": threshold, "pictures": records, "failed": failed}
-        write_json(json_file, content)
+        with whole_file(json_file) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
     finish(len(pictures), failed, save, json_file)
 
 
@@ -245,14 +247,6 @@ def drawing_paths(pictures: dict[Path, Path], folder: Path) -> dict[Path, Path]:
 def summary(detections: "Detections") -> str:
     """`3 person, 1 dog`, or `nothing`."""
     return ", ".join(f"{number} {name}" for name, number in detections.count().items()) or "nothing"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def finish(total: int, failed: list[dict[str, str]], save: Path | None, json_file: Path | None) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..model.modeling_detr import DETRForObjectDetection
+from ..whole_files import unfinished_folder
 from .artefact import OPENVINO_GRAPH, SUFFIX_OF, ArtefactInfo
 from .parity import Parity, calibration_cases, check_parity, parity_cases
 from .runtimes import INSTALL, load_runtime
@@ -87,15 +88,14 @@ def export_model(
     _require(to, dtype)
     info = describe(model, image_processor, to, dtype, batch, size_hw, masked)
     model = copy.deepcopy(model).cpu().eval()
-    unfinished = output.with_name(f".{output.stem}.unfinished{output.suffix}")
-    _remove(unfinished)
-    try:
-        path = WRITERS[to](model, info, unfinished, calibration)
+    with unfinished_folder(output) as folder:
+        path = WRITERS[to](model, info, folder / output.name, calibration)
         cases = [*parity_cases(info), *calibration_cases(calibration[:CALIBRATION_CASES], info)]
         parity = check_parity(model, load_runtime(path), cases)
-        _put_in_place(unfinished, output)
-    finally:
-        _remove(unfinished)
+        if output.is_dir():
+            shutil.rmtree(output)
+        for whole in folder.iterdir():
+            os.replace(whole, output.with_name(whole.name))
     return (output / OPENVINO_GRAPH if to == "openvino" else output), parity
 
 
@@ -138,7 +138,6 @@ def _checked_output(output: Path, to: str, overwrite: bool) -> Path:
         raise FileExistsError(f"{output} exists. Choose another name, or pass overwrite=True (--overwrite).")
     if to == "openvino" and output.exists() and not (output.is_dir() and _is_openvino_folder(output)):
         raise FileExistsError(f"{output} holds more than an OpenVINO model: it is not overwritten.")
-    output.parent.mkdir(parents=True, exist_ok=True)
     return output
 
 
@@ -182,20 +181,3 @@ def _version_of(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _put_in_place(unfinished: Path, output: Path) -> None:
-    _remove(output)
-    os.replace(unfinished, output)
-    described = unfinished.with_suffix(".json")
-    if described.is_file():
-        os.replace(described, output.with_suffix(".json"))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-        if path.suffix == SUFFIX_OF["executorch"]:
-            path.with_suffix(".json").unlink(missing_ok=True)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..whole_files import whole_file
+
 if TYPE_CHECKING:
     import pandas
     import supervision
@@ -239,19 +241,20 @@ class Detections:
         return draw_boxes(self.image, self.boxes, self.names, labels=self.labels, scores=self.scores)
 
     def save(self, path: str | Path) -> Path:
-        """Returns `path` after writing the picture with its boxes there; the ending decides the format.
+        """Returns `path` after writing the picture with its boxes there, whole; the ending decides the format.
 
         Folders are made as needed. The picture that was looked at is never written over.
         """
         path = Path(path)
         Image.init()
-        if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+        kind = Image.EXTENSION.get(path.suffix.lower())
+        if kind not in Image.SAVE:
             raise ValueError(f"Cannot tell the picture format from {str(path)!r}: end it in .png, .jpg or .webp.")
         if self.path is not None and path.exists() and self.path.exists() and path.samefile(self.path):
             raise ValueError(f"{path} is the picture that was looked at; choose another name to keep it unharmed.")
         drawn = self.draw()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.save(path, **({"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}))
+        with whole_file(path) as unfinished:
+            drawn.save(unfinished, kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
         return path
 
 
