@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from ..model.modeling_detr import DETRForObjectDetection
+from ..version import version_of
 from ..whole_files import unfinished_folder
 from .artefact import OPENVINO_GRAPH, SUFFIX_OF, ArtefactInfo
 from .parity import Parity, calibration_cases, check_parity, parity_cases
@@ -124,7 +124,7 @@ def describe(
         size_hw=None if size_hw is None else (int(size_hw[0]), int(size_hw[1])),
         masked=masked,
         preprocessing={key: constants[key] for key in PREPROCESSING_KEYS if key in constants},
-        versions={package: found for package in packages if (found := _version_of(package)) is not None},
+        versions={package: found for package in packages if (found := version_of(package)) is not None},
     )
 
 
@@ -170,14 +170,3 @@ def _require(to: str, dtype: str) -> None:
             raise ImportError(
                 f"Exporting to {to} needs {package}, which does not load ({error}): {install}."
             ) from error
-
-
-def _version_of(package: str) -> str | None:
-    from ..version import __version__
-
-    if package == "detr_hf":
-        return __version__
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
