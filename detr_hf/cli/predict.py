@@ -64,9 +64,10 @@ def predict(
     """
     model, paths = split_model(arguments or [], model, needs_paths=dataset is None)
     if out is not None:
+        from ..inference.runs.prediction import predict_to_shards
         from ..inference.runs.result_formats import suffix_of
         from ..inference.sources.base import SourceOptions
-        from .predict_run import predict_run, process_device
+        from .predict_run import ending, process_device, shown_progress
 
         if save is not None or json_file is not None:
             raise typer.BadParameter(
@@ -75,16 +76,11 @@ def predict(
         suffix_of(format)  # refuses an unknown one before the model is loaded
         options = SourceOptions(shard_size, image_column, every, config, split)
         source = load_source(paths, dataset, options, out)
-        predict_run(
-            load_detector(model, process_device(device), dtype),
-            source,
-            out,
-            threshold=threshold,
-            batch_size=batch_size,
-            format=format,
-            options=options,
-            model=model or "detr-digits",
-        )
+        detector = load_detector(model, process_device(device), dtype)
+        settings = {"threshold": threshold, "batch_size": batch_size, "format": format, "options": options}
+        with shown_progress() as show:
+            run = predict_to_shards(detector, source, out, **settings, model=model or "detr-digits", on_progress=show)
+        typer.echo(ending(run), err=True)
     elif dataset is not None:
         raise typer.BadParameter("a data set needs a folder for its results, --out", param_hint="--dataset")
     else:

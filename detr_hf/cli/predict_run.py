@@ -1,48 +1,17 @@
-"""`detr-hf predict --out`: a run of batch prediction on the command line, with its throughput and the time left."""
+"""What `detr-hf predict --out` tells of a run of batch prediction: its throughput, the time left, and how it ended."""
 
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
     from ..inference.runs.prediction import PredictionRun, Progress
-    from ..inference.sources.base import SourceOptions
 
 SECONDS_BETWEEN_LINES = 30
-
-
-def predict_run(
-    detector: Any,
-    source: Any,
-    out: Path,
-    *,
-    threshold: float,
-    batch_size: int,
-    format: str,
-    options: "SourceOptions",
-    model: str,
-) -> None:
-    """Runs or goes on, and says in the end where the results are. A bad picture is in them, and no failure."""
-    from ..inference.runs.prediction import predict_to_shards
-
-    with shown_progress() as show:
-        run = predict_to_shards(
-            detector,
-            source,
-            out,
-            threshold=threshold,
-            batch_size=batch_size,
-            format=format,
-            options=options,
-            model=model,
-            on_progress=show,
-        )
-    typer.echo(ending(run), err=True)
 
 
 def process_device(device: str | None) -> str | None:

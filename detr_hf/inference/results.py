@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..errors import install_hint
 from ..whole_files import whole_file
 
 if TYPE_CHECKING:
@@ -193,38 +194,24 @@ class Detections:
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Returns COCO result records: `bbox` is `[x, y, width, height]` in pixels, `category_id` the label."""
-        records = []
-        for one in self:
-            x0, y0, x1, y1 = one.box
-            records.append(
-                {
-                    "image_id": image_id,
-                    "category_id": one.label,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "score": one.score,
-                }
-            )
-        return records
+        return [
+            {"image_id": image_id, "category_id": label, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
+            for _, label, score, (x0, y0, x1, y1) in self
+        ]
 
     def to_pandas(self) -> pandas.DataFrame:
         """Returns a pandas table, one row an object: name, label, score, x0, y0, x1, y1."""
-        try:
+        with install_hint("to_pandas() needs pandas: pip install pandas, or pip install 'detr-hf[viz]'."):
             import pandas
-        except ImportError as error:
-            raise ImportError(
-                "to_pandas() needs pandas: pip install pandas, or pip install 'detr-hf[viz]'."
-            ) from error
         edges = {name: self.boxes[:, column] for column, name in enumerate(("x0", "y0", "x1", "y1"))}
         return pandas.DataFrame({"name": self.names, "label": self.labels, "score": self.scores, **edges})
 
     def to_supervision(self) -> supervision.Detections:
         """Returns the same as `supervision.Detections`, for its trackers, zones and annotators."""
-        try:
+        with install_hint(
+            "to_supervision() needs supervision: pip install supervision, or pip install 'detr-hf[viz]'."
+        ):
             import supervision
-        except ImportError as error:
-            raise ImportError(
-                "to_supervision() needs supervision: pip install supervision, or pip install 'detr-hf[viz]'."
-            ) from error
         return supervision.Detections(
             xyxy=self.boxes.copy(),
             confidence=self.scores.copy(),

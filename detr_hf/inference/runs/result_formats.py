@@ -14,9 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ...errors import install_hint
 from ...whole_files import whole_file
 from ..results import FIELDS, Detections
-from ..sources.base import Picture
+from ..sources.base import PARQUET_HINT, Picture
 from .run_folder import RunFolder, read_records
 
 FORMATS = ("jsonl", "parquet", "coco")
@@ -166,8 +167,6 @@ def _write_json_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
 
 
 def _require_pyarrow() -> Any:
-    try:
+    with install_hint(PARQUET_HINT):
         import pyarrow
-    except ImportError as error:
-        raise ImportError("Parquet files need pyarrow: pip install 'detr-hf[predict]'.") from error
     return pyarrow

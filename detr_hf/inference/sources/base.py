@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_SUFFIXES = (".parquet",)
+PARQUET_HINT = "Parquet files need pyarrow: pip install 'detr-hf[predict]'."
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
