@@ -1,7 +1,7 @@
 """`detr-hf predict`: detections in files, folders and glob patterns; with `--out` in any number of pictures."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -206,19 +206,18 @@ def load_detector(model: str | None, device: str | None, dtype: str | None) -> "
     return Detector.from_pretrained(model, device=device, dtype=dtype)
 
 
-def with_progress(pictures: Iterable[Path], failed: list[dict[str, str]]) -> Iterator[Path]:
+def with_progress(pictures: Collection[Path], failed: list[dict[str, str]]) -> Iterator[Path]:
     """Yields the pictures and shows on stderr, if that is a terminal, how far they are and how long the rest takes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    pictures = list(pictures)
-    console = Console(stderr=True)
+    from .console import progress_bar
+
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=len(pictures))
+    with progress_bar(*columns) as show:
+        show(total=len(pictures))
         for path in pictures:
             yield path
-            progress.update(task, advance=1, description=f"{len(failed)} failed" if failed else "")
+            show(advance=1, description=f"{len(failed)} failed" if failed else "")
 
 
 def drawing_paths(pictures: dict[Path, Path], folder: Path) -> dict[Path, Path]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from .console import progress_bar
+
 if TYPE_CHECKING:
     from ..inference.runs.prediction import PredictionRun, Progress
 
@@ -36,8 +38,7 @@ def shown_progress() -> Iterator[Callable[["Progress"], None]]:
     """What shows progress on stderr: a bar where one process has a terminal, a line every half minute otherwise."""
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if process_name() or not console.is_terminal:
+    if process_name() or not Console(stderr=True).is_terminal:
         last = time.monotonic()
 
         def say(progress: "Progress") -> None:
@@ -48,14 +49,13 @@ def shown_progress() -> Iterator[Callable[["Progress"], None]]:
 
         yield say
         return
-    from rich.progress import BarColumn, Progress as Bar, TextColumn
+    from rich.progress import BarColumn, TextColumn
 
-    with Bar(BarColumn(), TextColumn("{task.description}"), console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
+    with progress_bar(BarColumn(), TextColumn("{task.description}")) as show:
 
         def update(progress: "Progress") -> None:
             done = progress.before + progress.done
-            bar.update(task, total=progress.total, completed=done, description=progress_text(progress))
+            show(total=progress.total, completed=done, description=progress_text(progress))
 
         yield update
 

@@ -115,8 +115,7 @@ def read_manifest(path: Path) -> dict[str, str]:
 
 def verified_arguments(name_or_path: str | Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Verifies, and returns the arguments of `from_pretrained` with which the verified commit is loaded."""
-    names = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
-    given = {name: arguments[name] for name in names if arguments.get(name) is not None}
+    given = {name: arguments[name] for name in Hub.__dataclass_fields__ if arguments.get(name) is not None}
     commit = verify(name_or_path, **given).commit
     return arguments if commit is None else {**arguments, "revision": commit, "force_download": False}
 

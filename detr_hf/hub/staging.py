@@ -15,14 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.conversion import processor_for_transformers
+from ..checkpoints.conversion import FORMATS, processor_for_transformers
 from ..model.configuration_detr import NOT_PLAIN_DETR
 from ..model.heads_detr import AUTO_MAP
 from ..processing.image_processing_base_detr import CLASS_OF_BACKEND
 from .card import render_card
 from .manifest import write_manifest
 
-FORMATS = ("detr_hf", "transformers")
 CARD, FACTS, LABELS = "README.md", "facts.json", "id2label.json"
 EXAMPLES, CURVES = "examples.png", "training_curves.png"
 

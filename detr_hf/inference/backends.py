@@ -52,7 +52,6 @@ class ModelBackend:
         self.image_processor = image_processor
 
     def processed(self, source: Any) -> tuple[tuple[int, int], Any]:
-        """Returns the upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
         from ..processing.image_reading_detr import read_images
 
         (pixels,) = read_images(source)  # (H, W, 3)
@@ -60,7 +59,6 @@ class ModelBackend:
         return tuple(pixels.shape[:2]), features["pixel_values"]
 
     def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
-        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels."""
         import torch
 
         parameter = next(self.model.parameters())
@@ -75,7 +73,6 @@ class ModelBackend:
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Class names by label."""
         return self.model.config.id2label
 
     def fingerprint(self) -> str:
@@ -136,11 +133,9 @@ class ArtefactBackend:
         return cls(runtime, path)
 
     def processed(self, source: Any) -> tuple[tuple[int, int], np.ndarray]:
-        """Returns the upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
         return self.image_processor(source)
 
     def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
-        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels."""
         step = self.model.info.batch or len(batch)
         results = []
         for first in range(0, len(batch), step):
@@ -158,7 +153,6 @@ class ArtefactBackend:
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Class names by label."""
         return self.model.info.id2label
 
     def fingerprint(self) -> str:

@@ -212,16 +212,6 @@ def _checked_annotation(annotation: Any, index: int, keys: tuple[str, ...]) -> d
     return {**annotation, "image_id": image_id}
 
 
-def _label_number(value: Any, name: str) -> int:
-    """Returns a category id as int; raises for anything that is not a whole number from 0 up."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(_plain(value), numbers.Integral):
-        raise TypeError(f"{name} has category_id {value!r}: expected an integer from 0 up.")
-    label = int(_plain(value))
-    if not 0 <= label <= _LARGEST_LABEL:
-        raise ValueError(f"{name} has category_id {label}: expected an integer from 0 to the number of classes - 1.")
-    return label
-
-
 def _is_crowd(item: Mapping[str, Any], name: str) -> bool:
     """Returns whether the object is a crowd; a missing `iscrowd` means no."""
     value = _plain(item.get("iscrowd"))
@@ -249,9 +239,16 @@ def _object_name(index: int, item: Mapping[str, Any], image_name: str) -> str:
 
 
 def _class_label(item: Mapping[str, Any], name: str) -> int:
+    """Returns the category id; raises for anything that is not a whole number from 0 up."""
     if "category_id" not in item:
         raise ValueError(f"{name} has no 'category_id'; its keys are {sorted(map(str, item))}.")
-    return _label_number(item["category_id"], name)
+    value = item["category_id"]
+    if isinstance(value, (bool, np.bool_)) or not isinstance(_plain(value), numbers.Integral):
+        raise TypeError(f"{name} has category_id {value!r}: expected an integer from 0 up.")
+    label = int(_plain(value))
+    if not 0 <= label <= _LARGEST_LABEL:
+        raise ValueError(f"{name} has category_id {label}: expected an integer from 0 to the number of classes - 1.")
+    return label
 
 
 def _box(item: Mapping[str, Any], name: str) -> list[float]:
