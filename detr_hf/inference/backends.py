@@ -7,7 +7,7 @@ picture on its canvas, with a mask, and one of fixed batch size gets its missing
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,38 +20,15 @@ if TYPE_CHECKING:
     from ..model.modeling_detr import DETRForObjectDetection
 
 
-class Backend(Protocol):
-    """A model with its preprocessing, as `Detector` asks for it; `str` of one tells what it is, for people."""
-
-    model: Any
-    image_processor: Any
-
-    def processed(self, source: Any) -> tuple[tuple[int, int], Any]:
-        """Returns the upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
-
-    def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
-        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels.
-
-        Raises:
-            ValueError: the model's outputs are not finite.
-        """
-
-    @property
-    def id2label(self) -> dict[int, str]:
-        """Class names by label."""
-
-    def fingerprint(self) -> str:
-        """Returns a text that differs as soon as results could."""
-
-
 class ModelBackend:
-    """A model in torch, with the image processor of its checkpoint."""
+    """A model in torch, with the image processor of its checkpoint; `str` of it tells what it is, for people."""
 
     def __init__(self, model: "DETRForObjectDetection", image_processor: Any):
         self.model = model.eval()
         self.image_processor = image_processor
 
     def processed(self, source: Any) -> tuple[tuple[int, int], Any]:
+        """Returns the upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
         from ..processing.image_reading_detr import read_images
 
         (pixels,) = read_images(source)  # (H, W, 3)
@@ -59,6 +36,11 @@ class ModelBackend:
         return tuple(pixels.shape[:2]), features["pixel_values"]
 
     def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
+        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels.
+
+        Raises:
+            ValueError: the model's outputs are not finite.
+        """
         import torch
 
         parameter = next(self.model.parameters())
@@ -73,6 +55,7 @@ class ModelBackend:
 
     @property
     def id2label(self) -> dict[int, str]:
+        """Class names by label."""
         return self.model.config.id2label
 
     def fingerprint(self) -> str:
@@ -97,7 +80,7 @@ class ModelBackend:
 
 
 class ArtefactBackend:
-    """An exported model in its runtime, with the preprocessing that its file describes.
+    """An exported model in its runtime, with the preprocessing that its file describes; does what `ModelBackend` does.
 
     Args:
         runtime: the loaded artefact.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..export.artefact import find_artefact
-from .backends import ArtefactBackend, Backend, ModelBackend
+from .backends import ArtefactBackend, ModelBackend
 from .batching import (
     BATCHES_PREPARED,
     PICTURE_ERRORS,
@@ -47,10 +47,10 @@ class Detector:
     """
 
     def __init__(self, model: "DETRForObjectDetection", image_processor: Any):
-        self.backend: Backend = ModelBackend(model, image_processor)
+        self.backend: ModelBackend | ArtefactBackend = ModelBackend(model, image_processor)
 
     @classmethod
-    def on(cls, backend: Backend) -> "Detector":
+    def on(cls, backend: ModelBackend | ArtefactBackend) -> "Detector":
         """Returns a detector on a backend, such as an exported model's."""
         detector = cls.__new__(cls)
         detector.backend = backend

@@ -7,11 +7,11 @@ those that are whole. Nothing is agreed on between processes: a run can be taken
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ...version import __version__
 from ..batching import Failure, read_ahead
@@ -21,19 +21,10 @@ from ..sources.opening import open_source
 from .result_formats import COCO_RESULTS, read_part, record_of, suffix_of, write_coco, write_parquet
 from .run_folder import UNFINISHED, PartWriter, RunFolder, read_settings
 
+if TYPE_CHECKING:
+    from ..detector import Detector
+
 SECONDS_BETWEEN_REPORTS = 0.5
-
-
-class OutcomesDetector(Protocol):
-    """What batch prediction asks of a detector; `Detector` is one."""
-
-    def outcomes(
-        self, images: Iterable[Any], threshold: float, batch_size: int, *, unchanging: bool
-    ) -> Iterator[Detections | Failure]:
-        """Yields the detections of each picture, in order, or what is wrong with it."""
-
-    def fingerprint(self) -> str:
-        """Returns a text that differs as soon as results could."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ class PredictionRun:
 
 
 def predict_to_shards(
-    detector: OutcomesDetector,
+    detector: "Detector",
     source: Any,
     folder: str | Path,
     *,
@@ -174,7 +165,7 @@ class _Work:
 
     def run(
         self,
-        detector: OutcomesDetector,
+        detector: "Detector",
         threshold: float,
         batch_size: int,
         on_progress: Callable[[Progress], None] | None,
