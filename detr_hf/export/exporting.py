@@ -112,7 +112,7 @@ def describe(
     config = model.config
     name = str(getattr(config, "name_or_path", "") or config.model_type)
     constants = json.loads(json.dumps(image_processor.to_dict(), default=str))  # enums and tuples as a file has them
-    packages = ("detr_hf", "torch", "transformers", "timm", *PACKAGES_OF[to], *(("nncf",) if dtype == "int8" else ()))
+    packages = ("detr_hf", "torch", "transformers", "timm", *_packages(to, dtype))
     return ArtefactInfo(
         format=to,
         model=Path(name).name if os.path.exists(name) else name,
@@ -161,8 +161,12 @@ def _checked_dtype(
     return pictures
 
 
+def _packages(to: str, dtype: str) -> tuple[str, ...]:
+    return (*PACKAGES_OF[to], "nncf") if dtype == "int8" else PACKAGES_OF[to]
+
+
 def _require(to: str, dtype: str) -> None:
-    for package in (*PACKAGES_OF[to], *(("nncf",) if dtype == "int8" else ())):
+    for package in _packages(to, dtype):
         try:
             importlib.import_module(package)
         except ImportError as error:

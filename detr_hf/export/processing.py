@@ -89,10 +89,7 @@ def detections_of(
 ) -> list[dict[str, np.ndarray]]:
     """Returns for each image `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
 
-    Args:
-        predictions: of the last decoder layer, for B images, boxes in fractions of the image.
-        threshold: keep the queries with a higher score.
-        sizes_hw: (height, width) of each upright image.
+    `predictions` are of the last decoder layer, `sizes_hw` those of the upright images; higher scores are kept.
 
     Raises:
         ValueError: outputs with NaN or infinity.

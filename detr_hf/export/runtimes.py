@@ -36,7 +36,7 @@ class Runtime(Protocol):
         """
 
 
-def load_runtime(path: str | Path, device: str | None = None, threads: int | None = None) -> Runtime:
+def load_runtime(path: str | Path, device: Any = None, threads: int | None = None) -> Runtime:
     """Returns a loaded artefact.
 
     Args:

@@ -49,14 +49,8 @@ def facts_of(
 ) -> dict[str, Any]:
     """Returns what can be known of a model without being told.
 
-    Args:
-        model: the detector.
-        name: of the model, without its owner.
-        processor: its image processor.
-        evaluation: what `evaluate` returns, its `CocoMetrics`, or None.
-        data: the data set it was trained on, or None.
-        license: an identifier of the Hub.
-        tags: further tags.
+    `name` is without its owner, `evaluation` what `evaluate` returns or its `CocoMetrics`, `data` what the model was
+    trained on, and `license` an identifier of the Hub.
     """
     source = str(getattr(model.config, "name_or_path", "") or "")
     data_facts = data_facts_of(data) if data is not None else None

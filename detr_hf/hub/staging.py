@@ -54,13 +54,8 @@ def stage(
 ) -> None:
     """Writes the whole repository into an empty folder; the digests last.
 
-    Args:
-        folder: where to.
-        model, processor: what is published.
-        facts: what the card says, see `facts.py`; its pictures and file sizes are filled in here.
-        format: "detr_hf" or "transformers".
-        max_shard_size: as in transformers.
-        pictures: PIL images by file name.
+    `facts` are what the card says, see `facts.py`; its pictures and file sizes are filled in here. `pictures` are PIL
+    images by file name.
 
     Raises:
         ValueError: an unknown format, or a model that transformers cannot hold.

@@ -82,9 +82,7 @@ class ModelBackend:
 class ArtefactBackend:
     """An exported model in its runtime, with the preprocessing that its file describes; does what `ModelBackend` does.
 
-    Args:
-        runtime: the loaded artefact.
-        path: its file, of which the fingerprint is taken.
+    The fingerprint is taken of the file at `path`.
     """
 
     def __init__(self, runtime: Runtime, path: str | Path):
@@ -93,21 +91,13 @@ class ArtefactBackend:
         self.path = Path(path)
 
     @classmethod
-    def from_artefact(
-        cls, path: str | Path, *, device: Any = None, dtype: Any = None, threads: int | None = None
-    ) -> "ArtefactBackend":
-        """Returns a backend on the artefact at `path`.
-
-        Args:
-            path: what `find_artefact` returns.
-            device: "cpu", the default, or "cuda" where the runtime can.
-            dtype: None; the precision of an artefact is part of it.
-            threads: that the model may use; the runtime's choice by default.
+    def from_artefact(cls, path: Path, *, device: Any = None, dtype: Any = None) -> "ArtefactBackend":
+        """Returns a backend on the artefact at `path`, on the CPU by default.
 
         Raises:
             ValueError: another `dtype` than the artefact's, or a device that its runtime lacks.
         """
-        runtime = load_runtime(path, None if device is None else str(device), threads)
+        runtime = load_runtime(path, device)
         if dtype is not None and str(dtype).removeprefix("torch.") != runtime.info.dtype:
             raise ValueError(
                 f"{path} was exported in {runtime.info.dtype} and stays so: leave dtype out, or export the model "

@@ -153,13 +153,10 @@ def assemble_target(
 def check_annotations(
     annotations: Any, num_images: int, objects_key: str = "annotations", also_needed: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:
-    """Returns one annotation dict per image with its `image_id` as int or str.
+    """Returns one annotation dict per image with its `image_id` as int or str; a single dict is that of one image.
 
-    Args:
-        annotations: a dict for a single image, or a list of one dict per image.
-        num_images: how many images they must match.
-        objects_key: the key of the list of objects, "annotations" or "segments_info".
-        also_needed: further keys that every dict must have beside it and `image_id`.
+    `objects_key` is the key of the list of objects, "annotations" or "segments_info"; beside it and `image_id` every
+    dict must have the keys `also_needed`.
 
     Raises:
         ValueError, TypeError: saying which annotation lacks what.

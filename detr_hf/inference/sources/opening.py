@@ -33,7 +33,7 @@ def open_source(source: Any, options: SourceOptions, results: Path | None = None
     if isinstance(source, Source):
         return source
     if isinstance(source, str | Path):
-        return from_paths([source], options, results)
+        source = [source]
     if type(source).__module__.partition(".")[0] == "datasets":
         return from_dataset(source, options)
     if isinstance(source, Iterable) and not isinstance(source, bytes | dict):
