@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import InterpolationMode
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_utils import PILImageResampling
 
-from .image_processing_base_detr import DETRImageProcessingMixin, DETRImageProcessorKwargs
+from .image_processing_base_detr import DETRImageProcessingMixin
 from .image_sizes_detr import resized_by_pillow
 
 _INTERPOLATION_OF = {
@@ -25,8 +25,6 @@ _INTERPOLATION_OF = {
 
 class DETRImageProcessor(DETRImageProcessingMixin, TorchvisionBackend):
     """Prepares images and annotations for DETR and turns its outputs into detections; see `preprocess`."""
-
-    valid_kwargs = DETRImageProcessorKwargs
 
     def _resize_pixels(self, pixels: Tensor, hw: tuple[int, int], resample: PILImageResampling | int) -> Tensor:
         """Returns (h, w, C) pixels of the same dtype, from (H, W, C)."""
@@ -45,8 +43,6 @@ class DETRImageProcessor(DETRImageProcessingMixin, TorchvisionBackend):
 
 class DETRImageProcessorPil(DETRImageProcessingMixin, PilBackend):
     """Prepares images and annotations for DETR and turns its outputs into detections; see `preprocess`."""
-
-    valid_kwargs = DETRImageProcessorKwargs
 
     def _resize_pixels(self, pixels: Tensor, hw: tuple[int, int], resample: PILImageResampling | int) -> Tensor:
         """Returns (h, w, C) pixels of the same dtype, from (H, W, C)."""
