@@ -134,8 +134,7 @@ class ArtefactBackend:
         for file in sorted({self.path, self.path.with_suffix(".bin")}):
             if file.is_file():
                 with file.open("rb") as stream:
-                    while block := stream.read(1 << 20):
-                        digest.update(block)
+                    hashlib.file_digest(stream, lambda: digest)
         return digest.hexdigest()
 
     def __str__(self) -> str:

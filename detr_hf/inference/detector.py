@@ -178,19 +178,14 @@ class Detector:
     def _detect_each(self, batch: list[Prepared], threshold: float) -> list[Detections | Failure]:
         """Returns what is found in a batch; where outputs are not finite, each picture runs alone, to find whose."""
         try:
-            return self._detect(batch, threshold)
-        except ValueError as error:
-            if len(batch) == 1:
-                return [Failure(batch[0].index, batch[0].source, error)]
-            return [outcome for item in batch for outcome in self._detect_each([item], threshold)]
-
-    def _detect(self, batch: list[Prepared], threshold: float) -> list[Detections]:
-        """Returns what is found in pictures of one processed size, which go through the model together."""
-        try:
             results = self.backend.results(batch, threshold)
         except ValueError as error:
-            named = ", ".join(f"image {item.index} ({path_of(item.source) or 'in memory'})" for item in batch)
-            raise ValueError(f"In the batch of {named}: {error}") from error
+            if len(batch) > 1:
+                return [outcome for item in batch for outcome in self._detect_each([item], threshold)]
+            (item,) = batch
+            why = ValueError(f"In the batch of image {item.index} ({path_of(item.source) or 'in memory'}): {error}")
+            why.__cause__ = error
+            return [Failure(item.index, item.source, why)]
         return [self._detections(item, result) for item, result in zip(batch, results, strict=True)]
 
     def _detections(self, item: Prepared, result: dict[str, np.ndarray]) -> Detections:

@@ -53,10 +53,8 @@ def read_images(
         TypeError: something that is not an image.
         FileNotFoundError: a path that does not exist.
     """
-    if input_data_format is not None and str(input_data_format) != "none":
-        input_data_format = ChannelDimension(input_data_format)
-    else:
-        input_data_format = None
+    is_told = input_data_format is not None and str(input_data_format) != "none"
+    input_data_format = ChannelDimension(input_data_format) if is_told else None
     pixels = [
         _read_image(image, f"image {index}", do_convert_rgb, expects_0_255, input_data_format)
         for index, image in enumerate(_flat(images))
