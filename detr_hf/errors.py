@@ -1,9 +1,12 @@
-"""Every exception of the package that is not one of Python's own.
+"""Every exception of the package that is not one of Python's own, and the error of a package that is not installed.
 
 `model/` and `processing/` travel with checkpoints to places where this file is absent: they raise `ValueError`,
 `TypeError` and `OSError` alone, and so does everything that has no better name below. Each class here is one of
 Python's own too, so that `except ValueError` goes on to catch what it caught.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class DataError(ValueError):
@@ -36,3 +39,12 @@ class CheckpointError(RuntimeError):
 
 class NonFiniteLossError(FloatingPointError):
     """The loss or its gradient is NaN or infinite; the message names the pictures of the batch."""
+
+
+@contextmanager
+def install_hint(sentence: str) -> Iterator[None]:
+    """Raises an ImportError with this sentence, which says what to install, where an import inside fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(sentence) from error

@@ -17,8 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
 
 AUTO_CLASSES = tuple(
     f"transformers.models.auto.{name}" for name in ("configuration_auto", "modeling_auto", "image_processing_auto")
@@ -27,50 +26,28 @@ PIPELINES = ("transformers.pipelines",)
 COUNTED = ("transformers.", f"{__package__}.")
 
 
-class Workshop:
-    """What the package does for its models, and travelled code does without; see `DETRPreTrainedModel.workshop`."""
-
-    @staticmethod
-    def prepare_loading(name: Any, config: Any, kwargs: dict[str, Any], with_mask_head: bool) -> tuple[Any, Any, Any]:
-        """Returns name, config and state dict to load; see `checkpoints.loading`."""
-        from .checkpoints.loading import prepare_loading
-
-        return prepare_loading(name, config, kwargs, with_mask_head)
-
-    @staticmethod
-    def verified_arguments(name: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Returns the loading arguments that give exactly the verified files; see `hub.manifest`."""
-        from .hub.manifest import verified_arguments
-
-        return verified_arguments(name, kwargs)
-
-    @staticmethod
-    def push(model: Any, repo_id: str, **kwargs: Any) -> Any:
-        """Returns the commit that publishes the model with its card; see `hub.pushing`."""
-        from .hub.pushing import push
-
-        return push(model, repo_id, **kwargs)
-
-    @staticmethod
-    def to_transformers(model: Any) -> Any:
-        """Returns transformers' own model with the same weights; see `checkpoints.transformers_model`."""
-        from .checkpoints.transformers_model import to_transformers
-
-        return to_transformers(model)
-
-
 def register_auto_classes() -> None:
     """Registers config, models and processors under `model_type="detr_hf"`; doing it again changes nothing."""
     import transformers
     from transformers.models.auto import modeling_auto
 
+    from .checkpoints.loading import prepare_loading
+    from .checkpoints.transformers_model import to_transformers
+    from .hub.manifest import verified_arguments
+    from .hub.pushing import push
     from .model import modeling_detr
     from .model.configuration_detr import DETRConfig
     from .model.heads_detr import MODEL_CLASSES
     from .model.pretrained_detr import DETRPreTrainedModel
     from .processing.image_processing_detr import DETRImageProcessor, DETRImageProcessorPil
 
-    DETRPreTrainedModel.workshop = Workshop
+    # what the package does for its models, and travelled code does without
+    DETRPreTrainedModel.workshop = SimpleNamespace(
+        prepare_loading=prepare_loading,
+        verified_arguments=verified_arguments,
+        push=push,
+        to_transformers=to_transformers,
+    )
     transformers.AutoConfig.register(DETRConfig.model_type, DETRConfig, exist_ok=True)
     for model in MODEL_CLASSES:
         auto_class = getattr(transformers, model.auto_class)

@@ -2,10 +2,10 @@
 
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+from ..whole_files import unfinished_folder
 from .processors import PROCESSOR_FILES, processor_of
 from .weight_files import Hub, local_path
 
@@ -69,11 +69,10 @@ def convert(
     hub = Hub(**{name: loading[name] for name in Hub.__dataclass_fields__ if loading.get(name) is not None})
     processor = processor_of(src, hub)
     model = DETRForObjectDetection.from_pretrained(src, **loading)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=dst.parent, prefix=f".{dst.name}.") as scratch:
+    with unfinished_folder(dst) as scratch:
         (model if to == "detr_hf" else model.to_transformers()).save_pretrained(scratch)
         (processor if to == "detr_hf" else processor_for_transformers(processor)).save_pretrained(scratch)
-        _move(Path(scratch), dst)
+        _move(scratch, dst)
     return dst
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..whole_files import whole_file
 from .export import fixed_size
 
 
@@ -37,23 +38,17 @@ def benchmark(
             f"there is no {unknown[0]!r}; choose from {', '.join(RUNTIMES)}", param_hint="--runtimes"
         )
     size_hw = fixed_size(size, None) if size is not None else None
-    if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
     quiet_loading()
-    found = measure(
-        model, names, size_hw=size_hw, batch=batch, runs=runs, threads=threads, device=device, announce=_to_stderr
-    )
+    options = {"size_hw": size_hw, "batch": batch, "runs": runs, "threads": threads, "device": device}
+    found = measure(model, names, announce=lambda text: typer.echo(text, err=True), **options)
     for line in table(found):
         typer.echo(line)
     if json is not None:
         from json import dumps
 
-        json.write_text(dumps(found, indent=1) + "\n", encoding="utf-8")
+        with whole_file(json) as unfinished:
+            unfinished.write_text(dumps(found, indent=1) + "\n", encoding="utf-8")
         typer.echo(f"Written: {json}")
-
-
-def _to_stderr(text: str) -> None:
-    typer.echo(text, err=True)
 
 
 def table(found: dict[str, Any]) -> list[str]:

@@ -1,7 +1,5 @@
 """`detr-hf eval`: COCO's numbers of a checkpoint, or of a results file, on a data set."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +35,7 @@ def evaluate(
     """Measure a model: COCO's twelve numbers, AP by class, kinds of mistakes."""
     from ..data import load_detection_dataset
     from ..evaluation import evaluate as measure, evaluate_results, write_results
-    from .console import quiet_loading
+    from .console import progress_bar, quiet_loading
 
     quiet_loading()
     loaded = load_detection_dataset(data, format=format)
@@ -48,8 +46,9 @@ def evaluate(
     if model.lower().endswith(".json"):
         found = evaluate_results(model, loaded, split=split, threshold=threshold)
     else:
-        with progress() as advance:
-            options = {"batch_size": batch_size, "num_workers": workers, "device": device, "on_batch": advance}
+        options = {"batch_size": batch_size, "num_workers": workers, "device": device}
+        with progress_bar() as show:
+            options["on_batch"] = lambda count, total: show(advance=count, total=total)
             found = measure(model, loaded, split=split, threshold=threshold, **options)
         if results is not None:
             write_results(results, found.results())
@@ -58,15 +57,3 @@ def evaluate(
     if json_file is not None:
         found.save(json_file, {"model": model, "data": data}, curves=True)
         typer.echo(f"All numbers: {json_file}", err=True)
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[int, int | None], None]]:
-    """Within it a terminal shows how many pictures are done; gives what is to be told so, with how many there are."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda count, total: bar.update(task, advance=count, total=total)

@@ -81,19 +81,14 @@ def export(
 def fixed_size(size: str | None, processor: Any) -> tuple[int, int]:
     """(height, width) of `800x1066`; without it, what the processor makes of a 4:3 picture."""
     if size is None:
-        pixel_values = processor(blank_picture(480, 640), return_tensors="np")["pixel_values"]
-        return pixel_values.shape[-2:]
+        import numpy as np
+
+        blank = np.zeros((480, 640, 3), dtype=np.uint8)
+        return processor(blank, return_tensors="np")["pixel_values"].shape[-2:]
     sides = size.lower().split("x")
     if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise typer.BadParameter(f"expected HEIGHTxWIDTH, as 800x1066, got {size!r}", param_hint="--size")
     return int(sides[0]), int(sides[1])
-
-
-def blank_picture(height: int, width: int) -> "np.ndarray":
-    """Black pixels (H, W, 3) uint8."""
-    import numpy as np
-
-    return np.zeros((height, width, 3), dtype=np.uint8)
 
 
 def calibration_pixels(source: str | None, processor: Any) -> "list[np.ndarray]":

@@ -1,12 +1,13 @@
 """`detr-hf predict`: detections in files, folders and glob patterns; with `--out` in any number of pictures."""
 
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ..whole_files import whole_file
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
@@ -63,9 +64,10 @@ def predict(
     """
     model, paths = split_model(arguments or [], model, needs_paths=dataset is None)
     if out is not None:
+        from ..inference.runs.prediction import predict_to_shards
         from ..inference.runs.result_formats import suffix_of
         from ..inference.sources.base import SourceOptions
-        from .predict_run import predict_run, process_device
+        from .predict_run import ending, process_device, shown_progress
 
         if save is not None or json_file is not None:
             raise typer.BadParameter(
@@ -74,16 +76,11 @@ def predict(
         suffix_of(format)  # refuses an unknown one before the model is loaded
         options = SourceOptions(shard_size, image_column, every, config, split)
         source = load_source(paths, dataset, options, out)
-        predict_run(
-            load_detector(model, process_device(device), dtype),
-            source,
-            out,
-            threshold=threshold,
-            batch_size=batch_size,
-            format=format,
-            options=options,
-            model=model or "detr-digits",
-        )
+        detector = load_detector(model, process_device(device), dtype)
+        settings = {"threshold": threshold, "batch_size": batch_size, "format": format, "options": options}
+        with shown_progress() as show:
+            run = predict_to_shards(detector, source, out, **settings, model=model or "detr-digits", on_progress=show)
+        typer.echo(ending(run), err=True)
     elif dataset is not None:
         raise typer.BadParameter("a data set needs a folder for its results, --out", param_hint="--dataset")
     else:
@@ -130,7 +127,8 @@ def predict_files(
             records.append(detections.to_dict())
     if json_file is not None:
         content = {"model": model or "detr-digits", "threshold": threshold, "pictures": records, "failed": failed}
-        write_json(json_file, content)
+        with whole_file(json_file) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
     finish(len(pictures), failed, save, json_file)
 
 
@@ -208,19 +206,18 @@ def load_detector(model: str | None, device: str | None, dtype: str | None) -> "
     return Detector.from_pretrained(model, device=device, dtype=dtype)
 
 
-def with_progress(pictures: Iterable[Path], failed: list[dict[str, str]]) -> Iterator[Path]:
+def with_progress(pictures: Collection[Path], failed: list[dict[str, str]]) -> Iterator[Path]:
     """Yields the pictures and shows on stderr, if that is a terminal, how far they are and how long the rest takes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    pictures = list(pictures)
-    console = Console(stderr=True)
+    from .console import progress_bar
+
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=len(pictures))
+    with progress_bar(*columns) as show:
+        show(total=len(pictures))
         for path in pictures:
             yield path
-            progress.update(task, advance=1, description=f"{len(failed)} failed" if failed else "")
+            show(advance=1, description=f"{len(failed)} failed" if failed else "")
 
 
 def drawing_paths(pictures: dict[Path, Path], folder: Path) -> dict[Path, Path]:
@@ -245,14 +242,6 @@ def drawing_paths(pictures: dict[Path, Path], folder: Path) -> dict[Path, Path]:
 def summary(detections: "Detections") -> str:
     """`3 person, 1 dog`, or `nothing`."""
     return ", ".join(f"{number} {name}" for name, number in detections.count().items()) or "nothing"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def finish(total: int, failed: list[dict[str, str]], save: Path | None, json_file: Path | None) -> None:

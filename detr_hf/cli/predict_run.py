@@ -1,48 +1,19 @@
-"""`detr-hf predict --out`: a run of batch prediction on the command line, with its throughput and the time left."""
+"""What `detr-hf predict --out` tells of a run of batch prediction: its throughput, the time left, and how it ended."""
 
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
+from .console import progress_bar
+
 if TYPE_CHECKING:
     from ..inference.runs.prediction import PredictionRun, Progress
-    from ..inference.sources.base import SourceOptions
 
 SECONDS_BETWEEN_LINES = 30
-
-
-def predict_run(
-    detector: Any,
-    source: Any,
-    out: Path,
-    *,
-    threshold: float,
-    batch_size: int,
-    format: str,
-    options: "SourceOptions",
-    model: str,
-) -> None:
-    """Runs or goes on, and says in the end where the results are. A bad picture is in them, and no failure."""
-    from ..inference.runs.prediction import predict_to_shards
-
-    with shown_progress() as show:
-        run = predict_to_shards(
-            detector,
-            source,
-            out,
-            threshold=threshold,
-            batch_size=batch_size,
-            format=format,
-            options=options,
-            model=model,
-            on_progress=show,
-        )
-    typer.echo(ending(run), err=True)
 
 
 def process_device(device: str | None) -> str | None:
@@ -67,8 +38,7 @@ def shown_progress() -> Iterator[Callable[["Progress"], None]]:
     """What shows progress on stderr: a bar where one process has a terminal, a line every half minute otherwise."""
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if process_name() or not console.is_terminal:
+    if process_name() or not Console(stderr=True).is_terminal:
         last = time.monotonic()
 
         def say(progress: "Progress") -> None:
@@ -79,14 +49,13 @@ def shown_progress() -> Iterator[Callable[["Progress"], None]]:
 
         yield say
         return
-    from rich.progress import BarColumn, Progress as Bar, TextColumn
+    from rich.progress import BarColumn, TextColumn
 
-    with Bar(BarColumn(), TextColumn("{task.description}"), console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
+    with progress_bar(BarColumn(), TextColumn("{task.description}")) as show:
 
         def update(progress: "Progress") -> None:
             done = progress.before + progress.done
-            bar.update(task, total=progress.total, completed=done, description=progress_text(progress))
+            show(total=progress.total, completed=done, description=progress_text(progress))
 
         yield update
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..whole_files import whole_file
 from .analysis import ERRORS, Mistakes, count_mistakes, precision_recall
 from .coco import CocoMetrics, evaluate_boxes
 from .results import coco_results
@@ -89,12 +89,9 @@ class Evaluation:
 
     def save(self, path: str | Path, about: Mapping[str, Any] | None = None, curves: bool = False) -> None:
         """Writes `about`, for example the model's name, and the numbers as JSON: the file is whole or not there."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.unfinished")
         text = json.dumps({**(about or {}), **self.to_dict(curves)}, indent=1)
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        with whole_file(path) as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={self.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))

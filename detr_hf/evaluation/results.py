@@ -2,27 +2,24 @@
 the usual file."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..whole_files import whole_file
+
 NEEDED = ("image_id", "category_id", "bbox", "score")
 
 
 def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes a results file, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.write("[")
         for number, result in enumerate(results):  # one at a time: the text of all would take more memory
             file.write((",\n" if number else "\n") + json.dumps(result))
         file.write("\n]\n")
-    os.replace(unfinished, path)
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:

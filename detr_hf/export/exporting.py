@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 
 from ..model.modeling_detr import DETRForObjectDetection
+from ..version import version_of
+from ..whole_files import unfinished_folder
 from .artefact import OPENVINO_GRAPH, SUFFIX_OF, ArtefactInfo
 from .parity import Parity, calibration_cases, check_parity, parity_cases
 from .runtimes import INSTALL, load_runtime
@@ -87,15 +88,14 @@ def export_model(
     _require(to, dtype)
     info = describe(model, image_processor, to, dtype, batch, size_hw, masked)
     model = copy.deepcopy(model).cpu().eval()
-    unfinished = output.with_name(f".{output.stem}.unfinished{output.suffix}")
-    _remove(unfinished)
-    try:
-        path = WRITERS[to](model, info, unfinished, calibration)
+    with unfinished_folder(output) as folder:
+        path = WRITERS[to](model, info, folder / output.name, calibration)
         cases = [*parity_cases(info), *calibration_cases(calibration[:CALIBRATION_CASES], info)]
         parity = check_parity(model, load_runtime(path), cases)
-        _put_in_place(unfinished, output)
-    finally:
-        _remove(unfinished)
+        if output.is_dir():
+            shutil.rmtree(output)
+        for whole in folder.iterdir():
+            os.replace(whole, output.with_name(whole.name))
     return (output / OPENVINO_GRAPH if to == "openvino" else output), parity
 
 
@@ -112,7 +112,7 @@ def describe(
     config = model.config
     name = str(getattr(config, "name_or_path", "") or config.model_type)
     constants = json.loads(json.dumps(image_processor.to_dict(), default=str))  # enums and tuples as a file has them
-    packages = ("detr_hf", "torch", "transformers", "timm", *PACKAGES_OF[to], *(("nncf",) if dtype == "int8" else ()))
+    packages = ("detr_hf", "torch", "transformers", "timm", *_packages(to, dtype))
     return ArtefactInfo(
         format=to,
         model=Path(name).name if os.path.exists(name) else name,
@@ -124,7 +124,7 @@ def describe(
         size_hw=None if size_hw is None else (int(size_hw[0]), int(size_hw[1])),
         masked=masked,
         preprocessing={key: constants[key] for key in PREPROCESSING_KEYS if key in constants},
-        versions={package: found for package in packages if (found := _version_of(package)) is not None},
+        versions={package: found for package in packages if (found := version_of(package)) is not None},
     )
 
 
@@ -138,7 +138,6 @@ def _checked_output(output: Path, to: str, overwrite: bool) -> Path:
         raise FileExistsError(f"{output} exists. Choose another name, or pass overwrite=True (--overwrite).")
     if to == "openvino" and output.exists() and not (output.is_dir() and _is_openvino_folder(output)):
         raise FileExistsError(f"{output} holds more than an OpenVINO model: it is not overwritten.")
-    output.parent.mkdir(parents=True, exist_ok=True)
     return output
 
 
@@ -162,8 +161,12 @@ def _checked_dtype(
     return pictures
 
 
+def _packages(to: str, dtype: str) -> tuple[str, ...]:
+    return (*PACKAGES_OF[to], "nncf") if dtype == "int8" else PACKAGES_OF[to]
+
+
 def _require(to: str, dtype: str) -> None:
-    for package in (*PACKAGES_OF[to], *(("nncf",) if dtype == "int8" else ())):
+    for package in _packages(to, dtype):
         try:
             importlib.import_module(package)
         except ImportError as error:
@@ -171,31 +174,3 @@ def _require(to: str, dtype: str) -> None:
             raise ImportError(
                 f"Exporting to {to} needs {package}, which does not load ({error}): {install}."
             ) from error
-
-
-def _version_of(package: str) -> str | None:
-    from ..version import __version__
-
-    if package == "detr_hf":
-        return __version__
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _put_in_place(unfinished: Path, output: Path) -> None:
-    _remove(output)
-    os.replace(unfinished, output)
-    described = unfinished.with_suffix(".json")
-    if described.is_file():
-        os.replace(described, output.with_suffix(".json"))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-        if path.suffix == SUFFIX_OF["executorch"]:
-            path.with_suffix(".json").unlink(missing_ok=True)

@@ -62,9 +62,9 @@ class Parity(NamedTuple):
         return f"{self.cases} cases: {', '.join(_in_words(self.of, '{name} within {largest}', digits=1))}"
 
 
-def parity_cases(info: ArtefactInfo, seed: int = 0) -> Iterator[Case]:
+def parity_cases(info: ArtefactInfo) -> Iterator[Case]:
     """Yields inputs that an artefact must take: its sizes, batches of one to three, whole, half padded and mixed."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     batches = (1, 2, 3) if info.batch is None else (info.batch,)
     sizes_hw = SIZES_HW if info.size_hw is None else (info.size_hw,)
     for number, batch in enumerate(batches):

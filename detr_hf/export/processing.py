@@ -14,7 +14,7 @@ import PIL.Image
 
 from ..model.predictions_detr import Predictions
 from ..processing.image_opening_detr import opened_image, upright_image
-from ..processing.image_sizes_detr import resized_hw
+from ..processing.image_sizes_detr import resized_by_pillow, resized_hw
 from .artefact import ArtefactInfo
 
 CHANNEL_COUNTS = (1, 3, 4)  # as in image_reading_detr
@@ -53,10 +53,10 @@ class NumpyProcessor:
         pixels = read_pixels(source)  # (H, W, 3)
         image_hw = pixels.shape[0], pixels.shape[1]
         height, width = hw = self.content_hw(image_hw)
-        planes = resized_pixels(pixels, hw, self.info.preprocessing.get("resample", 2)).transpose(2, 0, 1)
+        resized = resized_by_pillow(pixels, hw, self.info.preprocessing.get("resample", 2))
         canvas = np.zeros((1, 3, *(self.info.size_hw or hw)), dtype=np.float32)
         content = canvas[0, :, :height, :width]
-        np.multiply(planes, self._scale, out=content, dtype=np.float32)
+        np.multiply(resized.transpose(2, 0, 1), self._scale, out=content, dtype=np.float32)
         content += self._shift
         return image_hw, canvas
 
@@ -89,10 +89,7 @@ def detections_of(
 ) -> list[dict[str, np.ndarray]]:
     """Returns for each image `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
 
-    Args:
-        predictions: of the last decoder layer, for B images, boxes in fractions of the image.
-        threshold: keep the queries with a higher score.
-        sizes_hw: (height, width) of each upright image.
+    `predictions` are of the last decoder layer, `sizes_hw` those of the upright images; higher scores are kept.
 
     Raises:
         ValueError: outputs with NaN or infinity.
@@ -163,14 +160,3 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
         return colour
     blended = 255 + (colour.astype(np.float32) - 255) * (alpha.astype(np.float32) / 255)
     return blended.round().astype(np.uint8)
-
-
-def resized_pixels(pixels: np.ndarray, hw: tuple[int, int], resample: int) -> np.ndarray:
-    """Returns (h, w, 3) pixels of the same type, from (H, W, 3)."""
-    if pixels.shape[:2] == tuple(hw):
-        return pixels
-    method, width_height = PIL.Image.Resampling(resample), (hw[1], hw[0])
-    if pixels.dtype == np.uint8:
-        return np.asarray(PIL.Image.fromarray(np.ascontiguousarray(pixels)).resize(width_height, method))
-    planes = [PIL.Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels.transpose(2, 0, 1)]
-    return np.stack([np.asarray(plane.resize(width_height, method)) for plane in planes], axis=-1)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..errors import install_hint
 from ..model.predictions_detr import Predictions
 from .artefact import FORMAT_OF, METADATA_KEY, OUTPUT_OF, ArtefactInfo, predictions_of
 
@@ -35,7 +36,7 @@ class Runtime(Protocol):
         """
 
 
-def load_runtime(path: str | Path, device: str | None = None, threads: int | None = None) -> Runtime:
+def load_runtime(path: str | Path, device: Any = None, threads: int | None = None) -> Runtime:
     """Returns a loaded artefact.
 
     Args:
@@ -61,10 +62,8 @@ class OnnxModel:
     """A `.onnx` file in ONNX Runtime."""
 
     def __init__(self, path: Path, device: str, threads: int | None):
-        try:
+        with install_hint(f"{path} runs in ONNX Runtime, which is not installed: {INSTALL}."):
             import onnxruntime
-        except ImportError as error:
-            raise ImportError(f"{path} runs in ONNX Runtime, which is not installed: {INSTALL}.") from error
         self.device = device
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; warnings are about nodes placed on the CPU
@@ -104,10 +103,8 @@ class OpenVinoModel:
     """
 
     def __init__(self, path: Path, device: str, threads: int | None):
-        try:
+        with install_hint(f"{path} runs in OpenVINO, which is not installed: {INSTALL}."):
             import openvino
-        except ImportError as error:
-            raise ImportError(f"{path} runs in OpenVINO, which is not installed: {INSTALL}.") from error
         self.device = device
         core = openvino.Core()
         available = core.available_devices
@@ -131,10 +128,8 @@ class TorchProgram:
     """A `.pt2` file, run by torch; it needs neither transformers nor the model's code."""
 
     def __init__(self, path: Path, device: str, threads: int | None):
-        try:
+        with install_hint(f"{path} is a program of torch.export and runs in torch, which is missing."):
             import torch
-        except ImportError as error:
-            raise ImportError(f"{path} is a program of torch.export and runs in torch, which is missing.") from error
         from ..model.compiling_detr import warn_of_slow_bfloat16
 
         self.info = ArtefactInfo.from_json(_extra_file(path), path)
@@ -170,12 +165,8 @@ class ExecuTorchProgram:
     """
 
     def __init__(self, path: Path, device: str, threads: int | None):
-        try:
+        with install_hint(f"{path} runs in ExecuTorch: pip install executorch (it must fit your torch)."):
             from executorch.runtime import Runtime as ExecuTorch
-        except ImportError as error:
-            raise ImportError(
-                f"{path} runs in ExecuTorch: pip install executorch (it must fit your torch)."
-            ) from error
         described = path.with_suffix(".json")
         written = described.read_text(encoding="utf-8") if described.is_file() else None
         self.info = ArtefactInfo.from_json(written, path)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+from ..errors import install_hint
 from ..model.heads_detr import MODEL_CLASSES
 
 WRITTEN_HERE = "<!-- Written by detr_hf from facts.json. -->"
@@ -66,42 +67,29 @@ def _results(facts: Mapping[str, Any]) -> list[Any]:
     """Returns the numbers as `EvalResult`: measured ones, then published ones with their source, all in [0, 1]."""
     from huggingface_hub import EvalResult
 
-    results = []
-    measured = facts.get("evaluation") or {}
-    for name in ("AP", "AP50", "AP75"):
-        if _is_number(measured.get(name)):
-            results.append(
-                EvalResult(
-                    task_type=task_of(facts),
-                    dataset_type=measured["type"],
-                    dataset_name=measured["dataset"],
-                    metric_type="mean_average_precision",
-                    metric_name=name,
-                    metric_value=round(measured[name], 4),
-                )
-            )
-    published = facts.get("published") or {}
+    measured, published = facts.get("evaluation") or {}, facts.get("published") or {}
+    names = [name for name in ("AP", "AP50", "AP75") if _is_number(measured.get(name))]
+    rows = [(measured, name, measured[name], "mean_average_precision") for name in names]
     for name, percent, kind in published.get("rows", []):
-        results.append(
-            EvalResult(
-                task_type=task_of(facts),
-                dataset_type=published["type"],
-                dataset_name=published["dataset"],
-                metric_type=kind,
-                metric_name=f"{name} (published)",
-                metric_value=round(percent / 100, 4),
-                source_name=published["source"],
-                source_url=published["url"],
-            )
+        rows.append((published, f"{name} (published)", percent / 100, kind))
+    return [
+        EvalResult(
+            task_type=task_of(facts),
+            dataset_type=whose["type"],
+            dataset_name=whose["dataset"],
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+            source_name=whose.get("source"),
+            source_url=whose.get("url"),
         )
-    return results
+        for whose, name, value, kind in rows
+    ]
 
 
 def _body(facts: Mapping[str, Any]) -> str:
-    try:
+    with install_hint("A model card is rendered with jinja2: pip install jinja2"):
         from jinja2 import Environment
-    except ImportError as error:
-        raise ImportError("A model card is rendered with jinja2: pip install jinja2") from error
     environment = Environment(trim_blocks=True, lstrip_blocks=True)  # what is not in the facts is empty
     environment.filters |= {"cell": cell, "number": number, "code": code}
     template = environment.from_string(files(__package__).joinpath("card_template.md").read_text(encoding="utf-8"))

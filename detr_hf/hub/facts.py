@@ -14,13 +14,13 @@ The keys, all of which may be missing or None but `name` and `model`:
 - `limits`, `licence_text`: Markdown; `versions`: of the libraries.
 """
 
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..inference.timing import processor_name
 from ..model.heads_detr import AUTO_MAP
+from ..version import version_of
 
 LIBRARIES = ("torch", "timm", "transformers")
 _FIELDS = (
@@ -49,14 +49,8 @@ def facts_of(
 ) -> dict[str, Any]:
     """Returns what can be known of a model without being told.
 
-    Args:
-        model: the detector.
-        name: of the model, without its owner.
-        processor: its image processor.
-        evaluation: what `evaluate` returns, its `CocoMetrics`, or None.
-        data: the data set it was trained on, or None.
-        license: an identifier of the Hub.
-        tags: further tags.
+    `name` is without its owner, `evaluation` what `evaluate` returns or its `CocoMetrics`, `data` what the model was
+    trained on, and `license` an identifier of the Hub.
     """
     source = str(getattr(model.config, "name_or_path", "") or "")
     data_facts = data_facts_of(data) if data is not None else None
@@ -78,14 +72,13 @@ def model_facts(model: Any) -> dict[str, Any]:
     config = model.config
     kind = type(model).__name__
     auto = next((auto for auto, path in AUTO_MAP.items() if path.endswith(f".{kind}")), "AutoModelForObjectDetection")
-    aids = [part for part in ("training_aids",) if hasattr(model, part)]
-    aid_numbers = sum(tensor.numel() for part in aids for tensor in getattr(model, part).parameters())
+    aids = model.training_aids.parameters() if hasattr(model, "training_aids") else ()
     return {
         "class": kind,
         "auto_class": auto,
         **{name: getattr(config, name) for name in _FIELDS},
         "labels": [config.id2label[label] for label in sorted(config.id2label)],
-        "parameters": sum(tensor.numel() for tensor in model.parameters()) - aid_numbers,
+        "parameters": sum(tensor.numel() for tensor in model.parameters()) - sum(tensor.numel() for tensor in aids),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
 
@@ -112,13 +105,7 @@ def _evaluation_facts(evaluation: Any, data: Mapping[str, Any] | None) -> dict[s
 
 def library_versions() -> dict[str, str]:
     """Returns the versions of the libraries that decide the numbers."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {name: found for name in LIBRARIES if (found := version_of(name)) is not None}
 
 
 def hardware_name() -> str:
@@ -127,12 +114,7 @@ def hardware_name() -> str:
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return processor_name()
 
 
 def _is_hub_id(source: str) -> bool:

@@ -8,7 +8,8 @@ edit it on the Hub.
 
 import hashlib
 import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -79,14 +80,12 @@ def verify(
         commit = None
         if local_path(name_or_path) is None:
             commit = next(part for part in reversed(manifest.parts) if _COMMIT.fullmatch(part))
-            hub = Hub(subfolder, commit, token, cache_dir, force_download, local_files_only)
+            hub = replace(hub, revision=commit)
         listed = read_manifest(manifest)
         faults = [fault for name, digest in listed.items() if (fault := _fault(name_or_path, name, digest, hub))]
-        faults += [
-            f"{path.name} is not listed, though it would be loaded"
-            for path in _weights(name_or_path, hub)
-            if path.name not in listed
-        ]
+        with suppress(FileNotFoundError):  # no weights at all
+            weights = {path.name for path in find_weights(name_or_path, hub)}
+            faults += [f"{name} is not listed, though it would be loaded" for name in sorted(weights - set(listed))]
     if faults:
         raise IntegrityError(
             f"{name_or_path} is not what was pushed: {'; '.join(faults)}. Copy or download it again (from the Hub "
@@ -115,8 +114,7 @@ def read_manifest(path: Path) -> dict[str, str]:
 
 def verified_arguments(name_or_path: str | Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Verifies, and returns the arguments of `from_pretrained` with which the verified commit is loaded."""
-    names = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
-    given = {name: arguments[name] for name in names if arguments.get(name) is not None}
+    given = {name: arguments[name] for name in Hub.__dataclass_fields__ if arguments.get(name) is not None}
     commit = verify(name_or_path, **given).commit
     return arguments if commit is None else {**arguments, "revision": commit, "force_download": False}
 
@@ -130,10 +128,3 @@ def _fault(name_or_path: str | Path, name: str, digest: str, hub: Hub) -> str | 
     if seen == digest:
         return None
     return f"{name} differs ({path.stat().st_size} bytes, SHA-256 {seen[:16]}..., expected {digest[:16]}...; {path})"
-
-
-def _weights(name_or_path: str | Path, hub: Hub) -> list[Path]:
-    try:
-        return find_weights(name_or_path, hub)
-    except FileNotFoundError:
-        return []

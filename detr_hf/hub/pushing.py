@@ -169,14 +169,9 @@ def commit_folder(
     overwrite_card: bool = False,
     checkpoint: tuple[Path, str] | None = None,
 ) -> Any:
-    """Commits a staged folder, all at once, and returns `CommitInfo`.
+    """Commits what `stage` wrote to an existing repository, all at once, and returns `CommitInfo`.
 
-    Args:
-        folder: what `stage` wrote.
-        repo_id: an existing repository.
-        commit_message, commit_description, token, revision, create_pr: as in `huggingface_hub`.
-        overwrite_card: as in `push`.
-        checkpoint: another folder that goes along in the same commit, and its place in the repository.
+    `checkpoint` is another folder that goes along, and its place in the repository; the rest is as in `push`.
 
     Raises:
         HubError: nothing was committed.

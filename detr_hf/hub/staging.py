@@ -15,14 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.conversion import processor_for_transformers
+from ..checkpoints.conversion import FORMATS, processor_for_transformers
 from ..model.configuration_detr import NOT_PLAIN_DETR
 from ..model.heads_detr import AUTO_MAP
 from ..processing.image_processing_base_detr import CLASS_OF_BACKEND
 from .card import render_card
 from .manifest import write_manifest
 
-FORMATS = ("detr_hf", "transformers")
 CARD, FACTS, LABELS = "README.md", "facts.json", "id2label.json"
 EXAMPLES, CURVES = "examples.png", "training_curves.png"
 
@@ -55,13 +54,8 @@ def stage(
 ) -> None:
     """Writes the whole repository into an empty folder; the digests last.
 
-    Args:
-        folder: where to.
-        model, processor: what is published.
-        facts: what the card says, see `facts.py`; its pictures and file sizes are filled in here.
-        format: "detr_hf" or "transformers".
-        max_shard_size: as in transformers.
-        pictures: PIL images by file name.
+    `facts` are what the card says, see `facts.py`; its pictures and file sizes are filled in here. `pictures` are PIL
+    images by file name.
 
     Raises:
         ValueError: an unknown format, or a model that transformers cannot hold.

@@ -7,7 +7,7 @@ picture on its canvas, with a mask, and one of fixed batch size gets its missing
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,32 +20,8 @@ if TYPE_CHECKING:
     from ..model.modeling_detr import DETRForObjectDetection
 
 
-class Backend(Protocol):
-    """A model with its preprocessing, as `Detector` asks for it; `str` of one tells what it is, for people."""
-
-    model: Any
-    image_processor: Any
-
-    def processed(self, source: Any) -> tuple[tuple[int, int], Any]:
-        """Returns the upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
-
-    def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
-        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels.
-
-        Raises:
-            ValueError: the model's outputs are not finite.
-        """
-
-    @property
-    def id2label(self) -> dict[int, str]:
-        """Class names by label."""
-
-    def fingerprint(self) -> str:
-        """Returns a text that differs as soon as results could."""
-
-
 class ModelBackend:
-    """A model in torch, with the image processor of its checkpoint."""
+    """A model in torch, with the image processor of its checkpoint; `str` of it tells what it is, for people."""
 
     def __init__(self, model: "DETRForObjectDetection", image_processor: Any):
         self.model = model.eval()
@@ -60,7 +36,11 @@ class ModelBackend:
         return tuple(pixels.shape[:2]), features["pixel_values"]
 
     def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
-        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels."""
+        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels.
+
+        Raises:
+            ValueError: the model's outputs are not finite.
+        """
         import torch
 
         parameter = next(self.model.parameters())
@@ -100,11 +80,9 @@ class ModelBackend:
 
 
 class ArtefactBackend:
-    """An exported model in its runtime, with the preprocessing that its file describes.
+    """An exported model in its runtime, with the preprocessing that its file describes; does what `ModelBackend` does.
 
-    Args:
-        runtime: the loaded artefact.
-        path: its file, of which the fingerprint is taken.
+    The fingerprint is taken of the file at `path`.
     """
 
     def __init__(self, runtime: Runtime, path: str | Path):
@@ -113,21 +91,13 @@ class ArtefactBackend:
         self.path = Path(path)
 
     @classmethod
-    def from_artefact(
-        cls, path: str | Path, *, device: Any = None, dtype: Any = None, threads: int | None = None
-    ) -> "ArtefactBackend":
-        """Returns a backend on the artefact at `path`.
-
-        Args:
-            path: what `find_artefact` returns.
-            device: "cpu", the default, or "cuda" where the runtime can.
-            dtype: None; the precision of an artefact is part of it.
-            threads: that the model may use; the runtime's choice by default.
+    def from_artefact(cls, path: Path, *, device: Any = None, dtype: Any = None) -> "ArtefactBackend":
+        """Returns a backend on the artefact at `path`, on the CPU by default.
 
         Raises:
             ValueError: another `dtype` than the artefact's, or a device that its runtime lacks.
         """
-        runtime = load_runtime(path, None if device is None else str(device), threads)
+        runtime = load_runtime(path, device)
         if dtype is not None and str(dtype).removeprefix("torch.") != runtime.info.dtype:
             raise ValueError(
                 f"{path} was exported in {runtime.info.dtype} and stays so: leave dtype out, or export the model "
@@ -136,11 +106,9 @@ class ArtefactBackend:
         return cls(runtime, path)
 
     def processed(self, source: Any) -> tuple[tuple[int, int], np.ndarray]:
-        """Returns the upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
         return self.image_processor(source)
 
     def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
-        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels."""
         step = self.model.info.batch or len(batch)
         results = []
         for first in range(0, len(batch), step):
@@ -158,7 +126,6 @@ class ArtefactBackend:
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Class names by label."""
         return self.model.info.id2label
 
     def fingerprint(self) -> str:
@@ -167,8 +134,7 @@ class ArtefactBackend:
         for file in sorted({self.path, self.path.with_suffix(".bin")}):
             if file.is_file():
                 with file.open("rb") as stream:
-                    while block := stream.read(1 << 20):
-                        digest.update(block)
+                    hashlib.file_digest(stream, lambda: digest)
         return digest.hexdigest()
 
     def __str__(self) -> str:

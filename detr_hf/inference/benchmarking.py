@@ -6,9 +6,9 @@ and boxes; reading and resizing pictures is the same for all.
 """
 
 import logging
-import platform
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -75,54 +75,40 @@ def benchmark(
     own = (info.format,) if info else RUNTIMES
     workers: dict[str, _Worker] = {}
     left_out: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for runtime in runtimes or dict.fromkeys((*own, *RUNTIMES)):
-                reason = _why_not(runtime, own, device, asked=runtimes is not None)
-                if reason is not None:
-                    left_out[runtime] = reason
-                    continue
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as at_the_end:
+        for runtime in runtimes or dict.fromkeys((*own, *RUNTIMES)):
+            try:
+                if runtime not in own:
+                    raise ValueError(f"the model is exported already, to {own[0]}")
+                if runtime == "bfloat16" and runtimes is None and not has_bfloat16(device):
+                    raise ValueError(
+                        "this machine has no bfloat16 arithmetic; --runtimes bfloat16 measures it none the less"
+                    )
                 announce(f"Preparing {runtime} ...")
-                try:
-                    path = artefact or (_export(detector, runtime, Path(folder)) if runtime in EXPORTED else source)
-                    workers[runtime] = _Worker(runtime, path, artefact is not None, shape, device, threads)
-                except FAILURES as error:
-                    left_out[runtime] = str(error).strip().partition("\n")[0] or type(error).__name__
-            if not workers:
-                raise RuntimeError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
-            announce("Measuring ...")
-            rows = _measure_in_turn(workers, shape[0], runs)
-        finally:
-            for worker in workers.values():
-                worker.close()
+                path = artefact or (_export(detector, runtime, Path(folder)) if runtime in EXPORTED else source)
+                workers[runtime] = _Worker(runtime, path, artefact is not None, shape, device, threads)
+                at_the_end.callback(workers[runtime].close)
+            except FAILURES as error:
+                left_out[runtime] = str(error).strip().partition("\n")[0] or type(error).__name__
+        if not workers:
+            raise RuntimeError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
+        announce("Measuring ...")
+        rows = _measure_in_turn(workers, shape[0], runs)
     settings = {"model": str(model or "the shipped digit detector"), "device": device, "threads": threads}
     settings |= {"batch": shape[0], "size_hw": list(size_hw), "runs": runs}
     versions = (*VERSIONS, "onnxruntime", "openvino")
     return {"environment": environment(device, versions), "settings": settings, "rows": rows, "left_out": left_out}
 
 
-def _why_not(runtime: str, own: Sequence[str], device: str, asked: bool) -> str | None:
-    """Returns why there is no need to try a runtime, if there is none; `asked` says that its user named it."""
-    if runtime not in own:
-        return f"the model is exported already, to {own[0]}"
-    if runtime == "bfloat16" and not asked and not has_bfloat16(device):
-        return "this machine has no bfloat16 arithmetic; --runtimes bfloat16 measures it none the less"
-    return None
-
-
 def has_bfloat16(device: str) -> bool:
-    """Returns whether the device computes bfloat16 itself, and not by way of float32."""
+    """Whether the device computes bfloat16 itself, and not by way of float32."""
     import torch
+
+    from ..model.compiling_detr import bfloat16_hardware
 
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    names = (
-        "_is_avx512_bf16_supported",
-        "_is_amx_tile_supported",
-    )  # on other x86 the operator above says True as well
-    return any(getattr(torch.cpu, name, bool)() for name in names)
+    return bfloat16_hardware()
 
 
 def _export(detector: Detector, runtime: str, folder: Path) -> Path:
@@ -160,13 +146,10 @@ class _Worker:
         self._process.start()
         theirs.close()
         try:
-            failure = self._answer()
+            self._answer()
         except RuntimeError:
             self.close()
             raise
-        if failure is not None:
-            self.close()
-            raise RuntimeError(failure)
 
     def ask(self, question: str) -> Any:
         """Returns the answer to "time", (wall, processor) in seconds, or to "peak", in bytes."""
@@ -175,12 +158,15 @@ class _Worker:
 
     def _answer(self) -> Any:
         try:
-            return self._channel.recv()
+            answer = self._channel.recv()
         except EOFError:
             self._process.join()
             raise RuntimeError(
                 f"the process of {self.runtime} ended with code {self._process.exitcode}; is there memory enough?"
             ) from None
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
 
     def close(self) -> None:
         """Ends the process."""
@@ -189,7 +175,7 @@ class _Worker:
 
 
 def _work(channel: Connection, runtime: str, source: Path, is_artefact: bool, shape: tuple, device: str, threads):
-    """Loads a runtime, tells why if that fails, and answers until the other end is closed."""
+    """Loads a runtime, answers why if that fails, and else answers until the other end is closed."""
     pixels = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     try:
         if is_artefact or runtime in EXPORTED:
@@ -197,9 +183,9 @@ def _work(channel: Connection, runtime: str, source: Path, is_artefact: bool, sh
         else:
             call = _torch_call(runtime, source, pixels, device, threads)
         call(), call()
+        channel.send(None)
     except Exception as error:  # runtimes have errors of their own, derived from nothing else
-        return channel.send(str(error) or type(error).__name__)
-    channel.send(None)
+        return channel.send(RuntimeError(str(error) or type(error).__name__))
     while True:
         try:
             question = channel.recv()
@@ -219,6 +205,3 @@ def _torch_call(runtime: str, source: Path, pixels: np.ndarray, device: str, thr
     model = Detector.from_pretrained(source, device=device, dtype=dtype).model
     model.optimize_for_inference(compile=runtime == "compiled")
     return torch.inference_mode()(partial(model, torch.from_numpy(pixels).to(device, dtype)))
-
-
-__all__ = ["RUNTIMES", "benchmark", "has_bfloat16"]

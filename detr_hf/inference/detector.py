@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..export.artefact import find_artefact
-from .backends import ArtefactBackend, Backend, ModelBackend
+from .backends import ArtefactBackend, ModelBackend
 from .batching import (
     BATCHES_PREPARED,
     PICTURE_ERRORS,
@@ -47,10 +47,10 @@ class Detector:
     """
 
     def __init__(self, model: "DETRForObjectDetection", image_processor: Any):
-        self.backend: Backend = ModelBackend(model, image_processor)
+        self.backend: ModelBackend | ArtefactBackend = ModelBackend(model, image_processor)
 
     @classmethod
-    def on(cls, backend: Backend) -> "Detector":
+    def on(cls, backend: ModelBackend | ArtefactBackend) -> "Detector":
         """Returns a detector on a backend, such as an exported model's."""
         detector = cls.__new__(cls)
         detector.backend = backend
@@ -178,19 +178,14 @@ class Detector:
     def _detect_each(self, batch: list[Prepared], threshold: float) -> list[Detections | Failure]:
         """Returns what is found in a batch; where outputs are not finite, each picture runs alone, to find whose."""
         try:
-            return self._detect(batch, threshold)
-        except ValueError as error:
-            if len(batch) == 1:
-                return [Failure(batch[0].index, batch[0].source, error)]
-            return [outcome for item in batch for outcome in self._detect_each([item], threshold)]
-
-    def _detect(self, batch: list[Prepared], threshold: float) -> list[Detections]:
-        """Returns what is found in pictures of one processed size, which go through the model together."""
-        try:
             results = self.backend.results(batch, threshold)
         except ValueError as error:
-            named = ", ".join(f"image {item.index} ({path_of(item.source) or 'in memory'})" for item in batch)
-            raise ValueError(f"In the batch of {named}: {error}") from error
+            if len(batch) > 1:
+                return [outcome for item in batch for outcome in self._detect_each([item], threshold)]
+            (item,) = batch
+            why = ValueError(f"In the batch of image {item.index} ({path_of(item.source) or 'in memory'}): {error}")
+            why.__cause__ = error
+            return [Failure(item.index, item.source, why)]
         return [self._detections(item, result) for item, result in zip(batch, results, strict=True)]
 
     def _detections(self, item: Prepared, result: dict[str, np.ndarray]) -> Detections:

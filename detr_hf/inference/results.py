@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..errors import install_hint
+from ..whole_files import whole_file
+
 if TYPE_CHECKING:
     import pandas
     import supervision
@@ -191,38 +194,24 @@ class Detections:
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Returns COCO result records: `bbox` is `[x, y, width, height]` in pixels, `category_id` the label."""
-        records = []
-        for one in self:
-            x0, y0, x1, y1 = one.box
-            records.append(
-                {
-                    "image_id": image_id,
-                    "category_id": one.label,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "score": one.score,
-                }
-            )
-        return records
+        return [
+            {"image_id": image_id, "category_id": label, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
+            for _, label, score, (x0, y0, x1, y1) in self
+        ]
 
     def to_pandas(self) -> pandas.DataFrame:
         """Returns a pandas table, one row an object: name, label, score, x0, y0, x1, y1."""
-        try:
+        with install_hint("to_pandas() needs pandas: pip install pandas, or pip install 'detr-hf[viz]'."):
             import pandas
-        except ImportError as error:
-            raise ImportError(
-                "to_pandas() needs pandas: pip install pandas, or pip install 'detr-hf[viz]'."
-            ) from error
         edges = {name: self.boxes[:, column] for column, name in enumerate(("x0", "y0", "x1", "y1"))}
         return pandas.DataFrame({"name": self.names, "label": self.labels, "score": self.scores, **edges})
 
     def to_supervision(self) -> supervision.Detections:
         """Returns the same as `supervision.Detections`, for its trackers, zones and annotators."""
-        try:
+        with install_hint(
+            "to_supervision() needs supervision: pip install supervision, or pip install 'detr-hf[viz]'."
+        ):
             import supervision
-        except ImportError as error:
-            raise ImportError(
-                "to_supervision() needs supervision: pip install supervision, or pip install 'detr-hf[viz]'."
-            ) from error
         return supervision.Detections(
             xyxy=self.boxes.copy(),
             confidence=self.scores.copy(),
@@ -239,19 +228,20 @@ class Detections:
         return draw_boxes(self.image, self.boxes, self.names, labels=self.labels, scores=self.scores)
 
     def save(self, path: str | Path) -> Path:
-        """Returns `path` after writing the picture with its boxes there; the ending decides the format.
+        """Returns `path` after writing the picture with its boxes there, whole; the ending decides the format.
 
         Folders are made as needed. The picture that was looked at is never written over.
         """
         path = Path(path)
         Image.init()
-        if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+        kind = Image.EXTENSION.get(path.suffix.lower())
+        if kind not in Image.SAVE:
             raise ValueError(f"Cannot tell the picture format from {str(path)!r}: end it in .png, .jpg or .webp.")
         if self.path is not None and path.exists() and self.path.exists() and path.samefile(self.path):
             raise ValueError(f"{path} is the picture that was looked at; choose another name to keep it unharmed.")
         drawn = self.draw()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.save(path, **({"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}))
+        with whole_file(path) as unfinished:
+            drawn.save(unfinished, kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
         return path
 
 

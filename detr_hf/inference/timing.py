@@ -5,14 +5,16 @@ This module does not import torch: a process that runs an exported model has non
 
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from ..version import version_of
 
 VERSIONS = ("detr-hf", "torch", "torchvision", "transformers", "timm", "numpy", "scipy")
 ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
@@ -24,14 +26,14 @@ def environment(device: str = "cpu", packages: Iterable[str] = VERSIONS) -> dict
 
     found = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "allocator": {name: os.environ[name] for name in ALLOCATOR if name in os.environ} or "default",
-        "versions": {name: _version(name) for name in packages},
+        "versions": {name: version_of(name) for name in packages},
     }
     if device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name()
@@ -39,14 +41,8 @@ def environment(device: str = "cpu", packages: Iterable[str] = VERSIONS) -> dict
     return found
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
+def processor_name() -> str:
+    """Returns what the system calls its processor."""
     return cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
@@ -80,9 +76,7 @@ def synchronize(device: str) -> None:
 
 def spread(values: list[float]) -> dict[str, float]:
     """Returns the median and the quartiles."""
-    if len(values) < 2:
-        return {"median": values[0], "low": values[0], "high": values[0]}
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    low, median, high = np.percentile(values, (25, 50, 75)).tolist()
     return {"median": median, "low": low, "high": high}
 
 
@@ -115,6 +109,3 @@ def peak_bytes(device: str = "cpu") -> int | None:
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-__all__ = ["VERSIONS", "cpuinfo", "environment", "peak_bytes", "spread", "status_bytes", "synchronize", "timed"]

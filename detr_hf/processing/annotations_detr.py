@@ -153,13 +153,10 @@ def assemble_target(
 def check_annotations(
     annotations: Any, num_images: int, objects_key: str = "annotations", also_needed: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:
-    """Returns one annotation dict per image with its `image_id` as int or str.
+    """Returns one annotation dict per image with its `image_id` as int or str; a single dict is that of one image.
 
-    Args:
-        annotations: a dict for a single image, or a list of one dict per image.
-        num_images: how many images they must match.
-        objects_key: the key of the list of objects, "annotations" or "segments_info".
-        also_needed: further keys that every dict must have beside it and `image_id`.
+    `objects_key` is the key of the list of objects, "annotations" or "segments_info"; beside it and `image_id` every
+    dict must have the keys `also_needed`.
 
     Raises:
         ValueError, TypeError: saying which annotation lacks what.
@@ -212,16 +209,6 @@ def _checked_annotation(annotation: Any, index: int, keys: tuple[str, ...]) -> d
     return {**annotation, "image_id": image_id}
 
 
-def _label_number(value: Any, name: str) -> int:
-    """Returns a category id as int; raises for anything that is not a whole number from 0 up."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(_plain(value), numbers.Integral):
-        raise TypeError(f"{name} has category_id {value!r}: expected an integer from 0 up.")
-    label = int(_plain(value))
-    if not 0 <= label <= _LARGEST_LABEL:
-        raise ValueError(f"{name} has category_id {label}: expected an integer from 0 to the number of classes - 1.")
-    return label
-
-
 def _is_crowd(item: Mapping[str, Any], name: str) -> bool:
     """Returns whether the object is a crowd; a missing `iscrowd` means no."""
     value = _plain(item.get("iscrowd"))
@@ -249,9 +236,16 @@ def _object_name(index: int, item: Mapping[str, Any], image_name: str) -> str:
 
 
 def _class_label(item: Mapping[str, Any], name: str) -> int:
+    """Returns the category id; raises for anything that is not a whole number from 0 up."""
     if "category_id" not in item:
         raise ValueError(f"{name} has no 'category_id'; its keys are {sorted(map(str, item))}.")
-    return _label_number(item["category_id"], name)
+    value = item["category_id"]
+    if isinstance(value, (bool, np.bool_)) or not isinstance(_plain(value), numbers.Integral):
+        raise TypeError(f"{name} has category_id {value!r}: expected an integer from 0 up.")
+    label = int(_plain(value))
+    if not 0 <= label <= _LARGEST_LABEL:
+        raise ValueError(f"{name} has category_id {label}: expected an integer from 0 to the number of classes - 1.")
+    return label
 
 
 def _box(item: Mapping[str, Any], name: str) -> list[float]:

@@ -81,9 +81,8 @@ def _frame(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
         if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
             _warn_once(f"{name} is an animation: one frame of it is used.")
             image = image.copy()
-    except (
-        Exception
-    ) as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, DecompressionBombError and more
+    # decoders raise OSError, SyntaxError, struct.error, zlib.error, DecompressionBombError and more
+    except Exception as error:
         raise ValueError(f"{name} cannot be decoded, the file is probably cut short or damaged: {error}") from error
     return image
 

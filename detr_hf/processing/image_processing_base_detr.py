@@ -18,6 +18,7 @@ import difflib
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -240,18 +241,13 @@ class DETRImageProcessingMixin:
         normalize_boxes: bool | None,
     ) -> list[dict[str, Tensor | str]]:
         """Returns one target per image; each depends on its own image and annotation only."""
+        options = {"normalize_boxes": bool(normalize_boxes)}
         if format == AnnotationFormat.COCO_DETECTION.value:
             checked = check_annotations(annotations, len(sizes_hw))
-            options = {"normalize_boxes": bool(normalize_boxes), "with_masks": bool(with_masks)}
-            make = detection_target
+            make, options["with_masks"] = detection_target, bool(with_masks)
         else:
             checked = check_annotations(annotations, len(sizes_hw), "segments_info", also_needed=("file_name",))
-            options = {
-                "normalize_boxes": bool(normalize_boxes),
-                "with_masks": with_masks is not False,
-                "masks_path": masks_path,
-            }
-            make = panoptic_target
+            make, options["with_masks"] = partial(panoptic_target, masks_path=masks_path), with_masks is not False
         return [
             make(annotation, image_hw, hw, **options)
             for annotation, image_hw, hw in zip(checked, image_sizes_hw, sizes_hw, strict=True)

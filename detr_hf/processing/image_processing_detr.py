@@ -5,8 +5,6 @@ through the resize, where torch's kernel is several times faster than on planes 
 level, but for isolated pixels that are two apart at some ratios of sizes.
 """
 
-import numpy as np
-import PIL.Image
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv_functional
@@ -14,7 +12,8 @@ from torchvision.transforms.v2.functional import InterpolationMode
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_utils import PILImageResampling
 
-from .image_processing_base_detr import DETRImageProcessingMixin, DETRImageProcessorKwargs
+from .image_processing_base_detr import DETRImageProcessingMixin
+from .image_sizes_detr import resized_by_pillow
 
 _INTERPOLATION_OF = {
     PILImageResampling.NEAREST: InterpolationMode.NEAREST_EXACT,  # Pillow's: the pixel under the centre
@@ -26,8 +25,6 @@ _INTERPOLATION_OF = {
 
 class DETRImageProcessor(DETRImageProcessingMixin, TorchvisionBackend):
     """Prepares images and annotations for DETR and turns its outputs into detections; see `preprocess`."""
-
-    valid_kwargs = DETRImageProcessorKwargs
 
     def _resize_pixels(self, pixels: Tensor, hw: tuple[int, int], resample: PILImageResampling | int) -> Tensor:
         """Returns (h, w, C) pixels of the same dtype, from (H, W, C)."""
@@ -47,17 +44,8 @@ class DETRImageProcessor(DETRImageProcessingMixin, TorchvisionBackend):
 class DETRImageProcessorPil(DETRImageProcessingMixin, PilBackend):
     """Prepares images and annotations for DETR and turns its outputs into detections; see `preprocess`."""
 
-    valid_kwargs = DETRImageProcessorKwargs
-
     def _resize_pixels(self, pixels: Tensor, hw: tuple[int, int], resample: PILImageResampling | int) -> Tensor:
         """Returns (h, w, C) pixels of the same dtype, from (H, W, C)."""
         if tuple(pixels.shape[:2]) == tuple(hw):
             return pixels
-        array = pixels.cpu().numpy()
-        width_height = (hw[1], hw[0])
-        if array.dtype == np.uint8 and array.shape[-1] == 3:
-            resized = np.array(PIL.Image.fromarray(np.ascontiguousarray(array)).resize(width_height, resample))
-        else:  # channel by channel, in Pillow's modes L and F
-            channels = (PIL.Image.fromarray(np.ascontiguousarray(array[..., c])) for c in range(array.shape[-1]))
-            resized = np.stack([np.array(channel.resize(width_height, resample)) for channel in channels], axis=-1)
-        return torch.from_numpy(resized)
+        return torch.from_numpy(resized_by_pillow(pixels.cpu().numpy(), hw, resample))

@@ -53,13 +53,12 @@ def read_images(
         TypeError: something that is not an image.
         FileNotFoundError: a path that does not exist.
     """
-    if input_data_format is not None and str(input_data_format) != "none":
-        input_data_format = ChannelDimension(input_data_format)
-    else:
-        input_data_format = None
-    pixels = []
-    for index, image in enumerate(_flat(images)):
-        pixels.append(_read_image(image, f"image {index}", do_convert_rgb, expects_0_255, input_data_format))
+    is_told = input_data_format is not None and str(input_data_format) != "none"
+    input_data_format = ChannelDimension(input_data_format) if is_told else None
+    pixels = [
+        _read_image(image, f"image {index}", do_convert_rgb, expects_0_255, input_data_format)
+        for index, image in enumerate(_flat(images))
+    ]
     if not pixels:
         raise ValueError("There are no images: expected at least one, got an empty list.")
     return pixels
@@ -86,8 +85,9 @@ def _read_image(
     elif isinstance(image, (np.ndarray, Tensor)):
         pixels = _channels_last(_as_tensor(image, name), input_data_format, name)
     else:
+        kind = "None" if image is None else f"a {type(image).__name__}"
         raise TypeError(
-            f"{name} is {_shown(image)}, not an image. Expected a path, a URL, bytes, a PIL image, a numpy array or a "
+            f"{name} is {kind}, not an image. Expected a path, a URL, bytes, a PIL image, a numpy array or a "
             "torch tensor."
         )
     if 0 in pixels.shape[:2]:
@@ -207,7 +207,3 @@ def _to_rgb(pixels: Tensor, name: str, expects_0_255: bool) -> Tensor:
         return colour
     blended = white + (colour.to(torch.float32) - white) * (alpha.to(torch.float32) / white)
     return blended.round().to(torch.uint8) if pixels.dtype == torch.uint8 else blended
-
-
-def _shown(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""The size a picture is resized to: DETR's own rule, transformers' variant of it, and fixed sizes.
+"""The size a picture is resized to: DETR's own rule, transformers' variant of it, and fixed sizes; Pillow's resize.
 
 Both rules make the shortest side `shortest_edge` unless the longest would then exceed `longest_edge`. They differ in
 the rounding where that cap applies: the original rounds the shortest side first and derives the longest from the
@@ -9,8 +9,11 @@ unrounded value. Other than both, no side is ever below one pixel: 10000 x 3 is 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+import PIL.Image
+
 if TYPE_CHECKING:
-    from transformers.image_utils import SizeDict
+    from transformers.image_utils import PILImageResampling, SizeDict
 
 RESIZE_RULES = ("original", "transformers")
 DEFAULT_SHORTEST_EDGE = 800
@@ -72,3 +75,14 @@ def _shortest_edge_hw(image_hw: tuple[int, int], shortest: int, longest: int | N
 
 def _at_least_one(hw: tuple[int, int]) -> tuple[int, int]:
     return max(1, hw[0]), max(1, hw[1])
+
+
+def resized_by_pillow(pixels: np.ndarray, hw: tuple[int, int], resample: "PILImageResampling | int") -> np.ndarray:
+    """Returns (h, w, C) pixels of the same dtype, from (H, W, C); those of the right size as they are."""
+    if pixels.shape[:2] == tuple(hw):
+        return pixels
+    width_height = (hw[1], hw[0])
+    if pixels.dtype == np.uint8 and pixels.shape[-1] == 3:
+        return np.array(PIL.Image.fromarray(np.ascontiguousarray(pixels)).resize(width_height, resample))
+    planes = (PIL.Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels.transpose(2, 0, 1))  # modes L and F
+    return np.stack([np.array(plane.resize(width_height, resample)) for plane in planes], axis=-1)

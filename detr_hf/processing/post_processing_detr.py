@@ -24,17 +24,12 @@ def detections(
 ) -> list[dict[str, Tensor]]:
     """Returns, per image, `scores` (N,), `labels` (N,) and `boxes` (N, 4), in the order of the queries.
 
-    Args:
-        logits: (B, Q, K + 1); the last class is "no object".
-        boxes_cxcywh_norm: (B, Q, 4), fractions of the image without padding.
-        threshold: keep the queries with a score above it; None keeps all Q.
-        target_sizes: (B, 2) tensor or list of B pairs, each (height, width) in pixels of the upright image; boxes are
-            then xyxy in those pixels, clipped to the image. Without it they are xyxy in [0, 1].
-
-    Raises:
-        ValueError: a threshold outside [0, 1], sizes of another number than images, or outputs that are not finite.
+    `logits` is (B, Q, K + 1), where the last class is "no object"; `boxes_cxcywh_norm` is (B, Q, 4), fractions of the
+    image without padding. All else is told by `post_process_object_detection` of the image processors.
     """
-    check_threshold(threshold)
+    is_number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
+    if threshold is not None and not (is_number and 0 <= threshold <= 1):
+        raise ValueError(f"threshold must be a number from 0 to 1, or None to keep everything; got {threshold!r}.")
     scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)  # (B, Q)
     sizes_hw = target_sizes_hw(target_sizes, len(logits), logits.device)
     boxes = box_convert(boxes_cxcywh_norm.float(), "cxcywh", "xyxy")
@@ -58,15 +53,6 @@ def detections(
     order = torch.nonzero_static(keep.flatten(), size=sum(counts))[:, 0]
     parts = (values[order].split(counts) for values in (scores.flatten(), labels.flatten(), boxes.flatten(0, 1)))
     return [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(*parts, strict=True)]
-
-
-def check_threshold(threshold: float | None, name: str = "threshold") -> None:
-    """Raises a ValueError unless the threshold is None or a number in [0, 1]."""
-    if threshold is None:
-        return
-    is_number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
-    if not is_number or not 0 <= threshold <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, or None to keep everything; got {threshold!r}.")
 
 
 def target_sizes_hw(

@@ -16,6 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
+from ..whole_files import flush
 
 logger = logging.getLogger(__name__)
 
@@ -43,25 +44,13 @@ def finish_writing(unfinished: Path, final: Path) -> None:
     manifest = unfinished / MANIFEST
     manifest.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
     for path in (*files, manifest):
-        _flush(path)
+        flush(path)
     for folder in {path.parent for path in files} | {unfinished}:
-        _flush(folder)
+        flush(folder)
     if final.exists():
         delete_checkpoint(final)
     os.rename(unfinished, final)
-    _flush(final.parent)
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows cannot open folders
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(final.parent)
 
 
 def delete_checkpoint(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from detr_hf.cli.main import app
 from detr_hf.inference import benchmarking
 from detr_hf.inference.benchmarking import RUNTIMES, has_bfloat16
+from detr_hf.model import compiling_detr
 
 from ..export.artefacts import info_of, small_model, small_processor
 
@@ -148,9 +149,6 @@ def test_a_process_that_cannot_load_says_why(tmp_path):
 
 
 def test_bfloat16_is_in_the_processor_or_not(monkeypatch):
-    monkeypatch.setattr(benchmarking.platform, "machine", lambda: "x86_64")
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    assert not has_bfloat16("cpu")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert has_bfloat16("cpu")
+    for told in (False, True):
+        monkeypatch.setattr(compiling_detr, "bfloat16_hardware", lambda told=told: told)
+        assert has_bfloat16("cpu") is told

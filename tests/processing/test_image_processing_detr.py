@@ -143,7 +143,7 @@ def test_both_backends_resample_alike(resample, kind):
 @both_backends
 @pytest.mark.parametrize("image_hw", [(1, 1), (3, 10000), (10000, 3), (100, 1)])
 def test_absurd_pictures(backend, image_hw):
-    """I17, I18, I19"""
+    """One pixel, or far longer than wide."""
     image = PIL.Image.new("RGB", image_hw[::-1], (10, 20, 30))
     values = backend()(image, return_tensors="pt", size={"shortest_edge": 64, "longest_edge": 96})["pixel_values"]
     assert min(values.shape[2:]) >= 1
@@ -274,7 +274,7 @@ def test_panoptic_format_is_the_same_alone_and_in_a_batch(backend, tmp_path):
 
 PANOPTIC = {"image_id": 1, "file_name": "a.png", "segments_info": []}
 REFUSED = [
-    ("K23 mean of four", {"image_mean": [0.5] * 4}, ValueError, "image_mean has 4 numbers and the images have 3"),
+    ("mean of four", {"image_mean": [0.5] * 4}, ValueError, "image_mean has 4 numbers and the images have 3"),
     ("std of two", {"image_std": [0.5] * 2}, ValueError, "image_std has 2 numbers"),
     ("std of zero", {"image_std": 0.0}, ValueError, "above 0"),
     ("pad_size too small", {"pad_size": {"height": 10, "width": 500}}, ValueError, "smaller than an image"),

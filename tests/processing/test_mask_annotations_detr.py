@@ -37,7 +37,7 @@ def test_polygons_are_drawn_as_pycocotools_draws_them():
 
 @pytest.mark.parametrize("as_text", [False, True])
 def test_compressed_run_lengths_are_read(as_text):
-    """S08: every blob that pycocotools encodes comes back."""
+    """Every blob that pycocotools encodes comes back."""
     for blob in blobs(12):
         encoded = coco_mask.encode(np.asfortranarray(blob))
         encoded["counts"] = encoded["counts"].decode() if as_text else encoded["counts"]
@@ -45,28 +45,28 @@ def test_compressed_run_lengths_are_read(as_text):
 
 
 def test_plain_run_lengths_are_read():
-    """S09"""
+    """Column by column, background first."""
     mask = mask_of({"size": [60, 80], "counts": [10, 5, 60 * 80 - 15]})
     assert mask.sum() == 5
     assert mask[10:15, 0].all()  # column by column
 
 
 REFUSED = [
-    ("S04 two points", [[10, 10, 40, 30]], ValueError, "at least 6 numbers"),
-    ("S05 odd count", [[*SQUARE, 5.0]], ValueError, "even count"),
-    ("S13 NaN", [[*SQUARE[:-1], float("nan")]], ValueError, "not finite"),
-    ("S13 infinity", [[*SQUARE[:-1], float("inf")]], ValueError, "not finite"),
-    ("S15 1e9", [[*SQUARE[:-1], 1e9]], ValueError, "up to 1e\\+09"),
+    ("two points", [[10, 10, 40, 30]], ValueError, "at least 6 numbers"),
+    ("odd count", [[*SQUARE, 5.0]], ValueError, "even count"),
+    ("NaN", [[*SQUARE[:-1], float("nan")]], ValueError, "not finite"),
+    ("infinity", [[*SQUARE[:-1], float("inf")]], ValueError, "not finite"),
+    ("1e9", [[*SQUARE[:-1], 1e9]], ValueError, "up to 1e\\+09"),
     ("endless outline", [[0.0, 0.0, 9e5, 9e5] * 50], ValueError, "outline"),
     ("strings", [["a"] * 6], TypeError, "list of numbers"),
     ("flat list", SQUARE, ValueError, "polygon of shape"),
-    ("S10 other size", {"size": [80, 60], "counts": [4800]}, ValueError, "size"),
-    ("S10 no size", {"counts": [4800]}, ValueError, "size None"),
-    ("S11 garbage", {"size": [60, 80], "counts": "zzzz"}, ValueError, "cannot be read"),
-    ("S11 not base 32", {"size": [60, 80], "counts": "\n\n"}, ValueError, "cannot be read"),
-    ("S11 other counts", {"size": [60, 80], "counts": "123"}, ValueError, "sum to 4800"),
-    ("S12 too large", {"size": [60, 80], "counts": [10, 5, 60 * 80]}, ValueError, "sum to 4800"),
-    ("S12 negative", {"size": [60, 80], "counts": [-10, 4810]}, ValueError, "sum to 4800"),
+    ("other size", {"size": [80, 60], "counts": [4800]}, ValueError, "size"),
+    ("no size", {"counts": [4800]}, ValueError, "size None"),
+    ("garbage", {"size": [60, 80], "counts": "zzzz"}, ValueError, "cannot be read"),
+    ("not base 32", {"size": [60, 80], "counts": "\n\n"}, ValueError, "cannot be read"),
+    ("other counts", {"size": [60, 80], "counts": "123"}, ValueError, "sum to 4800"),
+    ("too large", {"size": [60, 80], "counts": [10, 5, 60 * 80]}, ValueError, "sum to 4800"),
+    ("negative", {"size": [60, 80], "counts": [-10, 4810]}, ValueError, "sum to 4800"),
     ("floats", {"size": [60, 80], "counts": [4800.0]}, TypeError, "list of integers"),
     ("no counts", {"size": [60, 80]}, TypeError, "counts of type NoneType"),
     ("a file name", "mask.png", TypeError, "type str"),
@@ -83,10 +83,10 @@ def test_refused_by_name_before_pycocotools_sees_it(segmentation, error, message
 
 
 EMPTY = [
-    ("S03 no polygon", []),
-    ("S03 null", None),
-    ("S06 collinear", [[10, 10, 20, 10, 30, 10]]),
-    ("S07 outside", [[100, 100, 120, 100, 120, 120]]),
+    ("no polygon", []),
+    ("null", None),
+    ("collinear", [[10, 10, 20, 10, 30, 10]]),
+    ("outside", [[100, 100, 120, 100, 120, 120]]),
     ("no pixel", {"size": [60, 80], "counts": [4800]}),
 ]
 
@@ -99,7 +99,7 @@ def test_empty_masks_are_kept_with_a_warning(name, segmentation, caplog):
 
 
 def test_masks_that_are_asked_for_must_be_there():
-    """S02: an object without segmentation is fine until masks are asked for."""
+    """An object without segmentation is fine until masks are asked for."""
     annotation = {"image_id": 5, "annotations": [{"id": 17, "bbox": [10, 10, 30, 20], "category_id": 1}]}
     assert len(detection_target(annotation, HW, HW)["boxes"]) == 1
     with pytest.raises(ValueError, match="Annotation 17 of image 5 has no 'segmentation'"):
@@ -107,7 +107,7 @@ def test_masks_that_are_asked_for_must_be_there():
 
 
 def test_crowds_and_degenerate_boxes_go_with_their_masks():
-    """S14, S16: what is left keeps its own mask, resized; a crowd's run lengths are not even read."""
+    """What is left keeps its own mask, resized; a crowd's run lengths are not even read."""
     annotation = {
         "image_id": 5,
         "annotations": [
@@ -167,13 +167,13 @@ def test_panoptic_target(panoptic):
 
 
 def test_panoptic_crowds_are_dropped_and_iscrowd_may_be_missing(panoptic):
-    """P09, P12"""
+    """As in detection."""
     info = [{"id": 2, "category_id": 4, "iscrowd": 1}, {"id": 300, "category_id": 5}, {"id": 70000, "category_id": 6}]
     assert panoptic_of(panoptic, info)["class_labels"].tolist() == [5, 6]
 
 
 def test_segments_and_png_that_disagree(panoptic, caplog):
-    """P06, P07: what only one of them knows is left out with a warning."""
+    """What only one of them knows is left out with a warning."""
     with caplog.at_level(logging.WARNING):
         target = panoptic_of(panoptic, segments(2, 9999), image_id="disagree")
     assert target["class_labels"].tolist() == [0]
@@ -182,20 +182,20 @@ def test_segments_and_png_that_disagree(panoptic, caplog):
 
 
 def test_no_segments(panoptic):
-    """P08"""
+    """A picture without any object."""
     target = panoptic_of(panoptic, [], image_id="none")
     assert target["boxes"].shape == (0, 4)
     assert target["masks"].shape == (0, 120, 160)
 
 
 PATHS = [
-    ("P02 leaves the folder", "../secret.png", ValueError, "inside masks_path"),
-    ("P02 leaves it on the way", "a/../../secret.png", ValueError, "inside masks_path"),
-    ("P02 with backslashes", "..\\secret.png", ValueError, "inside masks_path"),
-    ("P03 absolute", "/etc/hostname", ValueError, "inside masks_path"),
-    ("P03 absolute, Windows", "C:\\secret.png", ValueError, "inside masks_path"),
-    ("P04 missing", "6.png", FileNotFoundError, "no panoptic PNG"),
-    ("P14 URL", "https://example.org/5.png", ValueError, "inside masks_path"),
+    ("leaves the folder", "../secret.png", ValueError, "inside masks_path"),
+    ("leaves it on the way", "a/../../secret.png", ValueError, "inside masks_path"),
+    ("with backslashes", "..\\secret.png", ValueError, "inside masks_path"),
+    ("absolute", "/etc/hostname", ValueError, "inside masks_path"),
+    ("absolute, Windows", "C:\\secret.png", ValueError, "inside masks_path"),
+    ("missing", "6.png", FileNotFoundError, "no panoptic PNG"),
+    ("URL", "https://example.org/5.png", ValueError, "inside masks_path"),
     ("a number", 5, TypeError, "file_name 5"),
 ]
 
@@ -208,7 +208,7 @@ def test_panoptic_file_names(panoptic, file_name, error, message):
 
 
 def test_panoptic_folders(panoptic):
-    """P10, P11"""
+    """None given, one that is not there, no path at all."""
     with pytest.raises(ValueError, match="need masks_path"):
         panoptic_of(None, segments(2))
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -218,7 +218,7 @@ def test_panoptic_folders(panoptic):
 
 
 def test_panoptic_files(panoptic):
-    """P05: another size, a greyscale picture, no picture."""
+    """Another size, a greyscale picture, no picture."""
     write_ids(panoptic / "small.png", np.full((10, 10), 2))
     PIL.Image.new("L", HW[::-1]).save(panoptic / "grey.png")
     (panoptic / "text.png").write_text("no picture")

@@ -55,7 +55,7 @@ def test_an_image_without_detections_has_empty_tensors():
 
 
 def test_boxes_are_clipped_to_the_image():
-    """T28"""
+    """A centre and a size may reach outside it."""
     logits = torch.zeros(1, 2, 3)
     boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5], [0.9, 1.0, 0.6, 0.4]]])
     (found,) = detections(logits, boxes, None, [(60, 80)])
@@ -84,7 +84,7 @@ def test_half_precision_gives_float32(dtype):
 @pytest.mark.parametrize("which", ["logits", "boxes"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_outputs_that_are_not_finite_are_refused(which, value):
-    """M04: NaN is no image without objects."""
+    """NaN is no image without objects."""
     logits, boxes = outputs()
     (logits if which == "logits" else boxes)[1, 3, 0] = value
     with pytest.raises(ValueError, match=r"image 1 of the batch hold NaN or infinity \(1 of 2"):
@@ -98,12 +98,12 @@ def test_a_class_that_is_switched_off_is_no_fault():
 
 
 REFUSED = [
-    ("T27 threshold 2", 2, SIZES, "threshold must be a number from 0 to 1"),
-    ("T27 threshold -0.1", -0.1, SIZES, "threshold must be"),
-    ("T27 threshold NaN", float("nan"), SIZES, "threshold must be"),
-    ("T27 threshold a string", "0.5", SIZES, "threshold must be"),
-    ("T25 one size", 0.5, SIZES[:1], "1 target_sizes for 2 images"),
-    ("T25 one size, tensor", 0.5, torch.tensor(SIZES[:1]), "1 target_sizes for 2 images"),
+    ("threshold 2", 2, SIZES, "threshold must be a number from 0 to 1"),
+    ("threshold -0.1", -0.1, SIZES, "threshold must be"),
+    ("threshold NaN", float("nan"), SIZES, "threshold must be"),
+    ("threshold a string", "0.5", SIZES, "threshold must be"),
+    ("one size", 0.5, SIZES[:1], "1 target_sizes for 2 images"),
+    ("one size, tensor", 0.5, torch.tensor(SIZES[:1]), "1 target_sizes for 2 images"),
     ("size of three", 0.5, [(60, 80, 3)] * 2, r"target_sizes\[0\]"),
     ("tensor of three", 0.5, torch.ones(2, 3), r"shape \(2, 3\)"),
     ("no height", 0.5, [(60, 80), (0, 50)], r"target_sizes\[1\]"),

@@ -11,4 +11,4 @@ logging.disable_progress_bar()
 @pytest.fixture(autouse=True)
 def unflushed(monkeypatch):
     """Waiting for the disk takes most of a small checkpoint's time, and no test can cut the power."""
-    monkeypatch.setattr(checkpointing, "_flush", lambda path: None)
+    monkeypatch.setattr(checkpointing, "flush", lambda path: None)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from ...version import __version__
 from ..batching import Failure, read_ahead
 from ..results import Detections
 from ..sources.base import Picture, Source, SourceOptions
@@ -21,21 +22,9 @@ from .result_formats import COCO_RESULTS, read_part, record_of, suffix_of, write
 from .run_folder import UNFINISHED, PartWriter, RunFolder, read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from ..detector import Detector
 
 SECONDS_BETWEEN_REPORTS = 0.5
-
-
-class OutcomesDetector(Protocol):
-    """What batch prediction asks of a detector; `Detector` is one."""
-
-    def outcomes(
-        self, images: "Iterable[Any]", threshold: float, batch_size: int, *, unchanging: bool
-    ) -> Iterator[Detections | Failure]:
-        """Yields the detections of each picture, in order, or what is wrong with it."""
-
-    def fingerprint(self) -> str:
-        """Returns a text that differs as soon as results could."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,7 @@ class PredictionRun:
 
 
 def predict_to_shards(
-    detector: OutcomesDetector,
+    detector: "Detector",
     source: Any,
     folder: str | Path,
     *,
@@ -114,9 +103,18 @@ def predict_to_shards(
     options = options or SourceOptions()
     folder = Path(folder)
     opened = open_source(source, options, results=folder)
-    run = RunFolder(
-        folder, _settings(detector, opened, threshold, format, options, model), len(opened.pieces), suffix_of(format)
-    )
+    settings = {
+        "model": model,
+        "version": __version__,
+        "weights": detector.fingerprint(),
+        "threshold": threshold,
+        "format": format,
+        "shard_size": options.shard_size,
+        "image_column": options.image_column,
+        "every": options.every,
+        "source": opened.identity,
+    }
+    run = RunFolder(folder, settings, len(opened.pieces), suffix_of(format))
     mine = [part for part in range(rank, run.parts, world_size)]
     work = _Work(opened, run, mine, write_parquet if format == "parquet" else None)
     progress = work.run(detector, threshold, batch_size, on_progress)
@@ -167,7 +165,7 @@ class _Work:
 
     def run(
         self,
-        detector: OutcomesDetector,
+        detector: "Detector",
         threshold: float,
         batch_size: int,
         on_progress: Callable[[Progress], None] | None,
@@ -250,29 +248,6 @@ def _share(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be from 0 to world_size - 1, got rank {rank} of {world_size}.")
     return rank, world_size
-
-
-def _settings(
-    detector: OutcomesDetector,
-    source: Source,
-    threshold: float,
-    format: str,
-    options: SourceOptions,
-    model: str | None,
-) -> dict[str, Any]:
-    from ...version import __version__
-
-    return {
-        "model": model,
-        "version": __version__,
-        "weights": detector.fingerprint(),
-        "threshold": threshold,
-        "format": format,
-        "shard_size": options.shard_size,
-        "image_column": options.image_column,
-        "every": options.every,
-        "source": source.identity,
-    }
 
 
 def _refuse_another_source(writer: PartWriter, picture: Picture | None) -> None:

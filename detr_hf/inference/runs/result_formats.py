@@ -8,15 +8,16 @@ to a thousandth of a pixel.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ...errors import install_hint
+from ...whole_files import whole_file
 from ..results import FIELDS, Detections
-from ..sources.base import Picture
+from ..sources.base import PARQUET_HINT, Picture
 from .run_folder import RunFolder, read_records
 
 FORMATS = ("jsonl", "parquet", "coco")
@@ -73,8 +74,6 @@ def write_parquet(records: Iterable[dict[str, Any]], path: Path) -> None:
     with ParquetWriter(path, schema, compression="zstd") as writer:
         while rows := [_plain_text(record) for record in islice(records, ROWS_AT_ONCE)]:
             writer.write_table(pyarrow.Table.from_pylist(rows, schema))
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _plain_text(record: dict[str, Any]) -> dict[str, Any]:
@@ -159,21 +158,15 @@ def _own_number(record: dict[str, Any]) -> int | None:
 
 
 def _write_json_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with whole_file(path, flushed=True) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         before = "[\n"
         for entry in entries:
             file.write(f"{before}{json.dumps(entry)}")
             before = ",\n"
         file.write("[]\n" if before == "[\n" else "\n]\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 def _require_pyarrow() -> Any:
-    try:
+    with install_hint(PARQUET_HINT):
         import pyarrow
-    except ImportError as error:
-        raise ImportError("Parquet files need pyarrow: pip install 'detr-hf[predict]'.") from error
     return pyarrow

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ...whole_files import whole_file
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -58,15 +60,8 @@ class RunFolder:
             raise ValueError(
                 f"{self.folder} holds no run, but other files ({foreign[0]}, ...). Choose a new or an empty folder."
             )
-        own = self.folder / f"{SETTINGS_FILE}.{os.getpid()}"
-        own.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        try:
-            os.link(own, self.folder / SETTINGS_FILE)  # unlike a move, it leaves alone what is there
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            os.replace(own, self.folder / SETTINGS_FILE)
-        own.unlink(missing_ok=True)
+        with whole_file(self.folder / SETTINGS_FILE, replace=False) as own:
+            own.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return read_settings(self.folder)
 
     def part_path(self, part: int) -> Path:
@@ -130,9 +125,8 @@ class PartWriter:
         if convert is None:
             os.replace(self._journal, target)
         else:
-            unfinished = self._journal.with_suffix(".converted")
-            convert(read_records(self._journal), unfinished)
-            os.replace(unfinished, target)
+            with whole_file(target, folder=self._journal.parent, flushed=True) as unfinished:
+                convert(read_records(self._journal), unfinished)
             self._journal.unlink()
         self.close()
 

@@ -29,7 +29,8 @@ def _tar_pictures(path: Path, ending: str | None, start: int) -> Iterator[Pictur
                 if not member.isfile() or not _is_wanted(member.name, ending):
                     continue
                 if count >= start:
-                    yield Picture(f"{path}/{member.name}", _content(tar, member))
+                    content = tar.extractfile(member).read()
+                    yield Picture(f"{path}/{member.name}", content or ValueError("an empty file (0 bytes)"))
                 count += 1
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         if count >= start:
@@ -43,8 +44,3 @@ def _is_wanted(name: str, ending: str | None) -> bool:
     if ending is not None:
         return file_name.partition(".")[2].lower() == ending.lower().removeprefix(".")
     return Path(file_name).suffix.lower() in PICTURE_SUFFIXES
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Exception:
-    content = tar.extractfile(member).read()
-    return content or ValueError("an empty file (0 bytes)")

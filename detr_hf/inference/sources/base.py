@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-PARQUET_SUFFIXES = (".parquet",)
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+PARQUET_HINT = "Parquet files need pyarrow: pip install 'detr-hf[predict]'."
 
 
 class Picture(NamedTuple):
@@ -66,9 +64,8 @@ class SourceOptions:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("shard_size", "every"):
-            value = getattr(self, name)
-            if name == "shard_size" and value is None:
+        for name, value in (("shard_size", self.shard_size), ("every", self.every)):
+            if value is None and name == "shard_size":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")

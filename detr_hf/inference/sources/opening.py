@@ -8,7 +8,17 @@ from typing import Any
 
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ..pictures import find_pictures
-from .base import PARQUET_SUFFIXES, TAR_SUFFIXES, VIDEO_SUFFIXES, Picture, Piece, Source, SourceOptions
+from .archives import tar_piece
+from .base import Picture, Piece, Source, SourceOptions
+from .tables import from_dataset, parquet_piece
+from .video import video_piece
+
+# Ending of a file that holds many pictures -> what makes a piece of it.
+OPENERS = {
+    **dict.fromkeys((".tar", ".tar.gz", ".tgz"), tar_piece),
+    ".parquet": parquet_piece,
+    **dict.fromkeys((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"), video_piece),
+}
 
 
 def open_source(source: Any, options: SourceOptions, results: Path | None = None) -> Source:
@@ -23,10 +33,8 @@ def open_source(source: Any, options: SourceOptions, results: Path | None = None
     if isinstance(source, Source):
         return source
     if isinstance(source, str | Path):
-        return from_paths([source], options, results)
+        source = [source]
     if type(source).__module__.partition(".")[0] == "datasets":
-        from .tables import from_dataset
-
         return from_dataset(source, options)
     if isinstance(source, Iterable) and not isinstance(source, bytes | dict):
         paths = list(source)
@@ -43,11 +51,10 @@ def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | 
 
     Tar files, Parquet files and videos among them each make a piece of their own.
     """
-    suffixes = (*PICTURE_SUFFIXES, *TAR_SUFFIXES, *PARQUET_SUFFIXES, *VIDEO_SUFFIXES)
     pictures: list[str] = []
     whole: list[Piece] = []
     seen = hashlib.blake2b(digest_size=16)
-    for path, _ in find_pictures(paths, results, suffixes):
+    for path, _ in find_pictures(paths, results, (*PICTURE_SUFFIXES, *OPENERS)):
         opener = _opener(path)
         if opener is None:
             pictures.append(str(path))
@@ -68,25 +75,12 @@ def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | 
 
 def holds_many(path: Path) -> bool:
     """Whether a file is one of those that hold many pictures, by its ending."""
-    return path.name.lower().endswith((*TAR_SUFFIXES, *PARQUET_SUFFIXES, *VIDEO_SUFFIXES))
+    return _opener(path) is not None
 
 
 def _opener(path: Path) -> Callable[[Path, SourceOptions], Piece] | None:
     """Returns what makes a piece of a file that holds many pictures; None for a picture."""
-    name = path.name.lower()
-    if name.endswith(TAR_SUFFIXES):
-        from .archives import tar_piece
-
-        return tar_piece
-    if name.endswith(PARQUET_SUFFIXES):
-        from .tables import parquet_piece
-
-        return parquet_piece
-    if name.endswith(VIDEO_SUFFIXES):
-        from .video import video_piece
-
-        return video_piece
-    return None
+    return next((opener for ending, opener in OPENERS.items() if path.name.lower().endswith(ending)), None)
 
 
 def _file_piece(paths: list[str], first: int, shard_size: int) -> Piece:

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import Picture, Piece, Source, SourceOptions
+from ...errors import install_hint
+from .base import PARQUET_HINT, Picture, Piece, Source, SourceOptions
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset, IterableDataset
 
+DATASETS_HINT = "Data sets need the package datasets: pip install 'detr-hf[predict]'."
 # Rows of a Parquet file decoded at a time: a picture may be large.
 ROWS = 16
 
@@ -25,8 +27,8 @@ def load_dataset_source(name: str, options: SourceOptions) -> Source:
     Raises:
         ValueError: it has several splits and none is chosen, or not the chosen one.
     """
-    _require_datasets()
-    import datasets
+    with install_hint(DATASETS_HINT):
+        import datasets
 
     folder = Path(name)
     if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
@@ -48,8 +50,8 @@ def from_dataset(dataset: Any, options: SourceOptions, name: str | None = None) 
         ValueError: it has several splits, or no column of images.
         TypeError: it is none of these.
     """
-    _require_datasets()
-    from datasets import Dataset, IterableDataset
+    with install_hint(DATASETS_HINT):
+        from datasets import Dataset, IterableDataset
 
     if isinstance(dataset, dict):
         if len(dataset) != 1:
@@ -124,24 +126,15 @@ def _undecoded(dataset: Any, column: str) -> Any:
     return dataset
 
 
-def _require_datasets() -> None:
-    try:
-        import datasets  # noqa: F401
-    except ImportError as error:
-        raise ImportError("Data sets need the package datasets: pip install 'detr-hf[predict]'.") from error
-
-
 def parquet_piece(path: Path, options: SourceOptions) -> Piece:
     """Returns the rows of a Parquet file. Row groups before the start are not read.
 
     Raises:
         ValueError: no column holds images, or several do and none is chosen.
     """
-    try:
+    with install_hint(PARQUET_HINT):
         from pyarrow.lib import ArrowException
         from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise ImportError("Parquet files need pyarrow: pip install 'detr-hf[predict]'.") from error
     try:
         with ParquetFile(path) as file:
             rows, schema = file.metadata.num_rows, file.schema_arrow

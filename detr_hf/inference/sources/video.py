@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...errors import install_hint
 from .base import Picture, Piece, SourceOptions
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def video_piece(path: Path, options: SourceOptions) -> Piece:
     Raises:
         ImportError: PyAV is missing.
     """
-    av = _pyav()
+    with install_hint("Videos need PyAV: pip install av, or pip install 'detr-hf[video]'."):
+        import av
     try:
         with av.open(str(path)) as container:
             frames = container.streams.video[0].frames  # 0 where the file does not say
@@ -49,7 +51,8 @@ def _frames(path: Path, every: int, start: int) -> Iterator[Picture]:
 
 def _decoded(path: Path) -> Iterator["av.VideoFrame | Exception"]:
     """Yields the frames; where a part of the file is damaged, an error takes its place."""
-    av = _pyav()
+    import av
+
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -70,11 +73,3 @@ def upright_pixels(frame: Any) -> np.ndarray:
     pixels = frame.to_ndarray(format="rgb24")  # (H, W, 3)
     quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels
-
-
-def _pyav() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("Videos need PyAV: pip install av, or pip install 'detr-hf[video]'.") from error
-    return av
