@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..model.configuration_detr import DETRConfig
 from .reading import is_foreign, read_checkpoint
 from .surgery import adapt_heads, fits
-from .weight_files import Hub, check_safetensors, find_weights, read_pickle
+from .weight_files import Hub, check_safetensors, find_weights, local_path, read_json, read_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def prepare_loading(
         OSError, ValueError: as `read_checkpoint`; and for a configuration of another kind.
     """
     hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+    _refuse_adapter_of_foreign(name_or_path, hub)
     changes = {name: value for name, value in kwargs.items() if _is_config_field(name)}
     if not is_foreign(name_or_path, **hub):
         if config is None and not changes:
@@ -76,6 +77,18 @@ def prepare_loading(
     for name in (*hub, *changes):
         del kwargs[name]
     return None, wanted, state_dict
+
+
+def _refuse_adapter_of_foreign(name_or_path: str | Path, hub: dict[str, Any]) -> None:
+    """Refuses a PEFT adapter whose base transformers would load by names that no layer here has: it stayed random."""
+    folder = local_path(name_or_path)
+    file = folder and folder / (hub.get("subfolder") or "") / "adapter_config.json"
+    base = read_json(file).get("base_model_name_or_path") if file and file.is_file() else None
+    if base and is_foreign(base, **{name: value for name, value in hub.items() if name != "subfolder"}):
+        raise ValueError(
+            f"{name_or_path} is an adapter over {base}, which is in another format than this package's. Convert the "
+            f"base (detr-hf convert {base} FOLDER), and name that folder as base_model_name_or_path in {file.name}."
+        )
 
 
 def _check_files(name_or_path: str | Path, hub: dict[str, Any], kwargs: dict[str, Any]) -> None:

@@ -163,8 +163,7 @@ class DETRPreTrainedModel(PreTrainedModel):
                 shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
                 raise ValueError(
                     f"{source} {words} {len(names)} tensors ({shown}) of {len(expected)}: it is not whole, or no "
-                    f"checkpoint of this {type(self).__name__}: check path and configuration, or copy it again. "
-                    "An adapter needs its base in this package's format: load the base model and save it first."
+                    f"checkpoint of this {type(self).__name__}: check path and configuration, or copy it again."
                 )
         broken = [name for name, tensor in self.state_dict().items() if _is_broken(tensor)]
         if broken:

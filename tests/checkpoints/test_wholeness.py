@@ -1,5 +1,6 @@
 """A checkpoint that is not whole, or holds more than the model has, is refused on every road; what is new is named."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -123,3 +124,10 @@ def test_the_heads_on_a_base_model_are_new_and_named(folders, tmp_path, caplog, 
 def test_options_that_the_checkpoint_was_not_trained_with_are_new(folders):
     model = DETRForObjectDetection.from_pretrained(folders["own"], num_denoising=4, reference_points=True)
     assert hasattr(model, "training_aids") and model.refpoint_embed.weight.eq(0).all()
+
+
+def test_an_adapter_over_a_foreign_base_is_refused(folders, tmp_path):
+    """transformers would load the base by names that no layer here has, and leave it random."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folders["theirs"])}))
+    with pytest.raises(ValueError, match=r"adapter over .*theirs.*detr-hf convert"):
+        DETRForObjectDetection.from_pretrained(tmp_path)
