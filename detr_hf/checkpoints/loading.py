@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..model.configuration_detr import DETRConfig
+from ..model.configuration_detr import DETRConfig, normal_labels
 from .reading import is_foreign, read_checkpoint
 from .surgery import adapt_heads, fits
 from .weight_files import Hub, check_safetensors, find_weights, local_path, read_json, read_pickle
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _HUB_ARGUMENTS = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 _UNSEEN = ("dilation", "nheads")  # what a bare weight file cannot show
-_OTHER_FILES = ("variant", "use_safetensors", "gguf_file")  # arguments with which transformers reads other files
+_WHICH_FILES = ("variant", "use_safetensors")  # of several in one folder
 _MORE_FIELDS = ("num_labels", "output_attentions")  # arguments of every configuration, but no dataclass fields
 _NOT_FROM_KWARGS = ("dtype", "architectures", "transformers_version")  # transformers' loading has its own use for them
 
@@ -45,22 +45,27 @@ def prepare_loading(
     """
     hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
     _refuse_adapter_of_foreign(name_or_path, hub)
+    if kwargs.get("id2label") is not None:
+        kwargs["id2label"] = normal_labels(kwargs["id2label"])
     changes = {name: value for name, value in kwargs.items() if _is_config_field(name)}
     if not is_foreign(name_or_path, **hub):
         if config is None and not changes:
             _check_files(name_or_path, hub, kwargs)
             return name_or_path, None, None
         saved = DETRConfig.from_pretrained(name_or_path, **hub)
+        _drop_same_number(saved, changes, kwargs)
         if fits(saved, _wanted(saved, config, changes)):
             _check_files(name_or_path, hub, kwargs)
             return name_or_path, config, None
     unseen = {name: changes[name] for name in _UNSEEN if name in changes}
-    checkpoint = read_checkpoint(name_or_path, **hub, **unseen)
+    which = {name: kwargs.pop(name) for name in _WHICH_FILES if name in kwargs}
+    checkpoint = read_checkpoint(name_or_path, **hub, **unseen, **which)
     if checkpoint.unknown:
         raise ValueError(
             f"{name_or_path} holds {len(checkpoint.unknown)} tensors that no DETR has, for example "
             f"{checkpoint.unknown[:3]}. It is the checkpoint of another model, whose outputs this one would not give."
         )
+    _drop_same_number(checkpoint.config, changes)
     wanted = _wanted(checkpoint.config, config, changes)
     wanted.architectures = checkpoint.config.architectures
     state_dict, sentences = adapt_heads(checkpoint.state_dict, checkpoint.config, wanted)
@@ -74,9 +79,16 @@ def prepare_loading(
             name_or_path,
             len(checkpoint.mask_head),
         )
-    for name in (*hub, *changes):
+    for name in [name for name in kwargs if name in hub or _is_config_field(name)]:
         del kwargs[name]
     return None, wanted, state_dict
+
+
+def _drop_same_number(saved: DETRConfig, *arguments: dict[str, Any]) -> None:
+    """Forgets a `num_labels` that is the checkpoint's: it names no other classes, so the trained head stays."""
+    for given in arguments:
+        if given.get("num_labels") == saved.num_labels and given.get("id2label") is None:
+            given.pop("num_labels")
 
 
 def _refuse_adapter_of_foreign(name_or_path: str | Path, hub: dict[str, Any]) -> None:
@@ -93,11 +105,13 @@ def _refuse_adapter_of_foreign(name_or_path: str | Path, hub: dict[str, Any]) ->
 
 def _check_files(name_or_path: str | Path, hub: dict[str, Any], kwargs: dict[str, Any]) -> None:
     """Refuses damaged files and shards outside the folder, which transformers would not name, or would load."""
-    if any(kwargs.get(name) is not None for name in _OTHER_FILES):
+    if kwargs.get("gguf_file") is not None:
         return
     try:
         files = find_weights(
-            name_or_path, Hub(**{name: hub[name] for name in Hub.__dataclass_fields__ if name in hub})
+            name_or_path,
+            Hub(**{name: hub[name] for name in Hub.__dataclass_fields__ if name in hub}),
+            *(kwargs.get(name) for name in _WHICH_FILES),
         )
     except FileNotFoundError:
         return  # transformers says what it looked for

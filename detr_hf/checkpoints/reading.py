@@ -86,6 +86,8 @@ def read_checkpoint(
     proxies: dict[str, str] | None = None,
     dilation: bool | None = None,
     nheads: int | None = None,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
 ) -> Checkpoint:
     """Returns the checkpoint in a folder, a file or a Hub repository, in our names.
 
@@ -94,6 +96,7 @@ def read_checkpoint(
         subfolder, revision, token, cache_dir, force_download, local_files_only: as in transformers' `from_pretrained`.
         proxies: accepted for the sake of that signature; huggingface_hub reads the environment instead.
         dilation, nheads: for a single file without `args`, whose weights cannot show them.
+        variant, use_safetensors: which of a folder's weight files, as in transformers.
 
     Raises:
         OSError: no such folder, file, Hub id or weights; or the Hub cannot be reached.
@@ -104,7 +107,7 @@ def read_checkpoint(
     if path is not None and path.is_file():
         return _read_single_file(path, dilation, nheads)
     config = _read_config(name_or_path, hub)
-    files = find_weights(name_or_path, hub)
+    files = find_weights(name_or_path, hub, variant, use_safetensors)
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= read_tensors(file)

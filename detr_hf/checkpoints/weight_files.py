@@ -140,21 +140,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def find_weights(name_or_path: str | Path, hub: Hub) -> list[Path]:
+def find_weights(
+    name_or_path: str | Path, hub: Hub, variant: str | None = None, use_safetensors: bool | None = None
+) -> list[Path]:
     """Returns the weight files of a checkpoint: one, or all of its shards. safetensors come before pickles.
+
+    `variant` ("fp16": model.fp16.safetensors) and `use_safetensors` (those alone, or no such) are transformers'.
 
     Raises:
         FileNotFoundError: when it has none, or lacks a shard.
         ValueError: when its index names a file outside its folder.
     """
-    for filename in _WHOLE_FILES:
-        path = find_file(name_or_path, filename, hub)
+    wanted = [name for name in _WHOLE_FILES if use_safetensors in (None, name.endswith(".safetensors"))]
+    inserted = f".{variant}" if variant else ""
+    for stem, ending in (name.rsplit(".", 1) for name in wanted):
+        path = find_file(name_or_path, f"{stem}{inserted}.{ending}", hub)
         if path is not None:
             return [path]
-        index = find_file(name_or_path, f"{filename}.index.json", hub)
+        index = find_file(name_or_path, f"{stem}.{ending}.index{inserted}.json", hub)
         if index is not None:
             return _find_shards(name_or_path, index, hub)
-    names = " or ".join(_WHOLE_FILES)
+    names = " or ".join(name.replace(".", f"{inserted}.") for name in wanted)
     raise FileNotFoundError(
         f"{name_or_path} has a config.json but no weights: expected {names}, or their .index.json with shards."
     )

@@ -11,6 +11,7 @@ What differs on purpose:
 import copy
 import difflib
 import math
+from collections.abc import Mapping, Sequence
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -197,6 +198,7 @@ class DETRConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self._refuse_unknown(kwargs)
         if self.id2label is not None:
+            self.id2label = normal_labels(self.id2label)
             self._check_labels(kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
         if self.position_embedding not in POSITION_EMBEDDINGS:
@@ -255,7 +257,7 @@ class DETRConfig(PreTrainedConfig):
             raise ValueError(f"DETRConfig has no argument {name!r}. The nearest one is {nearest!r}.")
 
     def _check_labels(self, num_labels: int | None) -> None:
-        ids = sorted(int(index) for index in self.id2label)
+        ids = sorted(self.id2label)
         if ids != list(range(len(ids))):
             missing = sorted(set(range(max(ids, default=0) + 1)) - set(ids))[:5]
             raise ValueError(
@@ -343,6 +345,29 @@ class DETRConfig(PreTrainedConfig):
                 "dilation for the output stride and backbone_weights for pretrained weights; DETR reads the last "
                 "feature map."
             )
+
+
+def normal_labels(labels: Mapping | Sequence) -> dict[int, str]:
+    """Returns class names by index, from a mapping whose keys are numbers or their text (as in JSON), or from a list.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for a key that is no whole number, and for a class without a name.
+    """
+    if isinstance(labels, Sequence) and not isinstance(labels, str):
+        labels = dict(enumerate(labels))
+    if not isinstance(labels, Mapping):
+        raise TypeError(f"id2label is {labels!r}; expected a mapping of index to name, or a list of names.")
+    try:
+        named = {int(index): name for index, name in labels.items()}
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"id2label maps {list(labels)[:3]}; its keys are the indices 0..K-1. Name to index is label2id."
+        ) from None
+    nameless = [index for index, name in named.items() if name is None or not str(name).strip()]
+    if nameless:
+        raise ValueError(f"id2label gives no name to class {nameless[:5]}; unused ids of COCO are called 'N/A'.")
+    return {index: str(name) for index, name in named.items()}
 
 
 def _choice_error(name: str, value: str, choices, listing: str = "") -> str:

@@ -131,3 +131,35 @@ def test_an_adapter_over_a_foreign_base_is_refused(folders, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folders["theirs"])}))
     with pytest.raises(ValueError, match=r"adapter over .*theirs.*detr-hf convert"):
         DETRForObjectDetection.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["own", "theirs"])
+def test_the_checkpoints_own_number_of_classes_changes_nothing(folders, name):
+    model = DETRForObjectDetection.from_pretrained(folders[name], num_labels=3)
+    expected = DETRForObjectDetection.from_pretrained(folders[name])
+    assert model.config.id2label == expected.config.id2label
+    assert torch.equal(model.class_embed.weight, expected.class_embed.weight)
+
+
+@pytest.mark.parametrize("name", ["own", "theirs"])
+@pytest.mark.parametrize("labels", [{"0": "cat", "1": "dog", "2": "owl"}, ["cat", "dog", "owl"]])
+def test_labels_are_read_in_one_way_on_every_road(folders, name, labels):
+    model = DETRForObjectDetection.from_pretrained(folders[name], id2label=labels)
+    assert model.config.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    assert model.config.label2id == {"cat": 0, "dog": 1, "owl": 2}
+
+
+def test_which_files_of_a_foreign_folder_are_read_can_be_said(folders, tmp_path):
+    shutil.copytree(folders["theirs"], tmp_path / "them")
+    weights = tmp_path / "them" / "model.safetensors"
+    expected = DETRForObjectDetection.from_pretrained(tmp_path / "them").class_embed.weight
+    torch.save(load_file(weights), tmp_path / "them" / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="fp16"):
+        DETRForObjectDetection.from_pretrained(tmp_path / "them", variant="fp16")
+    weights.rename(tmp_path / "them" / "model.fp16.safetensors")
+    for options in ({"variant": "fp16"}, {"use_safetensors": False}, {}):
+        assert torch.equal(
+            DETRForObjectDetection.from_pretrained(tmp_path / "them", **options).class_embed.weight, expected
+        )
+    with pytest.raises(FileNotFoundError, match=r"expected model\.safetensors"):
+        DETRForObjectDetection.from_pretrained(tmp_path / "them", use_safetensors=True)

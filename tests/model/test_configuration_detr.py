@@ -89,3 +89,28 @@ def test_a_saved_configuration_comes_back(tmp_path):
     config = tiny_config(dropout=0, pre_norm=True, backbone_kwargs={"stem_type": "deep"}, position_embedding="v3")
     config.save_pretrained(tmp_path)
     assert DETRConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("labels", [{"0": "cat", "1": "dog"}, ["cat", "dog"], ("cat", "dog"), {1: "dog", 0: "cat"}])
+def test_labels_have_one_normal_form(labels):
+    config = tiny_config(id2label=labels)
+    assert config.id2label == {0: "cat", 1: "dog"} and config.label2id == {"cat": 0, "dog": 1}
+
+
+def test_names_that_are_numbers_become_text():
+    assert tiny_config(id2label={0: 7, 1: 8}).id2label == {0: "7", 1: "8"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ({0: None, 1: "dog"}, ValueError, r"no name to class \[0\]"),
+        ({"cat": 0, "dog": 1}, ValueError, "label2id"),
+        ({"0.5": "cat"}, ValueError, "indices"),
+        (3, TypeError, "list of names"),
+        ("cat", TypeError, "list of names"),
+    ],
+)
+def test_labels_that_cannot_be_meant_are_refused(labels, error, message):
+    with pytest.raises(error, match=message):
+        tiny_config(id2label=labels)
