@@ -12,13 +12,16 @@ config = AutoConfig.for_model("detr_hf", backbone="resnet18", enc_layers=1, dec_
 assert type(config) is detr_hf.DETRConfig
 assert type(AutoModel.from_config(config)) is detr_hf.DETRModel
 assert type(AutoModelForObjectDetection.from_config(config)) is detr_hf.DETRForObjectDetection
+import sys
+ours = [finder for finder in sys.meta_path if type(finder).__module__.startswith("detr_hf")]
+assert all(finder.modules == ("transformers.pipelines",) for finder in ours), "the auto classes' finder stayed"
 import tempfile
 with tempfile.TemporaryDirectory() as folder:
     config.save_pretrained(folder)
     detr_hf.DETRImageProcessor().save_pretrained(folder)
     assert type(AutoImageProcessor.from_pretrained(folder)) is detr_hf.DETRImageProcessor
     assert type(AutoImageProcessor.from_pretrained(folder, backend="pil")) is detr_hf.DETRImageProcessorPil
-import sys, transformers.pipelines
+import transformers.pipelines
 assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("detr_hf")], "the finder stayed"
 """
 
