@@ -234,8 +234,7 @@ def forward_with_aids(
         parts |= {f"{name}_dn": value for name, value in its_parts.items()}
     if config.encoder_aux_head:
         tokens = model.predict(decoded.output.encoder_last_hidden_state[None])
-        feature_map, mask = decoded.features[-1]
-        frame = FeatureFrame(*feature_map.shape[-2:], mask)
+        frame = FeatureFrame(*decoded.projected.shape[-2:], decoded.mask)
         its_loss, its_parts = encoder_loss(model.criterion(), tokens, assign_tokens(frame, targets, config.num_labels))
         loss = loss + config.encoder_aux_coef * its_loss
         parts |= {f"{name}_enc": value for name, value in its_parts.items()}
