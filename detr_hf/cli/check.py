@@ -31,7 +31,7 @@ def check(
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a core.")] = None,
 ) -> None:
     """Check a data set: pictures, boxes, classes, duplicates, sizes. Exit code 0: no errors, 1: errors."""
-    from ..data.check.checking import check as check_data
+    from ..data.checking.check import check as check_data
 
     reading: dict[str, Any] = {
         "splits": splits,
@@ -43,7 +43,7 @@ def check(
     config, processor = load_model_side(model)
     sides = None
     if processor is not None:
-        from ..data.prepare.transform import model_sides
+        from ..data.preparing.transform import model_sides
 
         sides = model_sides(processor)
     report = check_data(data, config, num_queries=num_queries, size=sides, workers=workers, **reading)
@@ -69,7 +69,7 @@ def load_model_side(model: str | None) -> tuple[Any, Any]:
 def draw_preview(data: str, reading: dict[str, Any], processor: Any, augment: str, path: Path) -> None:
     """Writes the grid of the training split (or the first one); faulty annotations are left out of it."""
     from ..data import load_detection_dataset
-    from ..data.check.preview import preview
+    from ..data.checking.preview import preview
     from ..errors import LayoutError
     from ..processing.image_processing_detr import DETRImageProcessor
 

@@ -129,7 +129,7 @@ def sized_processor(data_args: DataArguments, model: Any) -> Any:
 
 def report_check(data: Any, model: Any, strict: bool) -> None:
     """Prints what the check finds, and leaves with exit code 1 where training would suffer from it."""
-    from ..data.check.checking import check
+    from ..data.checking.check import check
 
     report = check(data, model.config)
     typer.echo(report.text(5), err=True)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .check.report import CheckReport as CheckReport
+    from .checking.check import check as check
+    from .checking.report import CheckReport as CheckReport
     from .detection_data import DetectionData as DetectionData
     from .digits import DigitScenes as DigitScenes
     from .loading import load_detection_dataset as load_detection_dataset
     from .pictures import load_pixels as load_pixels
-    from .prepare.augment import Augmentation as Augmentation, augmentation as augmentation
-    from .prepare.collate import DetectionCollator as DetectionCollator
-    from .prepare.transform import DetectionTransform as DetectionTransform
+    from .preparing.augment import Augmentation as Augmentation, augmentation as augmentation
+    from .preparing.collate import DetectionCollator as DetectionCollator
+    from .preparing.transform import DetectionTransform as DetectionTransform, prepare as prepare
 
 __getattr__, __dir__ = lazy_names(__name__)

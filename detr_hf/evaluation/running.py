@@ -213,8 +213,8 @@ def _found_by_model(
     on_batch: OnBatch | None,
 ) -> DetectionEvaluator:
     """Returns the detections of a model with `logits` and `pred_boxes`; `loading` is batch size and workers."""
-    from ..data.prepare.collate import DetectionCollator
-    from ..data.prepare.transform import prepare
+    from ..data.preparing.collate import DetectionCollator
+    from ..data.preparing.transform import prepare
 
     to_data = labels_by_name(model.config.id2label, id2label)
     columns = sorted(to_data)

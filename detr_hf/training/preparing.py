@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..data.detection_data import split_kind
-from ..data.prepare.transform import prepare
+from ..data.preparing.transform import prepare
 
 
 def splits_of_run(args: Any, train: Any, validation: Any, data: Any, processor: Any) -> tuple[Any, Any]:

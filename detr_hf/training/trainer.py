@@ -22,7 +22,7 @@ from torch import nn
 from transformers import SchedulerType, Trainer, TrainerCallback
 
 from ..checkpoints.processors import processor_of
-from ..data.prepare.collate import DetectionCollator
+from ..data.preparing.collate import DetectionCollator
 from ..errors import NonFiniteLossError
 from ..evaluation.collecting import image_id_of
 from ..model.backbone_detr import Backbone

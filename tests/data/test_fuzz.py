@@ -13,9 +13,9 @@ from typing import Any
 
 from detr_hf import DETRImageProcessor
 from detr_hf.data import load_detection_dataset
-from detr_hf.data.check.checking import check
-from detr_hf.data.prepare.collate import DetectionCollator
-from detr_hf.data.prepare.transform import prepare
+from detr_hf.data.checking.check import check
+from detr_hf.data.preparing.collate import DetectionCollator
+from detr_hf.data.preparing.transform import prepare
 from detr_hf.errors import DataError
 
 from . import layouts

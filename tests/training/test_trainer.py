@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from detr_hf import DETRConfig, DETRForObjectDetection, DETRImageProcessor
 from detr_hf.data import load_detection_dataset
-from detr_hf.data.prepare.collate import DetectionCollator
+from detr_hf.data.preparing.collate import DetectionCollator
 from detr_hf.errors import NonFiniteLossError
 from detr_hf.training.checkpointing import last_complete_checkpoint
 from detr_hf.training.trainer import DETRTrainer

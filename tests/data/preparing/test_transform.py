@@ -13,10 +13,10 @@ from torchvision.transforms import v2
 
 from detr_hf import DETRImageProcessor, DETRImageProcessorPil
 from detr_hf.data import load_detection_dataset
-from detr_hf.data.check.preview import decode_boxes, pixels_to_image
-from detr_hf.data.prepare.augment import sanitize
-from detr_hf.data.prepare.collate import DetectionCollator
-from detr_hf.data.prepare.transform import prepare
+from detr_hf.data.checking.preview import decode_boxes, pixels_to_image
+from detr_hf.data.preparing.augment import sanitize
+from detr_hf.data.preparing.collate import DetectionCollator
+from detr_hf.data.preparing.transform import prepare
 from detr_hf.errors import AnnotationError, PictureError
 from detr_hf.processing import mask_annotations_detr
 

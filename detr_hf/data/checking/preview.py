@@ -15,7 +15,7 @@ from torchvision.ops import box_convert
 
 from ...visualize.boxes import draw_boxes
 from ...visualize.grids import fit_image, tile_grid
-from ..prepare.transform import prepare
+from ..preparing.transform import prepare
 
 MASK_OPACITY = 0.4
 

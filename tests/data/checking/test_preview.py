@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from detr_hf import DETRImageProcessor
 from detr_hf.data import load_detection_dataset
-from detr_hf.data.check.preview import preview
+from detr_hf.data.checking.preview import preview
 
 from .. import layouts
 

@@ -6,7 +6,7 @@ import torch
 
 from detr_hf import DETRImageProcessor
 from detr_hf.data import load_detection_dataset
-from detr_hf.data.prepare.collate import DetectionCollator
+from detr_hf.data.preparing.collate import DetectionCollator
 from detr_hf.errors import AnnotationError
 
 from .. import layouts

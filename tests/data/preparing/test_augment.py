@@ -7,7 +7,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detr_hf.data.prepare.augment import RandomSizeCrop, augmentation, sanitize
+from detr_hf.data.preparing.augment import RandomSizeCrop, augmentation, sanitize
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=torch.uint8)
 
@@ -136,7 +136,7 @@ def test_a_users_callable_goes_through_the_whole_chain(tmp_path: Path):
     """Flipped by the user's callable, the target is the mirrored one."""
     from detr_hf import DETRImageProcessor
     from detr_hf.data import load_detection_dataset
-    from detr_hf.data.prepare.transform import prepare
+    from detr_hf.data.preparing.transform import prepare
 
     from .. import layouts
 

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from detr_hf.data import load_detection_dataset
-from detr_hf.data.check.checking import check
+from detr_hf.data.checking.check import check
 from detr_hf.errors import AnnotationError, LayoutError
 
 from .. import layouts
