@@ -12,7 +12,7 @@ from ...errors import LayoutError, PictureError
 from ..detection_data import Categories
 from ..findings import FindingLog
 from ..pictures import read_header
-from . import coco, coco_layout, hf_objects, voc, yolo
+from . import coco, coco_layout, hf_objects, voc, voc_layout, yolo
 from .records import BOX_FORMATS, JudgedSplit, SplitRecords, check_boxes, check_categories, check_files, check_ids
 
 FORMATS = ("coco", "yolo", "voc", "hf")
@@ -20,7 +20,8 @@ LOOKED_FOR = """looked for
   COCO: *.json with images, annotations and categories, in the folder, in annotations/, or as
   train/_annotations.coco.json
   YOLO: data.yaml (train, val, names), or images/ and labels/*.txt
-  Pascal VOC: Annotations/*.xml with JPEGImages/, or pictures and *.xml in a folder for each split
+  Pascal VOC: Annotations/*.xml (annots/, labels/) with JPEGImages/ (images/, data/), or pictures and *.xml in a
+  folder for each split
   datasets: dataset_dict.json, metadata.jsonl/.csv/.parquet, or *.parquet, with an `objects` column"""
 
 
@@ -64,7 +65,7 @@ def recognise(root: Path, options: ReadOptions) -> str:
         found.append("coco")
     if yolo.find_yaml(root) is not None or yolo.has_yolo_folders(root):
         found.append("yolo")
-    if voc.find_voc(root, options.image_root or root):
+    if voc_layout.find_voc(root, options.image_root or root):
         found.append("voc")
     if has_hf_files(root):
         found.append("hf")
@@ -76,7 +77,11 @@ def recognise(root: Path, options: ReadOptions) -> str:
             "meant."
         )
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())[:20]
-    raise LayoutError(f"{root} is no data set that is known; it holds {', '.join(names) or 'nothing'};\n{LOOKED_FOR}.")
+    other = voc_layout.other_xml(root)
+    raise LayoutError(
+        f"{root} is no data set that is known; it holds {', '.join(names) or 'nothing'}"
+        f"{f' ({other})' if other else ''};\n{LOOKED_FOR}."
+    )
 
 
 def has_hf_files(root: Path) -> bool:
@@ -181,11 +186,12 @@ def _read_yolo(path: Path, options: ReadOptions) -> ReadData:
 
 
 def _read_voc(path: Path, options: ReadOptions) -> ReadData:
-    splits = voc.find_voc(path, options.image_root)
+    splits = voc_layout.find_voc(path, options.image_root)
     if not splits:
-        raise LayoutError(f"{path} holds no Pascal VOC annotations;\n{LOOKED_FOR}.")
-    read = {split.name: voc.read_voc(split) for split in splits}
-    categories = voc.voc_categories(list(read.values()))
+        other = voc_layout.other_xml(path)
+        raise LayoutError(f"{path} holds no Pascal VOC annotations{f' ({other})' if other else ''};\n{LOOKED_FOR}.")
+    read = voc.read_voc(splits)
+    categories = voc.voc_categories(list(read.values()), options.id2label)
     chosen = choose_splits(list(read), options.splits, str(path))
     records = {new_name: read[split] for new_name, split in chosen.items()}
     return ReadData(str(path), "voc", categories, records, FindingLog())

@@ -1,103 +1,45 @@
-"""Pascal VOC: one XML file for each picture.
+"""Pascal VOC: one XML file for each picture. Where the files lie is `voc_layout`'s matter.
 
-Layouts: `Annotations/`, `JPEGImages/` and `ImageSets/Main/{split}.txt` (also inside `VOCdevkit/VOC2012`), or pictures
-and XML files side by side in a folder for each split. VOC's corners count pixels from 1 and include the last one, so
-`xmin, xmax = 1, 1` is a box one pixel wide at 0. Classes are the names found, in alphabetical order. Objects marked
-`difficult` are kept as ordinary ones.
+VOC's corners count pixels from 1 and include the last one, so `xmin, xmax = 1, 1` is a box one pixel wide at 0.
+Classes are the names found, in alphabetical order. Objects marked `difficult` are kept as ordinary ones. An XML file
+belongs to the picture that has its name; `<filename>`, which tools leave as it was when files are renamed, decides
+where there is none.
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
-from ...errors import AnnotationError, LayoutError
+from ...errors import AnnotationError, LayoutError, PictureError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ..detection_data import Categories
-from .paths import join_inside, unsafe_reason
+from ..pictures import read_header
+from .paths import PictureFinder, list_pictures
 from .records import SplitRecords
+from .text import name_key
+from .voc_layout import VocSplit, other_tool
 
 
-@dataclass
-class VocSplit:
-    """The XML files of a split and the folder of their pictures."""
-
-    name: str
-    xml_paths: list[Path]
-    image_root: Path
-
-
-def find_voc(root: Path, image_root: Path | None = None) -> list[VocSplit]:
-    """Returns the splits of a VOC folder; an empty list when it is none.
-
-    Raises:
-        LayoutError: several VOC folders lie inside, or the picture folder cannot be told.
-    """
-    inside = [*root.glob("*/Annotations"), *root.glob("VOCdevkit/*/Annotations")]
-    homes = [root] if (root / "Annotations").is_dir() else sorted(path.parent for path in inside)
-    homes = [home for home in homes if next((home / "Annotations").glob("*.xml"), None)]
-    split_homes = {home.name for home in homes} <= {"train", "val", "valid", "validation", "test"}
-    if len(homes) > 1 and not split_homes:
-        raise LayoutError(f"{root} is ambiguous: VOC data lies in {', '.join(map(str, homes))}. Pass the path of one.")
-    if homes and homes[0] != root and split_homes:
-        return [
-            VocSplit(home.name, sorted((home / "Annotations").glob("*.xml")), image_root or _image_folder(home))
-            for home in homes
-        ]
-    if homes:
-        return _splits_of_home(homes[0], image_root)
-    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and next(folder.glob("*.xml"), None)]
-    if next(root.glob("*.xml"), None):
-        if folders:
-            raise LayoutError(
-                f"{root} is ambiguous: XML files lie in it and in {', '.join(folder.name for folder in folders)}."
-            )
-        return [VocSplit("train", sorted(root.glob("*.xml")), image_root or root)]
-    return [VocSplit(folder.name, sorted(folder.glob("*.xml")), image_root or folder) for folder in folders]
-
-
-def _image_folder(home: Path) -> Path:
-    for name in ("JPEGImages", "images", "Images"):
-        if (home / name).is_dir():
-            return home / name
-    raise LayoutError(
-        f"The pictures of {home} were not found; looked for JPEGImages, images, Images. Pass image_root=."
-    )
-
-
-def _splits_of_home(home: Path, image_root: Path | None) -> list[VocSplit]:
-    folder = image_root or _image_folder(home)
-    lists = sorted((home / "ImageSets" / "Main").glob("*.txt"))
-    # `aeroplane_train.txt` and the like list one class; `trainval.txt` repeats train and val.
-    lists = [path for path in lists if "_" not in path.stem]
-    stems = {path.stem for path in lists}
-    if {"train", "val"} <= stems:
-        lists = [path for path in lists if path.stem != "trainval"]
-    if not lists:
-        return [VocSplit("train", sorted((home / "Annotations").glob("*.xml")), folder)]
-    splits = []
-    for path in lists:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        names = [line.split()[0] for line in lines if line.strip()]
-        for name in names:
-            reason = unsafe_reason(name)
-            if reason:
-                raise LayoutError(f"{path} lists an image that is refused: {reason}.")
-        xml_paths = [home / "Annotations" / f"{name}.xml" for name in names]
-        splits.append(VocSplit(path.stem, xml_paths, folder))
-    # VOC's test list comes without annotations.
-    return [split for split in splits if any(path.is_file() for path in split.xml_paths)]
-
-
-def read_voc(split: VocSplit) -> SplitRecords:
-    """Returns the pictures and objects of a split; category ids are the class names."""
-    records = SplitRecords(split.name)
-    for number, path in enumerate(split.xml_paths, start=1):
-        try:
-            _read_xml(records, number, path, split.image_root)
-        except AnnotationError as error:
-            records.log.add("xml-malformed", "error", str(error), split=split.name, file_name=path.name)
-    return records
+def read_voc(splits: list[VocSplit]) -> dict[str, SplitRecords]:
+    """Returns the pictures and objects of each split; category ids are the class names."""
+    finders: dict[Path, PictureFinder] = {}
+    claims: dict[str, Path] = {}
+    read = {}
+    for split in splits:
+        finder = finders.setdefault(split.image_root, PictureFinder(split.image_root))
+        records = read[split.name] = SplitRecords(split.name, log=split.log)
+        for number, name in enumerate(split.xml_names, start=1):
+            try:
+                _read_xml(records, number, split.xml_root / name, name, finder, claims)
+            except (AnnotationError, LayoutError) as error:
+                records.log.add("xml-malformed", "error", str(error), split=split.name, file_name=name)
+    for folder in finders:
+        for name in list_pictures(folder):
+            if f"{folder}/{name}" not in claims:
+                message = f"no XML file of {', '.join(read)} belongs to this picture: it is not read"
+                splits[0].log.add("image-unlisted", "info", message, file_name=name)
+    return read
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -108,26 +50,43 @@ def _parse(path: Path) -> ElementTree.Element:
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise AnnotationError(f"{path} defines entities, which VOC never needs and which can exhaust memory: refused")
     try:
-        return ElementTree.fromstring(content)
+        root = ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise AnnotationError(f"{path} is not XML that can be read: {error}") from error
+    if root.tag != "annotation":
+        raise AnnotationError(f"{path.name} is not VOC: {other_tool(root.tag)}")
+    return root
 
 
-def _read_xml(records: SplitRecords, number: int, path: Path, image_root: Path) -> None:
+def _read_xml(
+    records: SplitRecords, number: int, path: Path, xml_name: str, finder: PictureFinder, claims: dict[str, Path]
+) -> None:
+    """Adds a picture and its objects; `claims` are the XML files of the pictures so far."""
     root = _parse(path)
-    name = _picture_name(root.findtext("filename"), path, image_root)
     width, height = (_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
     if not (width > 0 and height > 0 and math.isfinite(width + height)):
         width = height = 0  # not known: read from the picture later
-    row = records.add_image(number, name, join_inside(image_root, name), int(width), int(height))
-    for position, element in enumerate(root.iter("object"), start=1):
+    listed = (root.findtext("filename") or "").strip()
+    recorded_wh = (int(width), int(height))
+    name, guessed = _picture_name(records, finder, xml_name, listed, recorded_wh)
+    if name is None:
+        return
+    picture = f"{finder.folder}/{name}"
+    row = records.add_image(number, name, picture, *recorded_wh)
+    if claims.setdefault(picture, path) != path:
+        records.fault("file-listed-twice", f"{claims[picture].name} and {xml_name} both mean this picture", row)
+    if guessed and picture in finder.index and not _fits(finder, name, recorded_wh):
+        size = "x".join(map(str, recorded_wh))
+        records.fault("image-size-mismatch", f"taken for the picture of {xml_name}, which is for one of {size}", row)
+    for position, element in enumerate(root.findall("object"), start=1):
         corners = [_number(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
         place = f"object {position}"
-        category = (element.findtext("name") or "").strip()
+        category = name_key((element.findtext("name") or "").strip())
         if not category:
             records.fault("category-missing", "the object has no name", row, place)
         elif element.find("bndbox") is None:
-            records.fault("box-missing", "the object has no bndbox", row, place)
+            held = ", ".join(child.tag for child in element) or "nothing"
+            records.fault("box-missing", f"the object has no bndbox; it has {held}", row, place)
         else:
             x0, y0, x1, y1 = corners
             # From inclusive corners that count from 1; tools that count from 0 write 0 here, which stays at the edge.
@@ -135,20 +94,49 @@ def _read_xml(records: SplitRecords, number: int, path: Path, image_root: Path) 
             records.add_object(row, len(records.object_ids) + 1, category, [x0, y0, x1 - x0, y1 - y0])
 
 
-def _picture_name(listed: str | None, xml_path: Path, image_root: Path) -> str:
-    """Returns the picture's name: as listed when that file exists, else the XML's own with a picture's suffix."""
-    listed = (listed or "").strip()
-    if listed:
-        reason = unsafe_reason(listed)
-        if reason:
-            raise AnnotationError(f"{xml_path.name}: {reason}")
-        if (image_root / listed).is_file():
-            return listed
-    for suffix in sorted(PICTURE_SUFFIXES):
-        for candidate in (xml_path.stem + suffix, xml_path.stem + suffix.upper()):
-            if (image_root / candidate).is_file():
-                return candidate
-    return listed or f"{xml_path.stem}.jpg"
+def _picture_name(
+    records: SplitRecords, finder: PictureFinder, xml_name: str, listed: str, recorded_wh: tuple[int, int]
+) -> tuple[str | None, bool]:
+    """Returns the name of an XML file's picture (None: it is refused) and whether it was guessed, which is logged."""
+    guesses = []
+
+    def say(code: str, severity: str, message: str) -> None:
+        guesses.append(code)
+        records.log.add(code, severity, message, split=records.name, file_name=xml_name)
+
+    own = _own_picture(finder, xml_name)
+    named = finder.look(listed) if listed else None
+    if own is None or (named and named != own and not _fits(finder, own, recorded_wh)):
+        chosen = finder.find(listed or f"{xml_name[: -len('.xml')]}.jpg", say)
+    else:
+        chosen = finder.find(own, say)
+    if own and listed and own != named:
+        likely = named is None and Path(listed).stem == Path(own).stem  # only the ending is another
+        also = f", and there is {own!r} too" if named else f"; there is {own!r} and no such file"
+        say(
+            "filename-stale", "info" if likely else "warning", f"<filename> says {listed!r}{also}: {chosen!r} is taken"
+        )
+    return chosen, bool(guesses)
+
+
+def _own_picture(finder: PictureFinder, xml_name: str) -> str | None:
+    """Returns the picture with an XML file's name: in the same sub folder, or in the folder of pictures itself."""
+    stem = xml_name[: -len(".xml")]
+    for name in dict.fromkeys((stem, stem.rpartition("/")[2])):
+        for suffix in sorted(PICTURE_SUFFIXES):
+            found = finder.index.match(finder.folder, name + suffix)
+            if found is not None:
+                return found
+    return None
+
+
+def _fits(finder: PictureFinder, name: str, recorded_wh: tuple[int, int]) -> bool:
+    """Whether a picture has the size that its XML file records, upright or as stored; True where none is recorded."""
+    try:
+        header = read_header(f"{finder.folder}/{name}", name)
+    except PictureError:
+        return False
+    return recorded_wh == (0, 0) or recorded_wh in ((header.width, header.height), header.upright_wh)
 
 
 def _number(text: str | None) -> float:
@@ -158,7 +146,9 @@ def _number(text: str | None) -> float:
         return math.nan
 
 
-def voc_categories(splits: list[SplitRecords]) -> Categories:
-    """Returns the class names found, in alphabetical order."""
+def voc_categories(splits: list[SplitRecords], id2label: dict[Any, str] | None = None) -> Categories:
+    """Returns the class names found, in alphabetical order; with `id2label`, its names and their order."""
     names = sorted({str(name) for records in splits for name in records.category_ids})
+    if id2label:
+        names = Categories.of(id2label).names
     return Categories(names, list(names))
