@@ -27,7 +27,13 @@ from .findings import FindingLog
 
 logger = logging.getLogger(__name__)
 
-SPLIT_NAMES = {"train": "train|training", "validation": "val|valid|validation|dev|eval", "test": "test"}
+SPLIT_NAMES = {
+    "train": "train|training|train[-_ ]?val",
+    "validation": "val|valid|validate|validation|dev|eval",
+    "test": "test|testing",
+}
+# What people put after it: `train2017`, `train_set`, `train-v2`, `valid-split`.
+SPLIT_SUFFIX = r"([-_ ]?(set|split|data|images))?([-_ ]?v?\d{1,4})?"
 
 
 @dataclass
@@ -81,7 +87,7 @@ def detection_features(names: list[str], source_ids: bool = False, panoptic: boo
 def split_kind(name: str) -> str | None:
     """Returns what a split's name says it is for: `"train"`, `"validation"`, `"test"` or None."""
     for kind, names in SPLIT_NAMES.items():
-        if re.match(rf"({names})[-_]?(\d{{4}})?$", name, re.IGNORECASE):
+        if re.match(rf"({names}){SPLIT_SUFFIX}$", name, re.IGNORECASE):
             return kind
     return None
 

@@ -6,6 +6,7 @@ import pytest
 from datasets import ClassLabel
 
 from detr_hf.data import load_detection_dataset
+from detr_hf.data.detection_data import split_kind
 from detr_hf.errors import AnnotationError, LayoutError
 
 from . import layouts
@@ -86,3 +87,19 @@ def test_unknown_options_are_refused(tmp_path: Path):
         load_detection_dataset(root, box_format="corners")
     with pytest.raises(LayoutError, match="no file or folder"):
         load_detection_dataset(tmp_path / "nowhere" / "at" / "all")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (
+            "train",
+            ["train", "Training", "train2017", "trainval", "train_val", "train_set", "train-v2"],
+        ),
+        ("validation", ["val", "valid", "validate", "validation", "dev", "eval_set", "val2017", "Validation"]),
+        ("test", ["test", "testing", "test_2012", "test-split"]),
+        (None, ["default", "trainer", "tested", "evaluate_me", "day", "values"]),
+    ],
+)
+def test_what_a_splits_name_says_it_is_for(kind: str | None, names: list[str]):
+    assert {name: split_kind(name) for name in names} == dict.fromkeys(names, kind)

@@ -145,9 +145,31 @@ def read_hf(name: str, split: Dataset, keep_masks: bool = True) -> SplitRecords:
     """Returns a split as records; boxes are as stored, sizes from the columns or the pictures' headers."""
     keys = object_fields(split.features, f"split {name!r}")
     records = SplitRecords(name, keep_masks=keep_masks)
-    for number, row in enumerate(split.cast_column("image", ImageFeature(decode=False))):
+    for number, row in enumerate(split.with_format(None).cast_column("image", ImageFeature(decode=False))):
         _add_row(records, row, number, keys, upright_size)
+        _check_picture(records, row["image"], number)
+    repeated = len(records.image_ids) - len(set(records.image_ids))
+    if repeated:
+        message = (
+            f"{repeated} image ids occur more than once, as in data sets that were joined: images are numbered anew"
+        )
+        records.log.add("image-id-duplicate", "warning", message, split=name)
+        records.image_ids = list(range(len(records.image_ids)))
     return records
+
+
+def _check_picture(records: SplitRecords, image: Any, row: int) -> None:
+    """Logs a row without a picture that can be read; its path becomes an empty one, which is no file."""
+    path, content = ((image or {}).get(key) for key in ("path", "bytes"))
+    if path is None and content is None:
+        records.fault("image-missing", f"row {row} has no picture: `image` is None", row)
+    elif content is None and "://" not in path and not Path(path).is_file():
+        records.fault("image-missing", f"row {row}: there is no file {path}", row)
+    elif not records.widths[row]:
+        records.fault("image-unreadable", f"row {row}: the picture cannot be read", row)
+    else:
+        return
+    records.paths[row] = ""
 
 
 def _add_row(

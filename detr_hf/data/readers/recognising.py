@@ -14,6 +14,7 @@ from ..findings import FindingLog
 from ..pictures import read_header
 from . import coco, coco_layout, hf_objects, voc, voc_layout, yolo
 from .records import BOX_FORMATS, JudgedSplit, SplitRecords, check_boxes, check_categories, check_files, check_ids
+from .text import name_key
 
 FORMATS = ("coco", "yolo", "voc", "hf")
 LOOKED_FOR = """looked for
@@ -223,13 +224,28 @@ def judge(read: ReadData) -> dict[str, JudgedSplit]:
         check_ids(records)
         read.log.extend(records.log)
         judged[name] = JudgedSplit(records, boxes, indices, kept, images)
+    _compare_names(read, judged)
     return judged
+
+
+def _compare_names(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
+    """Logs classes whose names are one and the same but for case, blanks or Unicode form."""
+    alike: dict[str, list[int]] = {}
+    for index, name in enumerate(read.categories.names):
+        alike.setdefault(" ".join(name_key(name).casefold().split()), []).append(index)
+    for indices in (indices for indices in alike.values() if len(indices) > 1):
+        counts = [sum(int((split.indices == index).sum()) for split in judged.values()) for index in indices]
+        shown = ", ".join(f"{read.categories.names[i]!r} ({n} objects)" for i, n in zip(indices, counts, strict=True))
+        message = (
+            f"the classes {shown} differ only in case, blanks or Unicode form: they are trained as different ones"
+        )
+        read.log.add("class-names-alike", "warning", message)
 
 
 def _fill_sizes(records: SplitRecords) -> None:
     """Reads the sizes that the annotations do not tell from the pictures' headers."""
     for row, path in enumerate(records.paths):
-        if path is not None and not records.widths[row]:
+        if path and not records.widths[row]:
             try:
                 records.widths[row], records.heights[row] = read_header(path, records.file_names[row]).upright_wh
             except PictureError as error:

@@ -257,7 +257,8 @@ def check_files(records: SplitRecords) -> np.ndarray:
     index = FileIndex()
     present = np.array([path is None or path in index for path in records.paths], dtype=bool)
     for row in np.flatnonzero(~present):
-        records.fault("image-missing", f"there is no file {records.paths[row]}", int(row))
+        if records.paths[row]:  # of an empty one the reader has told
+            records.fault("image-missing", f"there is no file {records.paths[row]}", int(row))
     if records.panoptic_paths is not None:
         for row, path in enumerate(records.panoptic_paths):
             if path not in index:

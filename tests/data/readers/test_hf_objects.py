@@ -1,10 +1,12 @@
 """`datasets` with an `objects` column: in memory, streamed, and in other box formats."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 
-from detr_hf.data import load_detection_dataset
+from detr_hf.data import check, load_detection_dataset
 from detr_hf.errors import AnnotationError, LayoutError
 
 from .. import layouts
@@ -21,7 +23,6 @@ def test_in_memory_datasets_and_streams(tmp_path: Path):
 
 
 def test_a_stream_without_class_names_says_what_to_pass():
-    from datasets import Features, List, Value
 
     split = layouts.hf_splits()["train"]
     features = Features(
@@ -52,3 +53,35 @@ def test_hf_boxes_in_another_format_are_refused_and_read_when_named():
     assert layouts.objects_of(load_detection_dataset(corners, box_format="xyxy"), "train") == layouts.objects_of(
         load_detection_dataset(splits), "train"
     )
+
+
+def _rows(images: list[Any], **columns: list[Any]) -> Dataset:
+    objects = {"bbox": List(List(Value("float32"), length=4)), "category": List(ClassLabel(names=["cat", "dog"]))}
+    features = Features({"image": Image(), "image_id": Value("int64"), "objects": objects})
+    one = {"bbox": [[10.0, 10.0, 40.0, 30.0]], "category": [1]}
+    rows = {"image": images, "image_id": list(range(len(images))), "objects": [one] * len(images)}
+    return Dataset.from_dict(rows | columns, features=features)
+
+
+@pytest.mark.parametrize(
+    ("bad", "code", "words"),
+    [
+        (None, "image-missing", "`image` is None"),
+        ({"path": "gone.jpg", "bytes": None}, "image-missing", "no file gone.jpg"),
+        ({"path": None, "bytes": b"not a picture"}, "image-unreadable", "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("layout", [None, "numpy", "torch"])
+def test_a_row_without_a_picture_is_named_and_can_be_dropped(bad: Any, code: str, words: str, layout: str | None):
+    rows = _rows([layouts.draw("train", 0), bad]).with_format(layout)
+    report = check(rows)
+    assert not report.ok and words in report.text() and "row 1" in report.text()
+    with pytest.raises(AnnotationError, match=code):
+        load_detection_dataset(rows)
+    assert len(load_detection_dataset(rows, on_fault="drop")["train"]) == 1
+
+
+def test_image_ids_that_repeat_are_numbered_anew_with_a_word():
+    picture = layouts.draw("train", 0)
+    data = load_detection_dataset(concatenate_datasets([_rows([picture] * 2), _rows([picture] * 2)]))
+    assert list(data["train"]["image_id"]) == [0, 1, 2, 3] and data.findings.counts["image-id-duplicate"] == 1
