@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import install_hint
-from ..whole_files import whole_file
+from ..visualize.saving import picture_format, save_drawing
+from ..whole_files import refuse_overwriting
 
 if TYPE_CHECKING:
     import pandas
@@ -235,17 +236,9 @@ class Detections:
 
         Folders are made as needed. The picture that was looked at is never written over.
         """
-        path = Path(path)
-        Image.init()
-        kind = Image.EXTENSION.get(path.suffix.lower())
-        if kind not in Image.SAVE:
-            raise ValueError(f"Cannot tell the picture format from {str(path)!r}: end it in .png, .jpg or .webp.")
-        if self.path is not None and path.exists() and self.path.exists() and path.samefile(self.path):
-            raise ValueError(f"{path} is the picture that was looked at; choose another name to keep it unharmed.")
-        drawn = self.draw(font)
-        with whole_file(path) as unfinished:
-            drawn.save(unfinished, kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
-        return path
+        picture_format(path)
+        refuse_overwriting({"path": path}, [self.path])
+        return save_drawing(self.draw(font), path)
 
 
 _OF_EACH: dict[str, Field] = {

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from detr_hf import Detector, DETRImageProcessor
 from detr_hf.cli.main import app
-from detr_hf.cli.predict import drawing_paths, split_model
+from detr_hf.cli.predict import split_model
 from detr_hf.cli.predict_run import duration, process_device, process_name, progress_text
+from detr_hf.inference.runs.drawings import drawing_paths
 from detr_hf.inference.runs.prediction import Progress, read_predictions
 
 from ..conftest import tiny_model
