@@ -17,7 +17,7 @@ from typing import Any
 # What the JSON files have in common that the verbs write: predict, eval, check and benchmark, and COCO's results.
 RESULT_KEYS = (
     {"threshold", "pictures", "failed"},
-    {"mistakes", "metrics"},
+    {"mistakes", "per_class"},
     {"findings", "splits"},
     {"environment", "settings", "rows"},
 )
@@ -58,7 +58,7 @@ def refuse_overwriting(
             )
         if is_own is not None and path.is_file() and path.stat().st_size and not is_own(path):
             raise ValueError(
-                f"{option} {path} exists and is nothing that detr-hf wrote, so it is not written over: choose another "
+                f"{option} {path} exists and is no result of detr-hf, so it is not written over: choose another "
                 "name, or move it away."
             )
 

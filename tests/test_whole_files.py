@@ -127,6 +127,7 @@ def test_a_folder_goes_with_what_was_not_taken_out(tmp_path):
 RESULTS = {
     "predict": {"model": "x", "threshold": 0.7, "pictures": [], "failed": []},
     "benchmark": {"environment": {}, "settings": {}, "rows": [], "left_out": {}},
+    "eval": {"model": "x", "AP": None, "per_class": {}, "mistakes": {}},
     "check": {"source": "x", "findings": [], "splits": {}},
     "COCO results": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}],
     "no COCO results": [],
@@ -148,7 +149,7 @@ def test_a_result_of_ours_is_written_over_and_a_file_of_the_users_is_not(tmp_pat
     if is_result(path):
         refuse_overwriting({"--json": path}, ["facebook/detr-resnet-50", None], is_result)
     else:
-        with pytest.raises(ValueError, match=r"--json .* nothing that detr-hf wrote"):
+        with pytest.raises(ValueError, match=r"--json .* is no result of detr-hf"):
             refuse_overwriting({"--json": path}, [], is_result)
 
 
@@ -157,7 +158,7 @@ def test_an_empty_file_and_no_file_may_be_written(tmp_path):
     for name in ("empty.json", "new.json", "new/folder/found.json"):
         refuse_overwriting({"--json": tmp_path / name, "--results": None}, [tmp_path], is_result)
     (tmp_path / "text.json").write_text("no JSON")
-    for name, word in (("text.json", "nothing that detr-hf wrote"), ("", "is a folder")):
+    for name, word in (("text.json", "is no result of detr-hf"), ("", "is a folder")):
         with pytest.raises(ValueError, match=word):
             refuse_overwriting({"--json": tmp_path / name}, [], is_result)
 

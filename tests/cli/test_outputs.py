@@ -11,7 +11,7 @@ from detr_hf.checkpoints.conversion import convert
 from detr_hf.cli.main import app
 from detr_hf.export.artefact import ArtefactInfo
 from detr_hf.export.exporting import _checked_output
-from detr_hf.visualize.saving import save_drawing
+from detr_hf.visualize.saving import is_drawing, save_drawing
 
 COCO = {"images": [], "annotations": [], "categories": []}
 RESULTS = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}]
@@ -65,6 +65,23 @@ def test_nothing_is_written_over(folder, command):
     done = CliRunner().invoke(app, command.split())
     assert done.exit_code != 0 and not isinstance(done.exception, KeyError | AttributeError)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_results_of_ours_are_written_over(folder):
+    """As a second run of the same command does, also where they lie in the folder that is read."""
+    categories, (width, height) = [{"id": 1, "name": "cat"}], (8, 8)
+    picture = {"id": 1, "file_name": "a.png", "width": width, "height": height}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
+    truth = {"images": [picture], "annotations": [box], "categories": categories}
+    (folder / "data" / "train.json").write_text(json.dumps(truth))
+    for command in (
+        "eval results.json data/train.json --json data/found.json",
+        "check data/train.json --json data/checked.json --preview data/preview.png",
+    ):
+        for _ in range(2):
+            done = CliRunner().invoke(app, command.split())
+            assert done.exit_code == 0, (done.output, done.exception)
+    assert is_drawing(folder / "data" / "preview.png")
 
 
 def test_a_drawing_of_ours_is_written_over(folder):
