@@ -114,11 +114,13 @@ def predict_files(
 ) -> None:
     """Detects in pictures and writes a line for each; draws them and writes them to one file if asked."""
     from ..inference.runs.drawings import drawing_paths
-    from ..inference.sources.opening import holds_many
-    from ..inference.sources.searching import PictureSearch
+    from ..inference.sources.opening import OPENERS, holds_many
+    from ..inference.sources.searching import PictureSearch, one_line
 
     search = PictureSearch(paths, results=save)
     pictures = dict(search)  # path -> path below the folder it was found in
+    if unopened := sorted(search.left_out.reasons & OPENERS.keys()):
+        typer.echo(f"Files that end in {', '.join(unopened)} hold many pictures: --out looks into them.", err=True)
     if not pictures:
         raise typer.BadParameter(search.nothing(), param_hint="PATH")
     many = [str(path) for path in pictures if holds_many(path)]
@@ -136,7 +138,7 @@ def predict_files(
 
     stream = detector.stream(with_progress(pictures, failed), threshold, batch_size, on_error)
     for detections in stream:
-        typer.echo(f"{detections.path}: {summary(detections)}")
+        typer.echo(f"{one_line(detections.path)}: {summary(detections)}")
         if save is not None:
             detections.save(targets[detections.path], font)
         if json_file is not None:
@@ -243,12 +245,14 @@ def summary(detections: "Detections") -> str:
 
 def finish(total: int, failed: list[dict[str, str]], save: Path | None, json_file: Path | None) -> None:
     """Says where the results are and what failed; leaves with exit code 1 if anything did."""
+    from ..inference.sources.searching import one_line
+
     if save is not None:
         typer.echo(f"Drawn pictures: {save}", err=True)
     if json_file is not None:
         typer.echo(f"Detections: {json_file}", err=True)
     for failure in failed:
-        typer.echo(f"Left out {failure['path']}: {failure['error']}", err=True)
+        typer.echo(one_line(f"Left out {failure['path']}: {failure['error']}"), err=True)
     if failed:
         typer.echo(f"{len(failed)} of {total} pictures could not be read.", err=True)
         raise typer.Exit(1)

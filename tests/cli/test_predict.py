@@ -1,6 +1,9 @@
 """`detr-hf predict`: which model, which pictures, what is written, and the exit code."""
 
 import json
+import os
+import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -261,12 +264,24 @@ def test_a_run_in_which_nothing_could_be_read_has_failed(model, tmp_path):
 
 def test_what_a_folder_holds_besides_is_said_and_also_where_there_is_no_picture(model, photos, caplog):
     (photos / "notes.txt").touch()
-    assert predict(model, photos).exit_code == 0
-    assert "1 .txt (notes.txt)" in caplog.text
+    (photos / "film.mp4").touch()
+    done = predict(model, photos)
+    assert done.exit_code == 0 and ".mp4 hold many pictures: --out" in done.stderr
+    assert "1 .txt (notes.txt)" in caplog.text and "1 .mp4 (film.mp4)" in caplog.text
     (photos / "only").mkdir()
     (photos / "only" / "IMG.HEIC").touch()
     done = predict(model, photos / "only")
     assert done.exit_code == 2 and "IMG.HEIC" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names are not allowed there")
+def test_a_file_name_that_is_no_text_is_one_line_and_stops_nothing(model, photos):
+    for name in (b"a\xff.png", b"b\nc.png"):
+        shutil.copy(photos / "a.png", os.path.join(os.fsencode(photos), name))
+    Path(os.fsdecode(os.path.join(os.fsencode(photos), b"\xfe.png"))).write_bytes(b"no picture")
+    done = predict(model, photos)
+    assert done.exit_code == 1 and len(done.stdout.splitlines()) == 5
+    assert "a\\udcff.png" in done.stdout and "b\\nc.png" in done.stdout and "\\udcfe.png" in done.stderr
 
 
 def test_a_font_is_taken_for_the_names(model, photos, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...visualize.saving import is_marked
 from ...whole_files import file_identity
+from ..sources.searching import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def drawing_paths(pictures: Mapping[Path, Path], folder: Path, other: Path | Non
             target = first.with_name(f"{relative.stem}_boxes_{number}{suffix}")
         if target != first:
             numbers[first] = number
-            numbered.append(f"{target} of {path}")
+            numbered.append(one_line(f"{target} of {path}"))
         taken.add(_name_anywhere(target))
         targets[path] = target
     if numbered:

@@ -38,6 +38,13 @@ def is_harmless(name: str) -> bool:
     return name.startswith("._") or name.lower() in HARMLESS
 
 
+def one_line(path: object) -> str:
+    """Returns a path as a line of text that any terminal takes: new lines and bytes that are no text are escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(path)
+    )
+
+
 def kind_of(name: str) -> str:
     """Returns the ending of a file's name in small letters, or that it has none."""
     return Path(name).suffix.lower() or "without an ending"
@@ -55,7 +62,12 @@ class LeftOut:
         self._counts[reason] = self._counts.get(reason, 0) + 1
         names = self._names.setdefault(reason, [])
         if len(names) < NAMES_SHOWN:
-            names.append(str(name))
+            names.append(one_line(name))
+
+    @property
+    def reasons(self) -> set[str]:
+        """The reasons so far, endings among them."""
+        return set(self._counts)
 
     def __len__(self) -> int:
         return sum(self._counts.values())
