@@ -50,7 +50,7 @@ class Line:
     """
 
     def __init__(self, text: str, px: int, number: int | None = None, font: str = BUNDLED, after: str = ""):
-        runs = [*_runs(text, number, font), (after, font)]
+        runs = [run for run in (*_runs(text, number, font), (after, font)) if run[0]] or [("", font)]
         self._runs = [
             ("".join(part for part, _ in parts), _loaded(file, px))
             for file, parts in groupby(runs, key=lambda run: run[1])

@@ -83,7 +83,7 @@ class LeftOut:
 
 
 class PictureSearch:
-    """Iterates over the pictures behind files, folders and patterns, each with its path below where it was found.
+    """Iterates once over the pictures behind files, folders and patterns, each with its path below where it was found.
 
     A file is taken as it is, also where it does not exist: opening it will tell. A folder is searched with all folders
     below it for files that end in one of `suffixes`, hidden names left out, in the order of the names. A text with
@@ -132,7 +132,9 @@ class PictureSearch:
                 if path.is_dir():
                     yield from self._below(path, Path(), os.path.realpath(path))
                 else:
-                    yield from self._file(path, path.relative_to(root), os.path.realpath(path))
+                    relative = path.relative_to(root)
+                    below = Path(path.name) if ".." in relative.parts else relative
+                    yield from self._file(path, below, os.path.realpath(path))
             if path is None:
                 self.left_out.add(UNMATCHED, given)
         else:

@@ -33,6 +33,7 @@ def test_patterns(folder):
     assert relative_names(f"{folder}/**/*.tiff") == ["sub/deeper/d.tiff"]
     assert relative_names(f"{folder}/s*") == ["c.webp", "deeper/d.tiff"]
     assert relative_names(f"{folder}/*.bmp") == []
+    assert relative_names(f"{folder}/sub/*/../../b.jpg") == ["b.jpg"]
 
 
 def test_a_named_file_is_taken_as_it_is_even_if_missing(folder):
