@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..whole_files import is_result, refuse_overwriting, whole_file
+
 
 def check(
     data: Annotated[
@@ -32,7 +34,12 @@ def check(
 ) -> None:
     """Check a data set: pictures, boxes, classes, duplicates, sizes. Exit code 0: no errors, 1: errors."""
     from ..data.checking.check import check as check_data
+    from ..visualize.saving import is_marked, picture_format
 
+    outputs = {"--json": json_file, "--preview": preview}
+    refuse_overwriting(outputs, [data, model, image_root], lambda path: is_result(path) or is_marked(path))
+    if preview is not None:
+        picture_format(preview)
     reading: dict[str, Any] = {
         "splits": splits,
         "format": format,
@@ -49,8 +56,8 @@ def check(
     report = check_data(data, config, num_queries=num_queries, size=sides, workers=workers, **reading)
     typer.echo(report.text(limit))
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        report.to_json(json_file)
+        with whole_file(json_file) as unfinished:
+            report.to_json(unfinished)
         typer.echo(f"Everything found: {json_file}", err=True)
     if preview is not None:
         draw_preview(data, reading, processor, augment, preview)
@@ -72,6 +79,7 @@ def draw_preview(data: str, reading: dict[str, Any], processor: Any, augment: st
     from ..data.checking.preview import preview
     from ..errors import LayoutError
     from ..processing.image_processing_detr import DETRImageProcessor
+    from ..visualize.saving import save_drawing
 
     loaded = load_detection_dataset(data, **reading, on_fault="drop")
     try:
@@ -79,6 +87,5 @@ def draw_preview(data: str, reading: dict[str, Any], processor: Any, augment: st
     except LayoutError:
         split = next(iter(loaded))
     grid = preview(loaded[split], processor or DETRImageProcessor(), loaded.id2label, augment)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(path)
+    save_drawing(grid, path)
     typer.echo(f"What the model will see of split {split!r}: {path}", err=True)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..whole_files import is_result, refuse_overwriting
+
 
 def evaluate(
     model: Annotated[
@@ -37,6 +39,7 @@ def evaluate(
     from ..evaluation import evaluate as measure, evaluate_results, write_results
     from .console import progress_bar, quiet_loading
 
+    refuse_overwriting({"--json": json_file, "--results": results}, [model, data], is_result)
     quiet_loading()
     loaded = load_detection_dataset(data, format=format)
     if split is not None and split not in loaded:

@@ -136,9 +136,23 @@ def _checked_output(output: Path, to: str, overwrite: bool) -> Path:
         raise ValueError(f"output={str(output)!r}: {to} writes {wanted}.")
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists. Choose another name, or pass overwrite=True (--overwrite).")
+    if to != "openvino" and output.is_dir():
+        raise FileExistsError(f"{output} is a folder: it is not replaced by a file. Choose another name.")
+    beside = output.with_suffix(".json")
+    if to == "executorch" and beside.exists() and not (overwrite and _is_metadata(beside)):
+        raise FileExistsError(f"{beside} exists, where {output} would keep its metadata. Choose another name.")
     if to == "openvino" and output.exists() and not (output.is_dir() and _is_openvino_folder(output)):
         raise FileExistsError(f"{output} holds more than an OpenVINO model: it is not overwritten.")
     return output
+
+
+def _is_metadata(path: Path) -> bool:
+    """Whether a file is what an export writes beside an ExecuTorch program."""
+    try:
+        ArtefactInfo.from_json(path.read_text(encoding="utf-8"), path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True
 
 
 def _is_openvino_folder(folder: Path) -> bool:

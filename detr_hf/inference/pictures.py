@@ -1,17 +1,11 @@
-"""Which pictures are meant: one or several, files, folders and patterns. Nothing is opened here."""
+"""What a source is: one picture or several, and the file that it came from. Nothing is opened here."""
 
-import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from ..processing.image_opening_detr import PICTURE_SUFFIXES
-
-GLOB_SIGNS = re.compile(r"[*?\[]")
 
 
 def path_of(source: Any) -> Path | None:
@@ -36,63 +30,3 @@ def is_single_picture(images: Any) -> bool:
             f"got {type(images).__name__}."
         )
     return False
-
-
-def find_pictures(
-    paths: Iterable[str | Path], results: Path | None = None, suffixes: Iterable[str] = PICTURE_SUFFIXES
-) -> Iterator[tuple[Path, Path]]:
-    """Yields the pictures behind files, folders and patterns, each with its path below the folder it was found in.
-
-    A file is taken as it is, also where it does not exist: opening it will tell. A folder is searched with all folders
-    below it for files that end in one of `suffixes`, hidden names left out, in the order of the names. A text with
-    `*`, `?` or `[` that is no existing path is a pattern, in which `**` stands for any folders. A picture that several
-    of them name comes once. The folder `results`, where it lies inside a folder that is searched, is left out.
-    """
-    given = [Path(path) for path in paths]
-    endings = tuple(suffixes)
-    apart = len(given) == 1 and given[0].is_dir()  # then none can come twice, and a million need not be remembered
-    seen: set[str] = set()
-    for path, relative in (found for one in given for found in _expand(one, results, endings)):
-        if not apart:
-            absolute = str(path.absolute())
-            if absolute in seen:
-                continue
-            seen.add(absolute)
-        yield path, relative
-
-
-def _expand(given: Path, results: Path | None, endings: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:
-    if given.is_dir():
-        inside = results is not None and given.absolute() in results.absolute().parents
-        left_out = results.absolute().relative_to(given.absolute()) if inside else None
-        for relative in _files_below(given, Path(), endings, left_out):
-            yield given / relative, relative
-    elif not given.exists() and GLOB_SIGNS.search(str(given)):
-        root, pattern = _split_pattern(given)
-        for path in sorted(root.glob(pattern)):
-            if path.is_dir():
-                yield from _expand(path, results, endings)
-            else:
-                yield path, path.relative_to(root)
-    else:
-        yield given, Path(given.name)
-
-
-def _files_below(root: Path, below: Path, endings: tuple[str, ...], left_out: Path | None) -> Iterator[Path]:
-    """Yields the files of a folder and all folders in it, as paths from `root` on, one folder in memory at a time."""
-    with os.scandir(root / below) as entries:
-        found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in found:
-        relative = below / entry.name
-        if entry.is_dir(follow_symlinks=False):
-            if relative != left_out:
-                yield from _files_below(root, relative, endings, left_out)
-        elif entry.name.lower().endswith(endings) and entry.is_file():
-            yield relative
-
-
-def _split_pattern(given: Path) -> tuple[Path, str]:
-    """Returns the folder before the first part that holds a glob sign, and the pattern from there on."""
-    parts = given.parts
-    first = next(i for i, part in enumerate(parts) if GLOB_SIGNS.search(part))
-    return Path(*parts[:first]), str(Path(*parts[first:]))

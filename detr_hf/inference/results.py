@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import install_hint
-from ..whole_files import whole_file
+from ..visualize.saving import picture_format, save_drawing
+from ..whole_files import refuse_overwriting
 
 if TYPE_CHECKING:
     import pandas
@@ -221,28 +222,23 @@ class Detections:
 
     # What people look at
 
-    def draw(self) -> Image.Image:
-        """Returns a copy of the picture with the boxes, names and scores drawn on it."""
+    def draw(self, font: str | Path | None = None) -> Image.Image:
+        """Returns a copy of the picture with the boxes, names and scores drawn on it.
+
+        `font` is the file of a font; by default one that has the letters of the names is looked for.
+        """
         from ..visualize.boxes import draw_boxes
 
-        return draw_boxes(self.image, self.boxes, self.names, labels=self.labels, scores=self.scores)
+        return draw_boxes(self.image, self.boxes, self.names, labels=self.labels, scores=self.scores, font=font)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, font: str | Path | None = None) -> Path:
         """Returns `path` after writing the picture with its boxes there, whole; the ending decides the format.
 
         Folders are made as needed. The picture that was looked at is never written over.
         """
-        path = Path(path)
-        Image.init()
-        kind = Image.EXTENSION.get(path.suffix.lower())
-        if kind not in Image.SAVE:
-            raise ValueError(f"Cannot tell the picture format from {str(path)!r}: end it in .png, .jpg or .webp.")
-        if self.path is not None and path.exists() and self.path.exists() and path.samefile(self.path):
-            raise ValueError(f"{path} is the picture that was looked at; choose another name to keep it unharmed.")
-        drawn = self.draw()
-        with whole_file(path) as unfinished:
-            drawn.save(unfinished, kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
-        return path
+        picture_format(path)
+        refuse_overwriting({"path": path}, [self.path])
+        return save_drawing(self.draw(font), path)
 
 
 _OF_EACH: dict[str, Field] = {

@@ -15,10 +15,15 @@ import PIL.Image
 
 logger = logging.getLogger(__name__)
 
-# What a folder is searched for. A picture that is named itself is opened whatever its ending: its content decides.
-PICTURE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+# What a folder is searched for: the endings of the formats of Pillow that hold photographs, and not of documents,
+# icons, textures and measurements. A picture that is named itself is opened whatever its ending: its content decides.
+# fmt: off
+PICTURE_SUFFIXES = frozenset({
+    ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe",
+    ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".ras",
+    ".sgi", ".tga", ".tif", ".tiff", ".webp",
+})
+# fmt: on
 
 _EXIF_ORIENTATION_TAG = 0x0112
 _EXIF_TRANSPOSITIONS = {
