@@ -165,6 +165,10 @@ def _add_row(
     if type(width) is not int or type(height) is not int:
         width, height = size_of(image, file_name)
     index = records.add_image(number if id_fault(image_id) else image_id, file_name, None, width, height)
+    if image is None or image == {"bytes": None, "path": None}:
+        records.fault("image-missing", f"row {number} has no image", index)
+    elif not (width and height):
+        records.fault("image-unreadable", f"the image of row {number} cannot be opened as a picture", index)
     boxes, classes = (objects_as_columns(objects, key) for key in keys)
     count = len(boxes)
     if count != len(classes):
@@ -219,8 +223,9 @@ def _streamed_row(
     keys = object_fields(row, f"row {number}")
     _add_row(records, row, number, keys, lambda image, name: read_header(image, name).upright_wh)
     objects = _objects_of(records, categories, box_format)
-    if records.log.counts:
-        raise AnnotationError(f"Row {number}: {next(iter(records.log))}.")
+    faults = [finding for finding in records.log if finding.severity == "error"]
+    if faults:
+        raise AnnotationError(f"Row {number}: {faults[0]}.")
     image_id = records.image_ids[0]
     return {
         "image": row["image"],

@@ -6,11 +6,13 @@ refused, so that a downloaded data set cannot make a program read other files.
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import AnnotationError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 
+SHOWN_PLACES = 4
 URL_OR_DRIVE = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+://|[A-Za-z]:[\\/])")
 
 
@@ -38,6 +40,13 @@ def join_inside(folder: Path, file_name: str) -> str:
     if reason:
         raise AnnotationError(f"Refused: {reason}.")
     return os.path.join(folder, file_name)
+
+
+def looked_in(places: Iterable[Path]) -> str:
+    """Returns the places of labels as a message names them: each once, the first few."""
+    different = [str(place) for place in dict.fromkeys(places)]
+    more = len(different) - SHOWN_PLACES
+    return ", ".join(different[:SHOWN_PLACES]) + (f" and {more} more" if more > 0 else "")
 
 
 def list_pictures(folder: Path) -> list[str]:

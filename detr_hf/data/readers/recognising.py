@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...errors import LayoutError, PictureError
 from ..detection_data import Categories
 from ..findings import FindingLog
 from ..pictures import read_header
+from ..read_options import ReadOptions
 from . import coco, coco_layout, hf_objects, voc, yolo
-from .records import BOX_FORMATS, JudgedSplit, SplitRecords, check_boxes, check_categories, check_files, check_ids
+from .records import JudgedSplit, SplitRecords, check_boxes, check_categories, check_files, check_ids
 
-FORMATS = ("coco", "yolo", "voc", "hf")
 LOOKED_FOR = """looked for
   COCO: *.json with images, annotations and categories, in the folder, in annotations/, or as
   train/_annotations.coco.json
@@ -25,23 +27,8 @@ LOOKED_FOR = """looked for
 
 
 @dataclass
-class ReadOptions:
-    """How to read; see `load_detection_dataset`."""
-
-    splits: Any = None
-    format: str | None = None
-    task: str | None = None
-    image_root: Path | None = None
-    box_format: str | None = None
-    id2label: dict[Any, str] | None = None
-    masks: bool = True
-    streaming: bool = False
-    load_options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
 class ReadData:
-    """What was read: records by split, or (when `streams` is set) splits that are not read yet."""
+    """What was read: records by split, and the splits of a `datasets` source, whose pictures stay where they are."""
 
     source: str
     format: str
@@ -52,6 +39,11 @@ class ReadData:
     explicit_box_format: bool = True
     hf_splits: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def splits(self) -> list[str]:
+        """Returns the names of all splits, read or streamed."""
+        return list({**self.hf_splits, **self.records})
+
 
 def recognise(root: Path, options: ReadOptions) -> str:
     """Returns the format of a folder.
@@ -60,11 +52,11 @@ def recognise(root: Path, options: ReadOptions) -> str:
         LayoutError: none or several fit.
     """
     found = []
-    if coco_layout.find_coco(root, options.task, options.image_root):
+    if coco_layout.find_coco(root, options.task):
         found.append("coco")
     if yolo.find_yaml(root) is not None or yolo.has_yolo_folders(root):
         found.append("yolo")
-    if voc.find_voc(root, options.image_root or root):
+    if voc.find_voc(root, root):
         found.append("voc")
     if has_hf_files(root):
         found.append("hf")
@@ -110,12 +102,6 @@ def read_source(source: Any, options: ReadOptions) -> ReadData:
     Raises:
         LayoutError: it is not a data set that can be told and found.
     """
-    if options.format not in (None, *FORMATS):
-        raise LayoutError(f"format is {options.format!r}; there are {', '.join(FORMATS)}.")
-    if options.box_format not in (None, *BOX_FORMATS):
-        raise LayoutError(f"box_format is {options.box_format!r}; there are {', '.join(BOX_FORMATS)}.")
-    if options.task not in (None, "detection", "panoptic"):
-        raise LayoutError(f"task is {options.task!r}; there are detection and panoptic.")
     if not isinstance(source, str | Path):
         return _read_hf("a data set in memory", hf_objects.as_splits(source), options)
     path = Path(source).expanduser()
@@ -138,6 +124,7 @@ def read_source(source: Any, options: ReadOptions) -> ReadData:
         return _read_hf(
             str(source), hf_objects.load_hf(str(path), True, options.streaming, **options.load_options), options
         )
+    options.refuse_useless(name, str(path))
     readers = {"coco": _read_coco, "yolo": _read_yolo, "voc": _read_voc}
     return readers[name](path, options)
 
@@ -150,9 +137,9 @@ def _read_hub(name: str, options: ReadOptions) -> ReadData:
 
 def _read_coco(path: Path, options: ReadOptions) -> ReadData:
     if path.is_file():
-        sources = [coco_layout.coco_file_source(path, options.image_root, options.task)]
+        sources = [coco_layout.coco_file_source(path, None, options.task)]
     else:
-        sources = coco_layout.find_coco(path, options.task, options.image_root)
+        sources = coco_layout.find_coco(path, options.task)
     if not sources:
         raise LayoutError(
             f"{path} holds no COCO annotations for the task {options.task or 'detection'};\n{LOOKED_FOR}."
@@ -161,6 +148,8 @@ def _read_coco(path: Path, options: ReadOptions) -> ReadData:
     chosen = choose_splits(list(by_split), options.splits, str(path))
     log = FindingLog()
     records, categories = {}, {}
+    for split, root in options.roots(chosen).items():
+        by_split[split].image_root = root
     for new_name, split in chosen.items():
         file = coco.read_coco(by_split[split], options.masks)
         records[new_name], categories[new_name] = file.records, file.categories
@@ -173,25 +162,41 @@ def _read_coco(path: Path, options: ReadOptions) -> ReadData:
 
 def _read_yolo(path: Path, options: ReadOptions) -> ReadData:
     yaml_path = path if path.is_file() else yolo.find_yaml(path)
-    layout = yolo.layout_from_yaml(yaml_path, options.image_root) if yaml_path else yolo.layout_from_folders(path)
+    if yaml_path is None and options.image_root is not None:
+        raise LayoutError(f"{path} has no data.yaml whose entries image_root= could be for. Leave it out.")
+    wanted = options.splits if isinstance(options.splits, dict) else dict.fromkeys(yolo.SPLIT_KEYS)
+    roots = {} if options.common_root else options.roots({name: source or name for name, source in wanted.items()})
+    layout = (
+        yolo.layout_from_yaml(yaml_path, options.common_root, roots) if yaml_path else yolo.layout_from_folders(path)
+    )
     chosen = choose_splits(list(layout.pictures), options.splits, str(path))
+    options.roots(chosen)
     categories = yolo.yolo_categories(layout, options.id2label)
     records = {new_name: yolo.read_yolo(layout, split, options.masks) for new_name, split in chosen.items()}
     return ReadData(str(path), "yolo", categories, records, FindingLog())
 
 
 def _read_voc(path: Path, options: ReadOptions) -> ReadData:
-    splits = voc.find_voc(path, options.image_root)
+    # folders of single splits are put in place below; until then the path stands for those that cannot be told
+    splits = voc.find_voc(path, options.common_root or (path if options.image_root else None))
     if not splits:
         raise LayoutError(f"{path} holds no Pascal VOC annotations;\n{LOOKED_FOR}.")
+    chosen = choose_splits([split.name for split in splits], options.splits, str(path))
+    roots = options.roots(chosen)
+    for split in splits:
+        split.image_root = roots.get(split.name, split.image_root)
+    if roots and not set(chosen.values()) <= set(roots):
+        raise LayoutError(f"image_root is given for {', '.join(roots)} only; give it for each of {', '.join(chosen)}.")
     read = {split.name: voc.read_voc(split) for split in splits}
     categories = voc.voc_categories(list(read.values()))
-    chosen = choose_splits(list(read), options.splits, str(path))
+    if options.id2label:  # names are VOC's ids
+        categories = Categories(list(options.id2label.values()), list(options.id2label.values()))
     records = {new_name: read[split] for new_name, split in chosen.items()}
     return ReadData(str(path), "voc", categories, records, FindingLog())
 
 
 def _read_hf(source: str, splits: dict[str, Any], options: ReadOptions) -> ReadData:
+    options.refuse_useless("hf", source)
     chosen = {new: splits[name] for new, name in choose_splits(list(splits), options.splits, source).items()}
     categories = hf_objects.hf_categories(chosen, options.id2label, source)
     records = {
@@ -211,11 +216,13 @@ def judge(read: ReadData) -> dict[str, JudgedSplit]:
     for name, records in read.records.items():
         records.name = name  # another one than in the source, where the user gave it
         _fill_sizes(records)
-        images = check_files(records)
+        check_files(records)
         boxes, kept = check_boxes(records, read.box_format, read.explicit_box_format)
         indices = check_categories(records, read.categories, kept)
-        check_ids(records)
+        check_ids(records, kept)
         read.log.extend(records.log)
+        images = np.ones(len(records.image_ids), dtype=bool)
+        images[list(records.unusable)] = False
         judged[name] = JudgedSplit(records, boxes, indices, kept, images)
     return judged
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from ...errors import AnnotationError, LayoutError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ..detection_data import Categories
-from .paths import join_inside, unsafe_reason
+from .paths import join_inside, looked_in, unsafe_reason
 from .records import SplitRecords
 
 
@@ -91,7 +91,7 @@ def _splits_of_home(home: Path, image_root: Path | None) -> list[VocSplit]:
 
 def read_voc(split: VocSplit) -> SplitRecords:
     """Returns the pictures and objects of a split; category ids are the class names."""
-    records = SplitRecords(split.name)
+    records = SplitRecords(split.name, labels_from=looked_in(path.parent for path in split.xml_paths))
     for number, path in enumerate(split.xml_paths, start=1):
         try:
             _read_xml(records, number, path, split.image_root)
