@@ -47,10 +47,10 @@ class ReadOptions:
         for name, known in {**choices, "on_fault": ON_FAULT}.items():
             value = getattr(self, name)
             if value not in known and (value is not None or name == "on_fault"):
-                raise LayoutError(f"{name} is {value!r}; there are {', '.join(known)}.{did_you_mean(value, known)}")
+                raise LayoutError(f"{name}= is {value!r}; there are {', '.join(known)}.{did_you_mean(value, known)}")
         share = self.validation_share
         if share is not None and not 0 < share < 1:
-            raise LayoutError(f"validation_share is {share!r}; expected a part of the pictures between 0 and 1: 0.1.")
+            raise LayoutError(f"validation_share= is {share!r}; expected a part of the pictures between 0 and 1: 0.1.")
         if isinstance(self.splits, Mapping):
             self.splits = dict(self.splits)
         elif self.splits is not None:
@@ -78,7 +78,7 @@ class ReadOptions:
         for split in self.image_root:
             if split not in known:
                 shown = ", ".join(map(repr, known))
-                raise LayoutError(f"image_root is given for {split!r}; the splits are {shown}.")
+                raise LayoutError(f"image_root= is given for {split!r}; the splits are {shown}.")
         return {known[split]: root for split, root in self.image_root.items()}
 
     def refuse_useless(self, format: str, source: str) -> None:
@@ -99,7 +99,7 @@ def names_by_id(given: Any) -> dict[Any, str] | None:
     if isinstance(given, Iterable) and not isinstance(given, str | Mapping):
         given = dict(enumerate(given))
     if not isinstance(given, Mapping) or not given:
-        raise TypeError(f"id2label is {str(given)[:80]!r}; expected names by id, or a list of names.")
+        raise TypeError(f"id2label= is {str(given)[:80]!r}; expected names by id, or a list of names.")
     if all(isinstance(key, str) and key.isdecimal() for key in given):
         given = {int(key): name for key, name in given.items()}
     return {key: str(name) for key, name in given.items()}

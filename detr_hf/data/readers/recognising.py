@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import LayoutError, PictureError
+from ...errors import LayoutError, PictureError, did_you_mean
 from ..detection_data import Categories
 from ..findings import FindingLog
 from ..pictures import read_header
@@ -79,20 +79,21 @@ def has_hf_files(root: Path) -> bool:
 
 
 def choose_splits(available: list[str], wanted: Any, source: str) -> dict[str, str]:
-    """Returns the splits to read, new name to source name; `wanted` is None (all), a name, names, or such a dict.
+    """Returns the splits to read, new name to source name; `wanted` is None (all), names, or such a dict.
 
     Raises:
         LayoutError: a wanted split is not there.
     """
     if wanted is None:
         return {name: name for name in available}
-    if isinstance(wanted, str):
-        wanted = [wanted]
     chosen = dict(wanted) if isinstance(wanted, dict) else {name: name for name in wanted}
     missing = [name for name in chosen.values() if name not in available]
     if missing or not chosen:
         shown = ", ".join(map(repr, available))
-        raise LayoutError(f"The splits {missing} are not in {source}; there are {shown}.")
+        raise LayoutError(
+            f"The splits {missing} are not in {source}; there are {shown}."
+            + did_you_mean(next(iter(missing), ""), available)
+        )
     return chosen
 
 
@@ -186,7 +187,9 @@ def _read_voc(path: Path, options: ReadOptions) -> ReadData:
     for split in splits:
         split.image_root = roots.get(split.name, split.image_root)
     if roots and not set(chosen.values()) <= set(roots):
-        raise LayoutError(f"image_root is given for {', '.join(roots)} only; give it for each of {', '.join(chosen)}.")
+        raise LayoutError(
+            f"image_root= is given for {', '.join(roots)} only; give it for each of {', '.join(chosen)}."
+        )
     read = {split.name: voc.read_voc(split) for split in splits}
     categories = voc.voc_categories(list(read.values()))
     if options.id2label:  # names are VOC's ids
