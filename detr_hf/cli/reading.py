@@ -58,8 +58,8 @@ class Reading:
     classes: list[str] | None = field(
         default=None,
         metadata=_again(
-            "Class names where the data has none: in order of their ids from 0 (cat,dog), as ID=NAME, or a file with a "
-            "name a line or of JSON."
+            "Class names where the data has none: in the order of their ids from 0 (cat,dog), as ID=NAME, or a "
+            "file with a name a line or of JSON."
         ),
     )
     masks: bool = _flag(False, "Read masks too; without, a mask that is faulty is a warning.")

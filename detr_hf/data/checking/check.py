@@ -179,7 +179,7 @@ def check_classes(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
 def class_counts(split: JudgedSplit, categories: Categories) -> np.ndarray:
     """Returns how many objects that are no crowds each class has `(K,)`."""
     crowd = np.array(split.records.iscrowd, dtype=bool)
-    return np.bincount(split.indices[split.kept & ~crowd], minlength=len(categories.names))
+    return np.bincount(split.indices[split.used & ~crowd], minlength=len(categories.names))
 
 
 def check_counts(split: JudgedSplit, read: ReadData, side: ModelSide) -> None:
@@ -201,12 +201,12 @@ def check_counts(split: JudgedSplit, read: ReadData, side: ModelSide) -> None:
 def check_object_sizes(read: ReadData, judged: dict[str, JudgedSplit], side: ModelSide) -> None:
     """Compares objects with the cells of the feature map, once their pictures are resized."""
     for name, split in judged.items():
-        rows = np.array(split.records.rows, dtype=np.int64)[split.kept]
+        rows = np.array(split.records.rows, dtype=np.int64)[split.used]
         sizes = split.records.sizes_wh()[rows]
         known = (sizes > 0).all(axis=1)
         if not known.any() or any(code.startswith("boxes-look") for code in split.records.log.counts):
             continue
-        sizes, boxes = sizes[known], split.boxes[split.kept][known]
+        sizes, boxes = sizes[known], split.boxes[split.used][known]
         scale = np.minimum(side.shortest / sizes.min(axis=1), side.longest / sizes.max(axis=1))
         share = float((boxes[:, 2:].max(axis=1) * scale < side.stride).mean())
         if share >= SMALL_NOTE:
@@ -227,7 +227,7 @@ def summarise(split: JudgedSplit, categories: Categories) -> SplitSummary:
     return SplitSummary(
         images=len(counts),
         objects=int(counts.sum()),
-        crowds=int((split.kept & crowd).sum()),
+        crowds=int((split.used & crowd).sum()),
         empty_images=int((counts == 0).sum()),
         classes=dict(zip(categories.names, classes, strict=True)),
         per_image=spread,

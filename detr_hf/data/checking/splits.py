@@ -28,12 +28,8 @@ def check_splits(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
 
 def objects_per_image(split: JudgedSplit) -> np.ndarray:
     """Returns how many objects that are no crowds each image that can be used has `(images,)`."""
-    rows, crowd = _rows_and_crowds(split)
-    return np.bincount(rows[split.kept & ~crowd], minlength=len(split.records.image_ids))[split.images]
-
-
-def _rows_and_crowds(split: JudgedSplit) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(split.records.rows, dtype=np.int64), np.array(split.records.iscrowd, dtype=bool)
+    rows, crowd = np.array(split.records.rows, dtype=np.int64), np.array(split.records.iscrowd, dtype=bool)
+    return np.bincount(rows[split.used & ~crowd], minlength=len(split.records.image_ids))[split.images]
 
 
 def _tell_of_no_objects(read: ReadData, split: JudgedSplit, learnt: list[str]) -> None:
@@ -51,8 +47,7 @@ def _tell_of_no_objects(read: ReadData, split: JudgedSplit, learnt: list[str]) -
 
 def _check_crowds(read: ReadData, split: JudgedSplit) -> None:
     """Logs how many objects are crowds; more than a few are a tool's way to write masks, and are never learnt."""
-    rows, crowd = _rows_and_crowds(split)
-    used = split.kept & split.images[rows]
+    used, crowd = split.used, np.array(split.records.iscrowd, dtype=bool)
     crowds, total = int((used & crowd).sum()), int(used.sum())
     if not crowds:
         return

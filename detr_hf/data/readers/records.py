@@ -138,6 +138,11 @@ class JudgedSplit:
     kept: np.ndarray
     images: np.ndarray
 
+    @property
+    def used(self) -> np.ndarray:
+        """Returns which objects can be used, in images that can `(N,)`."""
+        return self.kept & self.images[np.array(self.records.rows, dtype=np.int64)]
+
 
 def to_xywh(boxes: np.ndarray, box_format: str, sizes_wh: np.ndarray) -> np.ndarray:
     """Returns boxes `(N, 4)` of any box format as xywh in pixels; `sizes_wh (N, 2)` are their pictures'."""
@@ -300,7 +305,7 @@ def build_table(split: JudgedSplit, categories: Categories) -> pa.Table:
     records = split.records
     rows = np.array(records.rows, dtype=np.int64)
     new_row = np.cumsum(split.images) - 1
-    order = np.flatnonzero(split.kept & split.images[rows])
+    order = np.flatnonzero(split.used)
     order = order[np.argsort(rows[order], kind="stable")]
     chosen = np.flatnonzero(split.images).tolist()
     counts = np.bincount(new_row[rows[order]], minlength=len(chosen))
