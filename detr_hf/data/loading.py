@@ -7,13 +7,14 @@ in the annotations is refused by name before training, and a layout that can be 
 import logging
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetInfo, Features, Image as ImageFeature, IterableDataset, concatenate_datasets
 
-from ..errors import AnnotationError
+from ..errors import AnnotationError, did_you_mean
 from .checking.picture_checks import check_pictures
 from .checking.splits import check_splits
 from .detection_data import DetectionData
@@ -87,7 +88,11 @@ def load_detection_dataset(
     )
     local = Path(str(path_or_id))
     if load_options and local.exists() and format != "hf" and not (local.is_dir() and has_hf_files(local)):
-        raise TypeError(f"Unknown options for a local data set: {', '.join(load_options)}.")
+        known = [one.name for one in fields(ReadOptions)]
+        raise TypeError(
+            f"Unknown options for a local data set: {', '.join(load_options)}; there are {', '.join(known)}."
+            + did_you_mean(next(iter(load_options)), known)
+        )
     read = read_source(path_or_id, options)
     if validation_share is not None:
         set_aside(read, validation_share, validation_seed)

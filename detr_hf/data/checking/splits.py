@@ -21,7 +21,7 @@ def check_splits(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
     for name, split in judged.items():
         if not len(counts[name]):
             read.log.add("no-images", "error", "the split has no images", split=name)
-        elif not counts[name].sum() and read.categories.names:
+        elif not counts[name].sum() and "categories-missing" not in read.log.counts:
             _tell_of_no_objects(read, split, learnt)
         _check_crowds(read, split)
 
