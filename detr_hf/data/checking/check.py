@@ -87,6 +87,9 @@ def check(
         check_pictures(read, judged, workers)
     if options.on_fault == "drop":
         read.log.tolerate()
+    else:
+        for split in judged.values():
+            split.images[:] = True  # counted as listed; the errors say which of them cannot be used
     if isinstance(data, DetectionData):
         read.log.take_over(data.findings)
     check_splits(read, judged)
