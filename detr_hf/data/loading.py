@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetInfo, Features, Image as ImageFeature, Iter
 
 from ..errors import AnnotationError, did_you_mean
 from .checking.picture_checks import check_pictures
-from .checking.splits import check_splits
+from .checking.splits import check_shared_files, check_splits
 from .detection_data import DetectionData
 from .findings import left_out_for
 from .read_options import ReadOptions
@@ -100,6 +100,8 @@ def load_detection_dataset(
     if on_fault == "drop":
         check_pictures(read, judged)
         read.log.tolerate()
+    else:
+        check_shared_files(read, judged)
     check_splits(read, judged)
     _refuse_faults(read, on_fault)
     built: dict[str, Any] = {name: build_split(split, read) for name, split in judged.items()}

@@ -92,6 +92,11 @@ def yolo_without_labels(*folders: str) -> Callable[[Path], None]:
     return lambda root: (yolo(root), [shutil.rmtree(root / folder) for folder in folders])[0] and None
 
 
+def two_splits_of_one(root: Path) -> None:
+    yolo(root, ("train",))
+    write(root / "data.yaml", "train: images/train\nval: images/train\nnames: [cat, dog]\n")
+
+
 def renamed_labels(root: Path) -> None:
     yolo(root)
     (root / "labels").rename(root / "annotations")
@@ -161,6 +166,7 @@ HARMLESS = [
     ),
     Kind("every annotation id is 0", coco_with(same_ids(0)), load(), {"train": 2}, ["annotation-id-duplicate (1)"]),
     Kind("annotation ids are one text", coco_with(same_ids("x")), load(), {"train": 2}, ["numbered anew"]),
+    Kind("one folder is two splits", two_splits_of_one, load(), {"train": 2, "val": 2}, ["image-in-two-splits (2)"]),
     Kind("one object of two is a crowd", coco_with(one_crowd), load(), {"train": 2}, ["1 of 2 objects are marked"]),
     Kind("a box is half a pixel wide", coco_with(half_a_pixel), load(), {"train": 2}, ["box-tiny (1)", "left out of"]),
     *(

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, List, Value
 
 from detr_hf.data import check, load_detection_dataset
 from detr_hf.data.read_options import names_by_id
 from detr_hf.errors import LayoutError
 
-from ..bad_inputs.kinds import coco, rows, voc, write, yolo
+from ..bad_inputs.kinds import BOX, coco, picture, rows, voc, write, yolo
 from . import layouts
 
 WRITERS = {"coco": coco, "yolo": yolo, "voc": voc}
@@ -54,6 +55,24 @@ def test_names_by_id(given: Any, names: Any):
 def test_what_is_no_names(given: Any):
     with pytest.raises(TypeError, match="names by id"):
         names_by_id(given)
+
+
+def test_names_are_the_ids_of_rows_whose_classes_are_texts(tmp_path: Path):
+    features = rows(tmp_path).features
+    features["objects"]["category"] = List(Value("string"))
+    data = Dataset.from_list(
+        [{"image": str(picture(tmp_path / "a.png")), "image_id": 1, "objects": {"bbox": [BOX], "category": ["dog"]}}],
+        features=features,
+    )
+    loaded = load_detection_dataset(data, id2label=["cat", "dog"])
+    assert loaded.id2label == {0: "cat", 1: "dog"} and loaded["train"][0]["objects"]["category"] == [1]
+    assert load_detection_dataset(data, id2label={"dog": "Hund"}).id2label == {0: "Hund"}
+
+
+def test_options_of_reading_are_not_for_loaded_data(tmp_path: Path):
+    coco(tmp_path)
+    with pytest.raises(TypeError, match="loaded already: splits"):
+        check(load_detection_dataset(tmp_path), splits=["train"])
 
 
 def test_the_classes_of_voc_are_chosen_and_ordered_by_name(tmp_path: Path):

@@ -71,6 +71,8 @@ def check(
     side = model_side(model_config, num_queries, size)
     try:
         options = _options(read_options)
+        if isinstance(data, DetectionData) and read_options:
+            raise TypeError(f"The data is loaded already: {', '.join(read_options)} is for load_detection_dataset.")
         read = read_loaded(data) if isinstance(data, DetectionData) else read_source(data, options)
         if any(isinstance(split, IterableDataset) for split in read.hf_splits.values()):
             raise LayoutError("A stream cannot be checked as a whole; load the data without streaming.")

@@ -26,6 +26,17 @@ def check_splits(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
         _check_crowds(read, split)
 
 
+def check_shared_files(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
+    """Logs pictures whose file is listed in an earlier split too; `check` compares what is in the files."""
+    seen: dict[str, str] = {}
+    for name, split in judged.items():
+        records = split.records
+        for row, path in enumerate(records.paths):
+            if path is not None and seen.setdefault(path, name) != name:
+                message = f"the same file is in split {seen[path]!r}: a score measured on it means nothing"
+                read.log.add("image-in-two-splits", "warning", message, **records.place(row))
+
+
 def objects_per_image(split: JudgedSplit) -> np.ndarray:
     """Returns how many objects that are no crowds each image that can be used has `(images,)`."""
     rows, crowd = np.array(split.records.rows, dtype=np.int64), np.array(split.records.iscrowd, dtype=bool)

@@ -192,10 +192,18 @@ def _read_voc(path: Path, options: ReadOptions) -> ReadData:
         )
     read = {split.name: voc.read_voc(split) for split in splits}
     categories = voc.voc_categories(list(read.values()))
-    if options.id2label:  # names are VOC's ids
-        categories = Categories(list(options.id2label.values()), list(options.id2label.values()))
+    if options.id2label:
+        categories = named(options.id2label, read)
     records = {new_name: read[split] for new_name, split in chosen.items()}
     return ReadData(str(path), "voc", categories, records, FindingLog())
+
+
+def named(id2label: dict[Any, str], records: dict[str, SplitRecords]) -> Categories:
+    """Returns the classes that the user names; of data whose ids are texts, names by number are the ids themselves."""
+    texts = [isinstance(value, str) for split in records.values() for value in split.category_ids]
+    if texts and all(texts) and all(isinstance(key, int) for key in id2label):
+        return Categories(list(id2label.values()), list(id2label.values()))
+    return Categories.of(id2label)
 
 
 def _read_hf(source: str, splits: dict[str, Any], options: ReadOptions) -> ReadData:
@@ -207,6 +215,8 @@ def _read_hf(source: str, splits: dict[str, Any], options: ReadOptions) -> ReadD
         for name, split in chosen.items()
         if not isinstance(split, hf_objects.IterableDataset)
     }
+    if options.id2label:
+        categories = named(options.id2label, records)
     box_format = options.box_format or "xywh"
     return ReadData(
         source, "hf", categories, records, FindingLog(), box_format, options.box_format is not None, chosen
