@@ -157,10 +157,12 @@ class DetectionData(Mapping):
         ]
         if len(found) == 1:
             return found[0]
+        likely = [name for name in found or self.splits if name.startswith(kind[:3])] or list(found or self.splits)
+        share = " A part of the training pictures serves too: validation_share=0.1." if kind == "validation" else ""
         raise LayoutError(
             f"{len(found) or 'No'} splits of {self.source} are named for {kind}: there are "
             f"{', '.join(map(repr, self.splits))}. Rename one when loading, as in "
-            f"load_detection_dataset(..., splits={{{kind!r}: 'its name'}})."
+            f"load_detection_dataset(..., splits={{{kind!r}: {likely[0]!r}}}).{share}"
         )
 
     def mapping_text(self) -> str:

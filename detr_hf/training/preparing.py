@@ -35,8 +35,9 @@ def splits_of_run(args: Any, train: Any, validation: Any, data: Any, processor: 
     if validation is None and args.eval_strategy != "no":
         raise ValueError(
             f"There is no validation split, and eval_strategy is {args.eval_strategy.value!r}, the default here. Give "
-            "eval_dataset, name a split validation (load_detection_dataset(..., splits={'validation': ...})), or "
-            "train without measuring: eval_strategy='no'."
+            "eval_dataset, name a split validation (load_detection_dataset(..., splits={'validation': ...})), set a "
+            "part of the training pictures aside (validation_share=0.1), or train without measuring: "
+            "eval_strategy='no'."
         )
     return train, validation
 

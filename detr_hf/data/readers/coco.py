@@ -38,7 +38,7 @@ def read_coco(source: CocoSource, keep_masks: bool = True) -> CocoFile:
     Raises:
         LayoutError: the file is no COCO JSON, or the folder of its pictures cannot be told.
     """
-    records = SplitRecords(source.split, keep_masks=keep_masks)
+    records = SplitRecords(source.split, keep_masks=keep_masks, labels_from=str(source.json_path))
     file = CocoFile([], records)
     if source.kind == "panoptic":
         records.panoptic_paths = []
@@ -142,7 +142,6 @@ def _begin(source: CocoSource, file: CocoFile, images: list[Any]) -> None:
         if isinstance(image, dict) and unsafe_reason(image.get("file_name")) is None
     ]
     folder = source.image_root or find_image_folder(source, names)
-    files_seen: dict[str, int] = {}
 
     def refuse(code: str, message: str, **place: Any) -> None:
         records.log.add(code, "error", message, split=source.split, **place)
@@ -162,9 +161,6 @@ def _begin(source: CocoSource, file: CocoFile, images: list[Any]) -> None:
         else:
             row = file.row_of[image_id] = records.add_image(image_id, name, join_inside(folder, name))
             _set_size(records, row, image)
-            if name in files_seen:
-                records.fault("file-listed-twice", f"the same file is image {files_seen[name]!r} too", row)
-            files_seen.setdefault(name, image_id)
             if records.panoptic_paths is not None:
                 records.panoptic_paths.append("")
 

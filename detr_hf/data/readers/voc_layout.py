@@ -170,8 +170,9 @@ def _lists_of(home: Path) -> dict[str, list[str]]:
         if "_" in name and split_kind(name.rpartition("_")[2]) and all(map(FLAGGED.match, lines))
     }
     whole = {name: lines for name, lines in lists.items() if name not in of_class}
-    for name, lines in of_class.items() if not whole else ():
-        whole.setdefault(name.rpartition("_")[2], []).extend(lines)
+    for name, lines in of_class.items() if not whole else ():  # a picture stands in the list of each class
+        names = whole.setdefault(name.rpartition("_")[2], [])
+        names += [line for line in (FLAGGED.match(flagged).group(1) for flagged in lines) if line not in set(names)]
     if {"train", "val"} <= set(whole):
         whole.pop("trainval", None)
     return whole
@@ -189,7 +190,7 @@ def _splits_of_lists(lists: dict[str, list[str]], xml_root: Path, names: list[st
             xml = _xml_of_line(line, by_key)
             if xml is None:
                 missing.append(line)
-            elif xml not in split.xml_names:
+            else:
                 split.xml_names.append(xml)
         unlisted -= set(split.xml_names)
         if split.xml_names:

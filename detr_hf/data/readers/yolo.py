@@ -8,6 +8,7 @@ exists.
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ...errors import AnnotationError, LayoutError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ..detection_data import Categories
 from ..pictures import upright_size
-from .paths import join_inside, list_pictures, unsafe_reason
+from .paths import join_inside, list_pictures, looked_in, unsafe_reason
 from .records import SplitRecords
 
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
@@ -67,8 +68,10 @@ def has_yolo_folders(root: Path) -> bool:
     )
 
 
-def layout_from_yaml(path: Path, image_root: Path | None = None) -> YoloLayout:
-    """Returns what a data.yaml describes.
+def layout_from_yaml(
+    path: Path, image_root: Path | None = None, roots: Mapping[str, Path] | None = None
+) -> YoloLayout:
+    """Returns what a data.yaml describes; the entries of a split in `roots` start there.
 
     Raises:
         LayoutError: it is no YAML, has no split, or names folders that do not exist or lie outside.
@@ -91,7 +94,7 @@ def layout_from_yaml(path: Path, image_root: Path | None = None) -> YoloLayout:
         if value in (None, "", []):
             continue
         entries = value if isinstance(value, list) else [value]
-        pictures[key] = [pair for entry in entries for pair in _pictures_of(base, entry, path)]
+        pictures[key] = [pair for entry in entries for pair in _pictures_of((roots or {}).get(key, base), entry, path)]
     if not pictures:
         raise LayoutError(
             f"{path} names no split; looked for {', '.join(SPLIT_KEYS)}, found {', '.join(map(str, content))}."
@@ -189,6 +192,7 @@ def read_yolo(layout: YoloLayout, split: str, keep_masks: bool = True) -> SplitR
         path = join_inside(folder, name)
         row = records.add_image(number, name, path, *upright_size(path, name))
         _read_labels(records, row, label_path(folder, name))
+    records.labels_from = looked_in(label_path(folder, name).parent for folder, name in layout.pictures[split])
     return records
 
 

@@ -163,7 +163,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
         "error",
         "lion",
     ),
-    "annotation id twice": (edited(repeat_annotation_id), "annotation-id-duplicate", "error", "annotation 2"),
+    "annotation id twice": (edited(repeat_annotation_id), "annotation-id-duplicate", "warning", "annotation 2"),
     "object twice": (edited(repeat_object), "object-duplicate", "warning", "annotation 99"),
     "image id twice": (edited(repeat_image_id), "image-id-duplicate", "error", "train_1.png"),
     "annotation of no image": (annotation(image_id=7), "image-unknown", "error", "annotation 2"),
