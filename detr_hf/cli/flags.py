@@ -12,9 +12,12 @@ from ..errors import did_you_mean
 from .reading import FLAG_OF
 
 UsageError = typer.BadParameter.__mro__[1]  # typer keeps its click under a name that is not public
-# How click, argparse and transformers' enumerations word a value that is none of the choices.
-NO_CHOICE = re.compile(r"'?([^'\s]+)'? (?:is not one of|is not a valid \w+, please select one of|\(choose from) (.+)")
-NEAR = 0.3
+# How click, argparse, transformers' enumerations and this package word a value that is none of the choices.
+NO_CHOICE = re.compile(
+    r"'?([^'\s]+)'?(?: is not one of| is not a valid \w+, please select one of| \(choose from|"
+    r"; (?:expected one of|choose|there are)) (.+)"
+)
+NEAR = 0.5
 
 
 def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
@@ -29,7 +32,7 @@ def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
 
 def with_nearest(message: str) -> str:
     """Returns an error about a value with the choice that it is nearest to; any other message as it is."""
-    found = NO_CHOICE.search(message)
+    found = None if "Did you mean" in message else NO_CHOICE.search(message)
     return message + (did_you_mean(found[1], re.findall(r"[\w.-]+", found[2])) if found else "")
 
 

@@ -13,7 +13,7 @@ from .convert import convert
 from .demo import demo
 from .eval import evaluate
 from .export import export
-from .flags import Verb
+from .flags import Verb, with_nearest
 from .predict import predict
 from .push import push
 from .reading import reads_data
@@ -62,5 +62,5 @@ def main() -> None:
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         if os.environ.get("DETR_HF_TRACEBACK"):
             raise
-        typer.echo(f"detr-hf: {error}", err=True)
+        typer.echo(f"detr-hf: {with_nearest(str(error))}", err=True)
         sys.exit(1)

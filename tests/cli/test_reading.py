@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from detr_hf.cli.flags import with_nearest
 from detr_hf.cli.main import app
 from detr_hf.cli.reading import FLAG_OF, PYTHON_NAMES, Reading, class_names, in_flags, speaking_of_flags
 from detr_hf.cli.train import parse
@@ -214,6 +215,23 @@ def test_a_wrong_value_is_answered_with_the_nearest(flag, value, nearest, tmp_pa
     yolo(tmp_path)
     code, said = run("check", tmp_path, f"--{flag}", value)
     assert code == 1 and f"--{flag} is '{value}'" in said and f"Did you mean {nearest}?" in said
+
+
+@pytest.mark.parametrize(
+    ("message", "nearest"),
+    [
+        ("recipe is 'fst'; choose 'auto', 'scratch' or 'fast'.", "fast"),
+        ("augment is 'papr'; expected one of none, paper, strong, or a callable.", "paper"),
+        ("There is no split 'vall'; there are 'train', 'val'. Name one: --split", "val"),
+        ("'cosin' is not a valid SchedulerType, please select one of ['linear', 'cosine']", "cosine"),
+        ("'detr' is not one of 'detr_hf', 'transformers'.", "detr_hf"),
+        ("x is 'qqq'; there are a, b.", None),
+        ("format is 'ylo'; there are yolo. Did you mean yolo?", None),
+        ("/data; there is nothing", None),
+    ],
+)
+def test_messages_end_with_the_nearest(message: str, nearest: str | None):
+    assert with_nearest(message) == message + (f" Did you mean {nearest}?" if nearest else "")
 
 
 def test_train_reads_its_flags_as_the_others_do():
