@@ -108,22 +108,26 @@ class FileIndex:
 
     def __contains__(self, path: str) -> bool:
         folder, name = os.path.split(path)
+        return name in self.names(folder)
+
+    def names(self, folder: str) -> set[str]:
+        """Returns the names of the files that lie in a folder; none where there is no such folder."""
         if folder not in self.files:
             self._list(folder)
-        return name in self.files[folder]
+        return self.files[folder]
 
-    def match(self, folder: str, name: str) -> str | None:
+    def match(self, folder: str, name: str, kinds: str = "f") -> str | None:
         """Returns the name of the file below `folder` that `name` (with `/`) means, as the disk has it, or None.
 
         The name itself comes first, then one that differs in its Unicode normal form, then the only one that differs
-        in case.
+        in case. `kinds` is what is looked for: "f" files, "d" folders, "fd" both.
         """
         found = []
         parts = name.split("/")
         for position, part in enumerate(parts):
-            if folder not in self.files:
-                self._list(folder)
-            wanted = (self.files if position == len(parts) - 1 else self.folders)[folder]
+            files, folders = self.names(folder), self.folders[folder]
+            searched = "d" if position < len(parts) - 1 else kinds
+            wanted = files if searched == "f" else folders if searched == "d" else files | folders
             actual = part if part in wanted else self._alike(folder, part, wanted)
             if actual is None:
                 return None
