@@ -176,6 +176,8 @@ def _read_yolo(path: Path, options: ReadOptions) -> ReadData:
     layout = yolo.find_layout(path, options.image_root)
     if layout is None:
         raise LayoutError(f"{path} holds no YOLO data;\n{LOOKED_FOR}.")
+    if options.image_root is not None and not layout.described:
+        raise LayoutError(f"{path} has no data.yaml whose entries image_root= could be for. Leave it out.")
     chosen = choose_splits([*layout.pictures, *layout.missing], options.splits, str(path))
     log = FindingLog()
     records = yolo.read_yolo(layout, chosen, options.masks, log)

@@ -14,7 +14,8 @@ from pathlib import Path
 from ...errors import LayoutError
 from .paths import is_picture, walk_files
 from .text import name_key, read_text
-from .yolo_layout import LIST_FILES, YoloLayout, is_label_file, label_folder, split_at_images
+from .yolo_layout import LIST_FILES, YoloLayout, label_folder, split_at_images
+from .yolo_lines import is_label_file
 from .yolo_names import NAME_FILES
 
 # Label Studio writes these eight characters before the name of an uploaded picture.
@@ -56,7 +57,7 @@ class LabelFinder:
             if halves:
                 top = label_folder(halves[0]) or halves[0] / "labels"
                 below = str(halves[1])
-                found = below if below == "." else self.index.match(str(top), halves[1].as_posix(), "d")
+                found = below if below == "." else self.index.match(str(top), halves[1].as_posix(), is_folder=True)
                 self.homes[folder] = os.path.normpath(top / (found or below))
         return self.homes[folder]
 

@@ -17,7 +17,7 @@ from ...errors import LayoutError
 from ..detection_data import split_kind
 from .paths import FileIndex, PictureFinder, is_picture, list_pictures, walk_files
 from .text import read_lines
-from .yolo_lines import LineKind, looks_like_label
+from .yolo_lines import LineKind, is_label_file
 from .yolo_names import find_names
 
 PICTURE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
@@ -40,10 +40,12 @@ class Remark(NamedTuple):
 class YoloLayout:
     """Pictures by split as (folder, name below it), the class names by id, and what was noticed by split.
 
+    `described` says whether a data.yaml or obj.data does.
     `missing` are the splits that are named and not there; `remarks[None]` are about the whole.
     """
 
     root: Path
+    described: bool = False
     pictures: dict[str, list[tuple[Path, str]]] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     kind: LineKind | None = None
@@ -73,7 +75,8 @@ def split_at_images(folder: Path, root: Path | None = None) -> tuple[Path, Path]
     Folders above `root` do not count; `root` itself does.
     """
     parts = folder.parts
-    for place in range(len(parts) - 1, len(root.parts) - 2 if root else 0, -1):
+    above = len(root.parts) - 2 if root and folder.is_relative_to(root) else 0
+    for place in range(len(parts) - 1, above, -1):
         if parts[place].lower() in PICTURE_FOLDERS:
             return Path(*parts[:place]), Path(*parts[place + 1 :])
     return None
@@ -189,14 +192,6 @@ def holds_labels(folder: Path, index: FileIndex, below: bool = False) -> bool:
     return any(is_label_file(folder / name) for name in islice(labels, PROBED_FILES))
 
 
-def is_label_file(path: Path) -> bool:
-    """Whether the first line of a text file is one of a label file."""
-    try:
-        return any(map(looks_like_label, read_lines(path)[:1]))
-    except LayoutError:
-        return False
-
-
 def find_lists(root: Path) -> dict[str, Path]:
     """Returns the lists of pictures that lie in a folder, by split."""
     found = {}
@@ -225,5 +220,5 @@ def layout_from_folders(root: Path) -> YoloLayout | None:
         layout.pictures[split] = [(folder, name) for name in list_pictures(folder)]
     homes = [home for folder in folders.values() for home in (folder, label_home(folder, root)) if home]
     places = [root, *homes, *(home / name for home in (root, *homes) for name in LABEL_FOLDERS)]
-    layout.names, _ = find_names(dict.fromkeys(places))
+    layout.names = find_names(dict.fromkeys(places))
     return layout

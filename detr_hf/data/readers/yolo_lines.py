@@ -12,9 +12,11 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...errors import AnnotationError, LayoutError
+from .text import is_no_value, read_lines
 
 # Numbers may exceed the picture by this fraction: tools round to six digits.
 FRACTION_SLACK = 0.01
@@ -22,9 +24,12 @@ LABEL_LINE = re.compile(r"[^\s,;]+([\s,;]+[-+.\deE]+){4,}\s*$")
 KEY_POINTS_NOTE = "key points are not read, only the boxes before them"
 
 
-def looks_like_label(line: str) -> bool:
-    """Whether a line of text is one of a label file: a word and four numbers or more."""
-    return LABEL_LINE.match(line) is not None
+def is_label_file(path: Path) -> bool:
+    """Whether the first line of a text file is one of a label file: a word and four numbers or more."""
+    try:
+        return any(map(LABEL_LINE.match, read_lines(path)[:1]))
+    except LayoutError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def kind_from_yaml(content: dict[str, Any], path: object) -> LineKind | None:
         LayoutError: `kpt_shape` is not a number of points and 2 or 3.
     """
     shape, task = content.get("kpt_shape"), content.get("task")
-    if shape:
+    if not is_no_value(shape):
         numbers = [int(value) for value in shape if re.fullmatch(r"\d+", str(value))] if type(shape) is list else []
         if len(numbers) != 2 or numbers[1] not in (2, 3):
             raise LayoutError(

@@ -13,8 +13,8 @@ from typing import Any
 
 from ...errors import LayoutError
 from ..findings import FindingLog
-from .text import is_no_value, name_key, read_lines, read_text
-from .yolo_lines import looks_like_label
+from .text import is_no_value, name_key, read_text
+from .yolo_lines import is_label_file
 
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "notes.json", "labels.txt", "predefined_classes.txt")
 # labelImg's list of proposals, which says nothing about the labels that lie beside it while there is another file.
@@ -69,34 +69,33 @@ def read_names_file(path: Path) -> dict[int, str]:
         return {}
 
 
-def find_names(folders: Iterable[Path]) -> tuple[dict[int, str], Path | None]:
-    """Returns the names by id that files in these folders give, and the file they are from.
+def name_files(folders: Iterable[Path]) -> list[Path]:
+    """Returns the files of class names in these folders, the first of `NAME_FILES` in each."""
+    found = []
+    for folder in folders:
+        paths = [folder / name for name in NAME_FILES]
+        found += [path for path in paths if path.is_file() and not is_label_file(path)][:1]
+    return [path for path in found if path.name != PROPOSALS] or found
+
+
+def find_names(folders: Iterable[Path]) -> dict[int, str]:
+    """Returns the names by id that files in these folders give; none where there is no such file.
 
     Raises:
         LayoutError: two files give one id different names.
     """
     found: dict[int, str] = {}
     source = None
-    for folder in folders:
-        for path in (folder / name for name in NAME_FILES):
-            if not path.is_file() or (path.name == PROPOSALS and source) or _is_label_file(path):
-                continue
-            names = read_names_file(path)
-            if source and differing_ids(found, names):
-                raise LayoutError(
-                    f"{source} and {path} disagree: {describe_difference(found, names)}. A number must mean one "
-                    "class: correct the labels, or leave one file, or pass id2label={0: 'name', ...}."
-                )
-            if len(names) > len(found):
-                found, source = names, path
-            if names:
-                break
-    return found, source
-
-
-def _is_label_file(path: Path) -> bool:
-    """Whether `labels.txt` is the label file of a picture that is called so."""
-    return path.suffix == ".txt" and any(map(looks_like_label, read_lines(path)[:1]))
+    for path in name_files(folders):
+        names = read_names_file(path)
+        if differing_ids(found, names):
+            raise LayoutError(
+                f"{source} and {path} disagree: {describe_difference(found, names)}. A number must mean one class: "
+                "correct the labels, or leave one file, or pass id2label={0: 'name', ...}."
+            )
+        if len(names) > len(found):
+            found, source = names, path
+    return found
 
 
 def differing_ids(first: dict[int, str], second: dict[int, str]) -> list[int]:

@@ -18,7 +18,7 @@ from .paths import URL_OR_DRIVE, PictureFinder, list_pictures
 from .text import is_no_value, read_lines, read_yaml
 from .yolo_layout import YoloLayout, label_home, names_of_list, without_repeats
 from .yolo_lines import kind_from_yaml
-from .yolo_names import describe_difference, differing_ids, find_names, names_of_yaml, read_names_file
+from .yolo_names import describe_difference, differing_ids, find_names, name_files, names_of_yaml, read_names_file
 
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "minival")
 YAML_KEY = r"(?m)^[\"']?(%s)[\"']?\s*:"
@@ -89,7 +89,7 @@ def layout_from_file(path: Path, image_root: Path | Mapping[str, Path] | None = 
     """
     content = read_description(path)
     common_root = None if isinstance(image_root, Mapping) else image_root
-    layout = YoloLayout(common_root or path.parent)
+    layout = YoloLayout(common_root or path.parent, described=True)
     listed = {key: texts for key in SPLIT_KEYS if (texts := list(_texts(content.get(key), key, path)))}
     if not listed:
         raise LayoutError(f"{path} names no split; looked for {', '.join(SPLIT_KEYS)}, found {', '.join(content)}.")
@@ -163,15 +163,11 @@ class Places:
                     f"of the data set's folder are only followed when you name them: pass image_root={str(place)!r}."
                 )
             return place
-        shorter, _ = self._shortened(home, listed, "d")
+        shorter, _ = self._shortened(home, listed, (True,))
         found = shorter or home
         message = f"`path: {listed}` of {self.path.name} does not exist; its entries are read from {found}"
-        self._remark_once("path-repaired", "warning", message)
+        self.layout.remark(None, "path-repaired", "warning", message)
         return found
-
-    def _remark_once(self, code: str, severity: str, message: str) -> None:
-        if not any(remark.message == message for remark in self.layout.remarks.get(None, [])):
-            self.layout.remark(None, code, severity, message)
 
     def locate(self, split: str, text: str) -> list[Entry]:
         """Returns what an entry means: one place, or those that match its `*`.
@@ -196,23 +192,26 @@ class Places:
         pattern = re.search(r"[*?\[]", text) and not os.path.isabs(text) and ".." not in text
         if pattern and (found := sorted(start.glob(text))):
             return [Entry(split, text, place) for place in found]
-        place, dropped = self._shortened(start, text, "fd")
+        place, dropped = self._shortened(start, text, (True, False))
         if place is None:
             raise _Missing(
                 f"{self.path} names {text!r} for {split}, which is not below {start}, with or without its leading "
                 f"folders. Correct the file, or pass image_root=, the folder to start from.{self.hint}"
             )
-        code, severity = ("entry-repaired", "warning") if dropped else ("entry-too-high", "info")
+        # Darknet's paths start from where Darknet is called: that its folder is left out is the rule.
+        named = dropped and self.path.suffix.lower() != ".data"
+        code, severity = ("entry-repaired", "warning") if named else ("entry-shortened", "info")
         self.layout.remark(split, code, severity, f"{text!r} of {self.path.name} does not exist; {place} is read")
         return [Entry(split, text, place, repaired=True)]
 
-    def _shortened(self, start: Path, text: str, kinds: str) -> tuple[Path | None, bool]:
+    def _shortened(self, start: Path, text: str, kinds: tuple[bool, ...]) -> tuple[Path | None, bool]:
         """Returns what exists of a path without its leading folders, and whether named ones were left out."""
         parts = path_parts(text)
         for skip in range(len(parts)):
-            found = self.layout.index.match(str(start), "/".join(parts[skip:]), kinds)
-            if found is not None:
-                return start / found, skip > 0 or os.path.isabs(text)
+            name = "/".join(parts[skip:])
+            found = [self.layout.index.match(str(start), name, is_folder) for is_folder in kinds]
+            if any(found):
+                return start / next(filter(None, found)), skip > 0 or os.path.isabs(text)
         return None, True
 
 
@@ -279,8 +278,8 @@ def _list_entries(layout: YoloLayout, path: Path, entries: list[Entry], readers:
             names = [os.path.relpath(entry.place / name, folder) for name in list_pictures(entry.place)]
             listed[entry.split] += [(folder, name) for name in names]
             for name in names if has_lists else ():
-                below = os.path.relpath(folder / name, start)
-                finder.meant.setdefault(below, below)
+                below = os.path.relpath(folder / name, start).replace(os.sep, "/")
+                finder.meant.setdefault(os.path.join(start, below), (below, False))
         elif entry.place.suffix.lower() == ".txt":
             listed[entry.split] += [(start, name) for name in names_of_list(layout, entry.split, entry.place, finder)]
         else:
@@ -290,14 +289,22 @@ def _list_entries(layout: YoloLayout, path: Path, entries: list[Entry], readers:
 
 
 def _names(layout: YoloLayout, content: dict[str, Any], path: Path, places: Places) -> dict[int, str]:
-    """Returns the class names of data.yaml, or of the file that obj.data names; a file that disagrees is told of."""
-    folders = [place for start in places.starts for place in (start, start / "labels")]
-    beside, source = find_names(dict.fromkeys(folders))
+    """Returns the class names of data.yaml, or of the file that obj.data names, or of a file beside them."""
     if listed := content.get("names file"):
-        entries = places.locate("names", listed)
-        return read_names_file(entries[0].place)
+        entry = places.locate("train", listed)[0]
+        if not lies_in(entry.place, places.limit):
+            raise LayoutError(f"{path} names {listed!r}, which is not below {places.limit}: refused.")
+        return read_names_file(entry.place)
+    folders = dict.fromkeys(place for start in places.starts for place in (start, start / "labels"))
     names = names_of_yaml(content, path)
-    if source and differing_ids(names, beside):
-        message = f"{path.name} and {source} disagree: {describe_difference(names, beside)}; {path.name} is followed"
-        layout.remark(None, "class-names-differ", "warning", message)
-    return names or beside
+    if not names:
+        return find_names(folders)
+    for beside in name_files(folders):
+        try:
+            others = read_names_file(beside)
+        except LayoutError:
+            continue  # data.yaml names the classes
+        if differing_ids(names, others):
+            message = f"{path.name} and {beside} disagree: {describe_difference(names, others)}; the first is followed"
+            layout.remark(None, "class-names-differ", "warning", message)
+    return names
