@@ -219,6 +219,6 @@ def layout_from_folders(root: Path) -> YoloLayout | None:
     for split, folder in folders.items() if not lists else ():
         layout.pictures[split] = [(folder, name) for name in list_pictures(folder)]
     homes = [home for folder in folders.values() for home in (folder, label_home(folder, root)) if home]
-    places = [root, *homes, *(home / name for home in (root, *homes) for name in LABEL_FOLDERS)]
+    places = [place for home in (root, *homes) for place in (home, label_folder(home)) if place]
     layout.names = find_names(dict.fromkeys(places))
     return layout

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import LayoutError
+from ..detection_data import split_kind
 from .paths import URL_OR_DRIVE, PictureFinder, list_pictures
 from .text import is_no_value, read_lines, read_yaml
 from .yolo_layout import YoloLayout, label_home, names_of_list, without_repeats
@@ -21,7 +22,7 @@ from .yolo_lines import kind_from_yaml
 from .yolo_names import describe_difference, differing_ids, find_names, name_files, names_of_yaml, read_names_file
 
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "minival")
-YAML_KEY = r"(?m)^[\"']?(%s)[\"']?\s*:"
+YAML_KEY = r"(?mi)^[\"']?(%s)[\"']?\s*:"
 
 
 @dataclass
@@ -32,6 +33,11 @@ class Entry:
     text: str
     place: Path
     repaired: bool = False
+
+
+def is_split(key: str) -> bool:
+    """Whether a key of data.yaml or obj.data names a split; CVAT writes `Train` and `Validation`."""
+    return key.lower() in SPLIT_KEYS or (split_kind(key) is not None and key.lower() not in ("eval", "dev"))
 
 
 def find_description(root: Path) -> Path | None:
@@ -61,7 +67,7 @@ def describes_data(path: Path) -> bool:
         return True
     text = path.read_bytes()[:100_000].decode("utf-8", errors="replace")
     if suffix == ".data":
-        return all(re.search(rf"(?m)^\s*{key}\s*=", text) for key in ("names", "train|valid"))
+        return all(re.search(rf"(?mi)^\s*({key})\s*=", text) for key in ("names", "|".join(SPLIT_KEYS)))
     return all(re.search(YAML_KEY % keys, text) for keys in ("names", "|".join(SPLIT_KEYS)))
 
 
@@ -90,7 +96,7 @@ def layout_from_file(path: Path, image_root: Path | Mapping[str, Path] | None = 
     content = read_description(path)
     common_root = None if isinstance(image_root, Mapping) else image_root
     layout = YoloLayout(common_root or path.parent, described=True)
-    listed = {key: texts for key in SPLIT_KEYS if (texts := list(_texts(content.get(key), key, path)))}
+    listed = {key: texts for key in filter(is_split, content) if (texts := list(_texts(content[key], key, path)))}
     if not listed:
         raise LayoutError(f"{path} names no split; looked for {', '.join(SPLIT_KEYS)}, found {', '.join(content)}.")
     entries: list[Entry] = []
