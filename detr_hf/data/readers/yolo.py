@@ -71,6 +71,9 @@ def read_yolo(layout: YoloLayout, chosen: Mapping[str, str], masks: bool, log: F
     labels = LabelFinder(layout)
     labels.remark_leftovers()
     kind = layout.kind or infer_kind(_probe(labels), layout.root)
+    if kind.long == "key points" and layout.kind is None:
+        message = f"no kpt_shape says so: lines of {kind.count} numbers are a box and key points by their visibility"
+        layout.remark(None, "key-points-inferred", "info", message)
     records = {}
     for new_name, split in chosen.items():
         records[new_name] = _read_split(layout, labels, split, SplitRecords(new_name, keep_masks=masks), kind)

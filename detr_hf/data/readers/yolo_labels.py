@@ -14,9 +14,8 @@ from pathlib import Path
 from ...errors import LayoutError
 from .paths import is_picture, walk_files
 from .text import name_key, read_text
-from .yolo_layout import LIST_FILES, YoloLayout, label_folder, split_at_images
+from .yolo_layout import YoloLayout, label_folder, split_at_images
 from .yolo_lines import is_label_file
-from .yolo_names import NAME_FILES
 
 # Label Studio writes these eight characters before the name of an uploaded picture.
 UPLOAD_MARK = re.compile(r"[0-9a-f]{8}-(.+)")
@@ -135,9 +134,9 @@ class LabelFinder:
             self.layout.remark(None, "image-unlisted", "info", "no split has this picture", self._relative(path))
         stems = {name_key(os.path.splitext(self._mirrored(path))[0]) for path in pictures}
         for path in sorted(files - pictures - set(self.claimed)):
-            if not path.lower().endswith(".txt") or os.path.basename(path) in (*NAME_FILES, *LIST_FILES):
+            if not path.lower().endswith(".txt") or name_key(os.path.splitext(self._mirrored(path))[0]) in stems:
                 continue
-            if name_key(os.path.splitext(self._mirrored(path))[0]) not in stems and is_label_file(Path(path)):
+            if is_label_file(Path(path)):
                 message = "no picture of a split has this label file: its objects are not read"
                 self.layout.remark(None, "label-unclaimed", "warning", message, self._relative(path))
 

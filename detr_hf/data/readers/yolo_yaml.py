@@ -16,7 +16,7 @@ from typing import Any
 from ...errors import LayoutError
 from ..detection_data import split_kind
 from .paths import URL_OR_DRIVE, PictureFinder, list_pictures
-from .text import is_no_value, read_lines, read_yaml
+from .text import is_no_value, read_lines, read_text, read_yaml
 from .yolo_layout import YoloLayout, label_home, names_of_list, without_repeats
 from .yolo_lines import kind_from_yaml
 from .yolo_names import describe_difference, differing_ids, find_names, name_files, names_of_yaml, read_names_file
@@ -65,7 +65,10 @@ def describes_data(path: Path) -> bool:
         return False
     if path.name.lower() in ("data.yaml", "data.yml", "dataset.yaml", "obj.data"):
         return True
-    text = path.read_bytes()[:100_000].decode("utf-8", errors="replace")
+    try:
+        text = read_text(path)
+    except LayoutError:  # its keys are ASCII in every code page
+        text = path.read_bytes().decode("latin-1")
     if suffix == ".data":
         return all(re.search(rf"(?mi)^\s*({key})\s*=", text) for key in ("names", "|".join(SPLIT_KEYS)))
     return all(re.search(YAML_KEY % keys, text) for keys in ("names", "|".join(SPLIT_KEYS)))
