@@ -15,6 +15,30 @@ from ...errors import AnnotationError, LayoutError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from .text import name_key
 
+# What cameras and design programs write, and is no picture here.
+OTHER_PICTURE_SUFFIXES = frozenset(
+    [
+        ".arw",
+        ".avif",
+        ".cr2",
+        ".cr3",
+        ".dng",
+        ".exr",
+        ".heic",
+        ".heif",
+        ".ico",
+        ".jp2",
+        ".jpe",
+        ".jxl",
+        ".mpo",
+        ".nef",
+        ".orf",
+        ".psd",
+        ".raw",
+        ".svg",
+        ".tga",
+    ]
+)
 URL_OR_DRIVE = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+://|[A-Za-z]:[\\/])")
 
 
@@ -85,6 +109,11 @@ def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
 
 
+def is_unread_picture(name: str) -> bool:
+    """Whether a file's name ends as that of a picture of a kind that is not read."""
+    return os.path.splitext(name)[1].lower() in OTHER_PICTURE_SUFFIXES - PICTURE_SUFFIXES
+
+
 def list_pictures(folder: Path) -> list[str]:
     """Returns the names of all pictures below `folder`, relative to it with `/`, sorted; see `walk_files`."""
     return sorted(name for name in walk_files(folder) if is_picture(name))
@@ -102,7 +131,10 @@ class FileIndex:
         self.files[folder], self.folders[folder] = set(), set()
         try:
             for entry in os.scandir(folder):
-                (self.folders if entry.is_dir() else self.files)[folder].add(entry.name)
+                if entry.is_dir():
+                    self.folders[folder].add(entry.name)
+                elif entry.is_file():  # not a link to nothing
+                    self.files[folder].add(entry.name)
         except OSError:
             pass
 

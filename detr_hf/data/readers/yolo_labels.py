@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import LayoutError
-from .paths import is_picture, walk_files
+from .paths import is_picture, is_unread_picture, walk_files
 from .text import name_key, read_text
 from .yolo_layout import YoloLayout, label_folder, split_at_images
 from .yolo_lines import is_label_file
@@ -132,6 +132,9 @@ class LabelFinder:
         pictures = {path for path in files if is_picture(path)}
         for path in sorted(pictures - set(self.found)):
             self.layout.remark(None, "image-unlisted", "info", "no split has this picture", self._relative(path))
+        for path in sorted(filter(is_unread_picture, files)):
+            message = "pictures of this kind are not read: save it as PNG or JPEG"
+            self.layout.remark(None, "image-kind-unread", "warning", message, self._relative(path))
         stems = {name_key(os.path.splitext(self._mirrored(path))[0]) for path in pictures}
         for path in sorted(files - pictures - set(self.claimed)):
             if not path.lower().endswith(".txt") or name_key(os.path.splitext(self._mirrored(path))[0]) in stems:

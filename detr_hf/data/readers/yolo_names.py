@@ -26,7 +26,7 @@ def names_of_yaml(content: dict[str, Any], path: Path) -> dict[int, str]:
     """Returns the names by id that a data.yaml gives; none where it has no `names`.
 
     Raises:
-        LayoutError: `names` is no list and no mapping from integers, or `nc` is another number.
+        LayoutError: `names` is no list and no mapping from integers.
     """
     names = content.get("names")
     if is_no_value(names):
@@ -40,12 +40,12 @@ def names_of_yaml(content: dict[str, Any], path: Path) -> dict[int, str]:
         raise LayoutError(expected)
     if not all(isinstance(name, str) and name.strip() for name in names.values()):
         raise LayoutError(expected)
-    _compare_count(content.get("nc"), names, path)
     return {key: name.strip() for key, name in names.items()}
 
 
-def _compare_count(count: Any, names: dict[int, str], path: Path) -> None:
-    if is_no_value(count):
+def compare_count(count: Any, names: dict[int, str], path: Path) -> None:
+    """Raises a LayoutError when a data.yaml or obj.data says another number of classes than there are names."""
+    if is_no_value(count) or not names:
         return
     if not (isinstance(count, str) and WHOLE_NUMBER.fullmatch(count)):
         raise LayoutError(f"{path}: nc is {str(count)[:40]!r}, expected the number of classes.")

@@ -19,7 +19,15 @@ from .paths import URL_OR_DRIVE, PictureFinder, list_pictures
 from .text import is_no_value, read_lines, read_text, read_yaml
 from .yolo_layout import YoloLayout, label_home, names_of_list, without_repeats
 from .yolo_lines import kind_from_yaml
-from .yolo_names import describe_difference, differing_ids, find_names, name_files, names_of_yaml, read_names_file
+from .yolo_names import (
+    compare_count,
+    describe_difference,
+    differing_ids,
+    find_names,
+    name_files,
+    names_of_yaml,
+    read_names_file,
+)
 
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "minival")
 YAML_KEY = r"(?mi)^[\"']?(%s)[\"']?\s*:"
@@ -299,21 +307,26 @@ def _list_entries(layout: YoloLayout, path: Path, entries: list[Entry], readers:
 
 def _names(layout: YoloLayout, content: dict[str, Any], path: Path, places: Places) -> dict[int, str]:
     """Returns the class names of data.yaml, or of the file that obj.data names, or of a file beside them."""
+    folders = dict.fromkeys(place for start in places.starts for place in (start, start / "labels"))
     if listed := content.get("names file"):
         entry = places.locate("train", listed)[0]
         if not lies_in(entry.place, places.limit):
             raise LayoutError(f"{path} names {listed!r}, which is not below {places.limit}: refused.")
-        return read_names_file(entry.place)
-    folders = dict.fromkeys(place for start in places.starts for place in (start, start / "labels"))
-    names = names_of_yaml(content, path)
-    if not names:
-        return find_names(folders)
-    for beside in name_files(folders):
-        try:
-            others = read_names_file(beside)
-        except LayoutError:
-            continue  # data.yaml names the classes
-        if differing_ids(names, others):
-            message = f"{path.name} and {beside} disagree: {describe_difference(names, others)}; the first is followed"
-            layout.remark(None, "class-names-differ", "warning", message)
+        names = read_names_file(entry.place)
+    else:
+        names = names_of_yaml(content, path)
+        for beside in name_files(folders) if names else ():
+            _compare_names(layout, names, path, beside)
+    names = names or find_names(folders)
+    compare_count(content.get("nc"), names, path)
     return names
+
+
+def _compare_names(layout: YoloLayout, names: dict[int, str], path: Path, beside: Path) -> None:
+    try:
+        others = read_names_file(beside)
+    except LayoutError:
+        return  # data.yaml names the classes
+    if differing_ids(names, others):
+        message = f"{path.name} and {beside} disagree: {describe_difference(names, others)}; the first is followed"
+        layout.remark(None, "class-names-differ", "warning", message)

@@ -83,9 +83,9 @@ LABELS = {
         {"label-unclaimed"},
     ),
     "of a picture that is not read": (
-        {"images/a.jpg": PICTURE, "labels/a.txt": BOX, "images/b.heic": "x", "labels/b.txt": BOX},
+        {"images/a.jpg": PICTURE, "labels/a.txt": BOX, "images/b.HEIC": "x", "labels/b.txt": BOX},
         {"a.jpg": 1},
-        {"label-unclaimed"},
+        {"label-unclaimed", "image-kind-unread"},
     ),
     "texts that are no labels": (
         {"images/a.jpg": PICTURE, "labels/a.txt": BOX, "labels/readme.txt": "see b", "labels/classes.txt": "cat\n"},
@@ -134,6 +134,21 @@ def test_reading_one_split_calls_the_labels_of_the_others_no_leftovers(tmp_path:
     labels = {f"{split}/labels/{split}.txt": BOX for split in ("train", "val")}
     fill(tmp_path, {"data.yaml": YAML + "val: val/images\n", **folders, **labels})
     assert not check(tmp_path, splits="train").warnings
+
+
+def test_a_link_to_nothing_is_a_missing_picture(tmp_path: Path):
+    files = {"data.yaml": YAML, "train/images/a.jpg": PICTURE, "train/labels/a.txt": BOX, "train/labels/b.txt": BOX}
+    fill(tmp_path, files)
+    (tmp_path / "train/images/b.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert check(tmp_path).errors == {"image-missing": 1}
+
+
+def test_linked_folders_of_pictures_and_labels_are_read(tmp_path: Path):
+    fill(tmp_path, {"disk/i/a.jpg": PICTURE, "disk/l/a.txt": BOX, "d/data.yaml": "train: images\nnames: [cat, dog]\n"})
+    (tmp_path / "d/images").symlink_to(tmp_path / "disk/i")
+    (tmp_path / "d/labels").symlink_to(tmp_path / "disk/l")
+    assert check(tmp_path / "d").warnings == {}
+    assert len(load_detection_dataset(tmp_path / "d")["train"][0]["objects"]["bbox"]) == 1
 
 
 def test_folders_called_images_above_the_data_set_change_nothing(tmp_path: Path):

@@ -38,6 +38,27 @@ def test_names_that_cannot_be_meant_are_refused(names: str, tmp_path: Path):
         load_detection_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"data.yaml": "train: train/images\nnc: 3\nnames: [cat, dog]\n"},
+        {"data.yaml": "train: train/images\nnc: '3'\n", "classes.txt": "cat\ndog\n"},
+        {"obj.data": "classes=3\ntrain=train/images\nnames=obj.names\n", "obj.names": "cat\ndog\n"},
+    ],
+)
+def test_another_number_of_classes_than_names_is_refused(files: dict[str, str], tmp_path: Path):
+    fill(tmp_path, {**FILES, **files})
+    with pytest.raises(LayoutError, match="nc is 3 and there are 2 names"):
+        load_detection_dataset(tmp_path)
+
+
+def test_obj_data_does_not_name_a_file_outside(tmp_path: Path):
+    fill(tmp_path, {"secret": "a\nb\n"})
+    fill(tmp_path / "d", {**FILES, "obj.data": "classes=2\ntrain=train/images\nnames=../secret\n"})
+    with pytest.raises(LayoutError, match=r"'\.\./secret', which is not below"):
+        load_detection_dataset(tmp_path / "d")
+
+
 @pytest.mark.parametrize("names", ["[cat, dog, cat]", "['caf\u00e9', 'cafe\u0301']"])
 def test_a_name_of_two_classes_is_refused(names: str, tmp_path: Path):
     fill(tmp_path, {**FILES, "data.yaml": f"train: train/images\nnames: {names}\n"})
