@@ -18,6 +18,7 @@ from ...errors import AnnotationError, LayoutError
 from ..detection_data import Categories
 from ..findings import FindingLog
 from ..pictures import upright_size
+from .paths import FileIndex
 from .records import SplitRecords
 from .text import read_text
 from .yolo_labels import LabelFinder
@@ -36,8 +37,7 @@ def is_yolo(root: Path) -> bool:
     Raises:
         LayoutError: it can be read in two ways.
     """
-    layout = YoloLayout(root)
-    return find_description(root) is not None or bool(find_split_folders(root, layout.index))
+    return find_description(root) is not None or bool(find_split_folders(root, FileIndex()))
 
 
 def find_layout(path: Path, image_root: Path | Mapping[str, Path] | None = None) -> YoloLayout | None:
@@ -92,14 +92,17 @@ def read_yolo(layout: YoloLayout, chosen: Mapping[str, str], masks: bool, log: F
 
 
 def _probe(labels: LabelFinder) -> Iterator[list[float]]:
-    """Yields the numbers of some lines of label files."""
+    """Yields the numbers of some lines of label files that have more than a box."""
     paths = (found.path for found in labels.found.values() if found.path)
-    lines = (line for path in islice(paths, PROBED_FILES) for line in _lines_or_nothing(path) if line.strip())
-    for line in islice(lines, PROBED_LINES):
-        try:
-            yield parse_numbers(line)
-        except AnnotationError:
-            continue
+    lines = (line for path in islice(paths, PROBED_FILES) for line in _lines_or_nothing(path))
+    yield from islice(filter(lambda numbers: len(numbers) > 5, map(_numbers_or_nothing, lines)), PROBED_LINES)
+
+
+def _numbers_or_nothing(line: str) -> list[float]:
+    try:
+        return parse_numbers(line) if line.strip() else []
+    except AnnotationError:
+        return []
 
 
 def _lines_or_nothing(path: str) -> list[str]:

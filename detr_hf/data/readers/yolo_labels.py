@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ...errors import LayoutError
 from .paths import is_picture, is_unread_picture, walk_files
@@ -19,6 +20,13 @@ from .yolo_lines import is_label_file
 
 # Label Studio writes these eight characters before the name of an uploaded picture.
 UPLOAD_MARK = re.compile(r"[0-9a-f]{8}-(.+)")
+
+
+class Candidate(NamedTuple):
+    """A label file that could be a picture's; `exact` when it is called like it (but for the Unicode form)."""
+
+    path: str
+    exact: bool
 
 
 @dataclass
@@ -37,19 +45,22 @@ class LabelFinder:
         self.index = layout.index
         self.homes: dict[str, str | None] = {}
         self.marked: dict[str, dict[str, list[str]]] = {}
-        self.claimed: dict[str, str] = {}
-        self.found: dict[str, FoundLabels] = {}
+        self.claimed: set[str] = set()
+        self.splits: dict[str, str] = {}  # the split to which the pictures or labels of a folder belong
+        candidates: dict[str, tuple[str, str, list[Candidate]]] = {}
+        # Whose label file it is, by its name and by a guess: what is a picture's by its name is no other's by a guess.
+        self.owners: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}
         for split, pictures in layout.pictures.items():
             for folder, name in pictures:
                 path = os.path.join(folder, name)
-                if path not in self.found:
-                    self.found[path] = self._find(split, path, name)
+                if path not in candidates:
+                    candidates[path] = (split, name, self._candidates(split, path))
+                    for candidate in candidates[path][2]:
+                        self.owners[candidate.exact].setdefault(candidate.path, []).append(path)
+        self.found = {path: self._choose(path, *rest) for path, rest in candidates.items()}
 
     def label_folder_of(self, folder: str) -> str | None:
-        """Returns the folder of the label files for the pictures of a folder, where it has an `images` in its path.
-
-        It is there or not; which is what a message says.
-        """
+        """Returns the folder, there or not, of the labels for pictures of a folder with an `images` in its path."""
         if folder not in self.homes:
             halves = split_at_images(Path(folder), self.layout.root)
             self.homes[folder] = None
@@ -60,56 +71,55 @@ class LabelFinder:
                 self.homes[folder] = os.path.normpath(top / (found or below))
         return self.homes[folder]
 
-    def _find(self, split: str, path: str, name: str) -> FoundLabels:
+    def _candidates(self, split: str, path: str) -> list[Candidate]:
         folder, file_name = os.path.split(path)
         stem = os.path.splitext(file_name)[0]
-        apart = self.label_folder_of(folder)
-        in_labels = self._look(apart, stem) if apart else None
-        beside = self._look(folder, stem)
-        chosen = in_labels or beside
-        if chosen is None:
+        found = []
+        for place in filter(None, (self.label_folder_of(folder), folder)):
+            self.splits.setdefault(place, split)
+            label = self.index.match(place, f"{stem}.txt")
+            names = [label] if label else self._marked(place).get(name_key(stem), [])
+            exact = label is not None and name_key(os.path.splitext(label)[0]) == name_key(stem)
+            found += [Candidate(os.path.join(place, name), exact) for name in names]
+        return found
+
+    def _marked(self, folder: str) -> dict[str, list[str]]:
+        """Returns the label files of a folder that have Label Studio's mark, by their name without it."""
+        if folder not in self.marked:
+            self.marked[folder] = {}
+            for label in sorted(self.index.names(folder)):
+                mark = UPLOAD_MARK.fullmatch(os.path.splitext(label)[0])
+                if mark and label.lower().endswith(".txt"):
+                    self.marked[folder].setdefault(name_key(mark[1]), []).append(label)
+        return self.marked[folder]
+
+    def _choose(self, path: str, split: str, name: str, candidates: list[Candidate]) -> FoundLabels:
+        """Returns the label file of a picture, or why it cannot be told; what is odd about it is noted."""
+        own = [candidate for candidate in candidates if candidate.exact]
+        free = [candidate for candidate in candidates if candidate.path not in self.owners[True]]
+        chosen = [candidate.path for candidate in own or free]
+        self.claimed.update(chosen)
+        if not chosen:
             return FoundLabels()
-        for label in filter(None, (in_labels, beside)):
-            fault = self._claim(split, label, path, name)
-            if fault:
-                return FoundLabels(fault=fault)
-        if in_labels and beside and not _same_text(in_labels, beside):
-            return FoundLabels(fault=f"it has two label files that differ: {in_labels} and {beside}")
-        if apart and chosen == beside and os.path.isdir(apart):
+        owners = self.owners[bool(own)][chosen[0]]
+        if not own and len(chosen) > 1:
+            return FoundLabels(fault=f"it could have any of the label files {', '.join(chosen)}")
+        if not own and len(owners) > 1:
+            return FoundLabels(fault=f"{chosen[0]} could be the label file of {', '.join(owners)}")
+        if len(chosen) > 1 and not _same_text(*chosen):
+            return FoundLabels(fault=f"it has two label files that differ: {' and '.join(chosen)}")
+        label = os.path.basename(chosen[0])
+        if not own:
+            self.layout.remark(split, "label-name-repaired", "warning", f"{label!r} is read as its label file", name)
+        if owners[0] != path:
+            message = f"{label} is also the label file of {os.path.basename(owners[0])}"
+            self.layout.remark(split, "label-shared", "warning", message, name)
+        folder = os.path.dirname(path)
+        apart = self.label_folder_of(folder)
+        if apart and os.path.dirname(chosen[0]) == folder and os.path.isdir(apart):
             message = f"the label file lies beside the picture and not in {apart}; it is read from there"
             self.layout.remark(split, "labels-beside-pictures", "warning", message, name)
-        return FoundLabels(chosen)
-
-    def _look(self, folder: str, stem: str) -> str | None:
-        """Returns the label file of a picture in a folder: by its name, else behind Label Studio's mark."""
-        found = self.index.match(folder, f"{stem}.txt")
-        if found is None:
-            if folder not in self.marked:
-                self.marked[folder] = {}
-                for label in sorted(self.index.names(folder)):
-                    mark = UPLOAD_MARK.fullmatch(os.path.splitext(label)[0])
-                    if mark and label.lower().endswith(".txt"):
-                        self.marked[folder].setdefault(name_key(mark[1]), []).append(label)
-            found = next(iter(self.marked[folder].get(name_key(stem), [])), None)
-        return os.path.join(folder, found) if found else None
-
-    def _claim(self, split: str, label: str, path: str, name: str) -> str | None:
-        """Notes that a label file is a picture's; returns why it cannot be, or None."""
-        stem, wanted = (name_key(Path(text).stem) for text in (label, path))
-        marked = self.marked.get(os.path.dirname(label), {}).get(wanted, []) if stem != wanted else []
-        if len(marked) > 1:
-            return f"it could have any of the label files {', '.join(marked)}"
-        if stem != wanted:
-            message = f"{os.path.basename(label)!r} is read as its label file"
-            self.layout.remark(split, "label-name-repaired", "warning", message, name)
-        first = self.claimed.setdefault(label, path)
-        if first == path:
-            return None
-        if stem != wanted or stem != name_key(Path(first).stem):
-            return f"its label file would be {label}, which is that of {first}"
-        message = f"{os.path.basename(label)} is also the label file of {os.path.basename(first)}"
-        self.layout.remark(split, "label-shared", "warning", message, name)
-        return None
+        return FoundLabels(chosen[0])
 
     def where(self, split: str) -> str:
         """Returns the folders in which the labels of a split are looked for, as text."""
@@ -122,7 +132,7 @@ class LabelFinder:
 
     def remark_leftovers(self) -> None:
         """Notes label files that no picture claims, and pictures beside those of the splits that no split has."""
-        folders = {os.path.dirname(path) for path in self.found}
+        folders = {os.path.dirname(path) for path in self.found} | set(map(str, self.layout.folders))
         tops = set()
         for folder in folders:
             halves = split_at_images(Path(folder), self.layout.root)
@@ -130,18 +140,21 @@ class LabelFinder:
         files = {path for folder in folders for path in self._files_in(folder)}
         files |= {os.path.join(top, name) for top in tops - {""} for name in walk_files(Path(top))}
         pictures = {path for path in files if is_picture(path)}
-        for path in sorted(pictures - set(self.found)):
-            self.layout.remark(None, "image-unlisted", "info", "no split has this picture", self._relative(path))
-        for path in sorted(filter(is_unread_picture, files)):
-            message = "pictures of this kind are not read: save it as PNG or JPEG"
-            self.layout.remark(None, "image-kind-unread", "warning", message, self._relative(path))
         stems = {name_key(os.path.splitext(self._mirrored(path))[0]) for path in pictures}
-        for path in sorted(files - pictures - set(self.claimed)):
-            if not path.lower().endswith(".txt") or name_key(os.path.splitext(self._mirrored(path))[0]) in stems:
-                continue
-            if is_label_file(Path(path)):
+        for path in sorted(pictures - set(self.found)):
+            self._remark(path, "image-unlisted", "info", "no split has this picture")
+        for path in sorted(files - pictures - self.claimed):
+            if is_unread_picture(path):
+                message = "pictures of this kind are not read: save it as PNG or JPEG"
+                self._remark(path, "image-kind-unread", "warning", message)
+            # The labels of a picture that no split has are told with it.
+            elif name_key(os.path.splitext(self._mirrored(path))[0]) not in stems and _is_label_file(path):
                 message = "no picture of a split has this label file: its objects are not read"
-                self.layout.remark(None, "label-unclaimed", "warning", message, self._relative(path))
+                self._remark(path, "label-unclaimed", "warning", message)
+
+    def _remark(self, path: str, code: str, severity: str, message: str) -> None:
+        split = self.splits.get(os.path.dirname(path))
+        self.layout.remark(split, code, severity, message, os.path.relpath(path, self.layout.root))
 
     def _files_in(self, folder: str) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in self.index.names(folder) if not name.startswith("."))
@@ -151,13 +164,14 @@ class LabelFinder:
         folder, name = os.path.split(path)
         return os.path.join(self.label_folder_of(folder) or folder, name)
 
-    def _relative(self, path: str) -> str:
-        return os.path.relpath(path, self.layout.root)
-
 
 def _existing(home: Path, folder: str) -> Path:
     """Returns the `images` folder in `home` in which a folder of pictures lies."""
     return home / Path(folder).parts[len(home.parts)]
+
+
+def _is_label_file(path: str) -> bool:
+    return path.lower().endswith(".txt") and is_label_file(Path(path))
 
 
 def _same_text(first: str, second: str) -> bool:

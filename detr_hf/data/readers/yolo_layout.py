@@ -7,8 +7,8 @@ pictures (`train.txt`) come before folders.
 
 import os
 import re
-from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -40,8 +40,8 @@ class Remark(NamedTuple):
 class YoloLayout:
     """Pictures by split as (folder, name below it), the class names by id, and what was noticed by split.
 
-    `described` says whether a data.yaml or obj.data does.
-    `missing` are the splits that are named and not there; `remarks[None]` are about the whole.
+    `described` says whether a data.yaml or obj.data does. `missing` are the splits that are named and not there,
+    `folders` others that were looked into for pictures; `remarks[None]` are about the whole.
     """
 
     root: Path
@@ -50,6 +50,7 @@ class YoloLayout:
     names: dict[int, str] = field(default_factory=dict)
     kind: LineKind | None = None
     missing: dict[str, LayoutError] = field(default_factory=dict)
+    folders: list[Path] = field(default_factory=list)
     remarks: dict[str | None, list[Remark]] = field(default_factory=dict)
     index: FileIndex = field(default_factory=FileIndex)
 
@@ -97,36 +98,44 @@ def has_label_files(images: Path) -> bool:
 def names_of_list(layout: YoloLayout, split: str, path: Path, finder: PictureFinder) -> list[str]:
     """Returns the names, below the finder's folder, of the pictures that the lines of a list mean.
 
-    A line starts from the list's folder or from the finder's. Leading folders of the labeller's machine that all lines
-    have are left out with one remark, others with a remark each.
+    Leading folders of the labeller's machine that all lines have are left out with one remark, others with a remark
+    for each line.
     """
     found: list[str] = []
     repaired: list[tuple[str, Remark]] = []
     for line in read_lines(path):
-        remarks: list[Remark] = []
-        beside = os.path.normpath(os.path.join(path.parent, line.replace("\\", "/")))
-        below = os.path.relpath(beside, finder.folder).replace(os.sep, "/")
-        listed = below if beside in layout.index and not below.startswith("..") else line
+        listed = _from_list(line, path, finder, layout.index)
         if line.startswith("#") and listed == line and finder.look(line) is None:
             continue  # a comment
-        name = finder.find(listed, lambda *finding, to=remarks: to.append(Remark(*finding)))  # type: ignore[misc]
-        if name is not None:
-            found.append(name)
+        remarks: list[Remark] = []
+        name = finder.find(listed, partial(_collect, remarks, line))
+        found += [name] if name is not None else []
+        forwards = listed.replace("\\", "/")
         for remark in remarks:
-            prefix = listed.replace("\\", "/").removesuffix(name or "")
-            if remark.code == "file-name-repaired" and prefix != listed.replace("\\", "/"):
+            prefix = forwards.removesuffix(name or "")
+            if remark.code == "file-name-repaired" and prefix != forwards:
                 repaired.append((prefix, remark))
             else:
-                layout.remark(split, *remark[:3], file_name=line)
-    prefixes = Counter(prefix for prefix, _ in repaired)
+                layout.remark(split, *remark)
+    prefixes = {prefix for prefix, _ in repaired}
     if len(prefixes) == 1 and len(repaired) == len(found):
-        prefix = next(iter(prefixes))
-        message = f"the {len(found)} lines of {path.name} start with {prefix!r}, which is no folder here: left out"
+        message = f"the {len(found)} lines of {path.name} start with {prefixes.pop()!r}, no folder here: left out"
         layout.remark(split, "list-prefix", "info", message)
     else:
         for _, remark in repaired:
-            layout.remark(split, *remark[:3], file_name=path.name)
+            layout.remark(split, *remark)
     return found
+
+
+def _from_list(line: str, path: Path, finder: PictureFinder, index: FileIndex) -> str:
+    """Returns a line of a list as it starts from the finder's folder, where it exists from the list's own."""
+    beside = os.path.normpath(os.path.join(path.parent, line.replace("\\", "/")))
+    below = os.path.relpath(beside, finder.folder).replace(os.sep, "/")
+    return below if beside in index and not below.startswith("..") else line
+
+
+def _collect(remarks: list[Remark], file_name: str, code: str, severity: str, message: str) -> None:
+    remarks.append(Remark(code, severity, message, file_name))
 
 
 def without_repeats(layout: YoloLayout, split: str, pictures: list[tuple[Path, str]]) -> list[tuple[Path, str]]:
@@ -144,24 +153,33 @@ def find_split_folders(root: Path, index: FileIndex) -> dict[str, Path]:
     """Returns the folders of pictures by split, of a folder without a data.yaml; empty where it is no YOLO data set.
 
     Raises:
-        LayoutError: it has pictures beside folders of pictures.
+        LayoutError: it has pictures beside folders of pictures, or two folders for a split.
     """
     children = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    images = [path for path in children if path.name.lower() in PICTURE_FOLDERS]
-    labels = [path for path in children if path.name.lower() in LABEL_FOLDERS]
-    if len(images) == 1 and (has_label_files(images[0]) or holds_labels(images[0], index, below=True)):
-        return _splits_of_images(images[0])
-    splits = {}
+    found: list[tuple[str, Path]] = []
     for child in children:
-        inner = [path for path in child.iterdir() if path.is_dir() and path.name.lower() in PICTURE_FOLDERS]
-        both = [path for path in inner if has_label_files(path) or holds_labels(path, index)]
-        if both:
-            splits[child.name] = both[0]
-        elif child not in (*images, *labels) and holds_labels(child, index):
-            splits[child.name] = child
-    if splits:
-        return _named_splits(splits)
-    return {"train": root} if holds_labels(root, index) else {}
+        if child.name.lower() in PICTURE_FOLDERS:
+            if has_label_files(child) or holds_labels(child, index, below=True):
+                found += _splits_of_images(child).items()
+        elif child.name.lower() not in LABEL_FOLDERS:
+            inner = [
+                path for path in sorted(child.iterdir()) if path.name.lower() in PICTURE_FOLDERS and path.is_dir()
+            ]
+            images = [path for path in inner if has_label_files(path) or holds_labels(path, index)]
+            own = [child] if not images and holds_labels(child, index) else []
+            found += [(re.sub(r"^obj_(.+)_data$", r"\1", child.name), path) for path in images + own]  # as CVAT has it
+    if holds_labels(root, index):
+        found.append(("train", root))
+    if len(found) == 1 and split_kind(found[0][0]) is None:
+        found = [("train", found[0][1])]
+    splits = dict(found)
+    if len(splits) < len(found):
+        twice = next(name for name, path in found if splits[name] != path)
+        raise LayoutError(
+            f"{root} is ambiguous: {' and '.join(str(path) for name, path in found if name == twice)} both are the "
+            f"split {twice!r}. Write a data.yaml, or pass the path of one."
+        )
+    return splits
 
 
 def _splits_of_images(images: Path) -> dict[str, Path]:
@@ -171,14 +189,6 @@ def _splits_of_images(images: Path) -> dict[str, Path]:
             f"{images} is ambiguous: it holds pictures and folders. Move the pictures into the folder of a split."
         )
     return {folder.name: folder for folder in folders} or {"train": images}
-
-
-def _named_splits(folders: dict[str, Path]) -> dict[str, Path]:
-    """Returns folders by split: CVAT's `obj_train_data` is `train`, and so is a single folder of another name."""
-    named = {re.sub(r"^obj_(.+)_data$", r"\1", name): folder for name, folder in folders.items()}
-    if len(named) == 1 and split_kind(next(iter(named))) is None:
-        return {"train": next(iter(named.values()))}
-    return named
 
 
 def holds_labels(folder: Path, index: FileIndex, below: bool = False) -> bool:
@@ -211,13 +221,15 @@ def layout_from_folders(root: Path) -> YoloLayout | None:
     folders = find_split_folders(root, layout.index)
     if not folders:
         return None
+    layout.folders = list(folders.values())
     lists = find_lists(root)
     finder = PictureFinder(root, layout.index)
     for split, path in lists.items():
         names = names_of_list(layout, split, path, finder)
         layout.pictures[split] = without_repeats(layout, split, [(root, name) for name in names])
     for split, folder in folders.items() if not lists else ():
-        layout.pictures[split] = [(folder, name) for name in list_pictures(folder)]
+        inside = tuple(f"{os.path.relpath(other, folder)}/" for other in folders.values() if folder in other.parents)
+        layout.pictures[split] = [(folder, name) for name in list_pictures(folder) if not name.startswith(inside)]
     homes = [home for folder in folders.values() for home in (folder, label_home(folder, root)) if home]
     places = [place for home in (root, *homes) for place in (home, label_folder(home)) if place]
     layout.names = find_names(dict.fromkeys(places))

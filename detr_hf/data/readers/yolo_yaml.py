@@ -6,6 +6,7 @@ without its leading folders (Roboflow's `../train/images` points one folder too 
 it would meet another entry.
 """
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -134,8 +135,8 @@ class _Missing(LayoutError):
 
 
 def _note_missing(layout: YoloLayout, split: str, error: LayoutError) -> None:
-    if split == "test":  # exports name a test folder that they do not write
-        layout.remark(None, "split-missing", "warning", f"there is no split 'test': {error}")
+    if split_kind(split) == "test":  # exports name a test folder that they do not write
+        layout.remark(None, "split-missing", "warning", f"there is no split {split!r}: {error}")
     else:
         layout.missing[split] = LayoutError(f"{error} The other splits can be read with splits=.")
 
@@ -147,7 +148,7 @@ def _texts(value: Any, key: str, path: Path) -> Iterator[str]:
     if isinstance(value, list):
         for item in value:
             yield from _texts(item, key, path)
-    elif isinstance(value, str):
+    elif isinstance(value, str) and "\0" not in value:
         yield value
     else:
         raise LayoutError(f"{path}: {key} is {str(value)[:80]!r}, expected a path or a list of paths.")
@@ -173,7 +174,7 @@ class Places:
         place = join(home, listed)
         if image_root is not None:
             return place
-        if place.is_dir():
+        if os.path.isdir(place):
             if not lies_in(place, home):
                 raise LayoutError(
                     f"`path: {listed}` of {self.path} is the folder {place}, which is not below {home}. Paths outside "
@@ -199,7 +200,7 @@ class Places:
         outside = None
         for start in self.starts:
             place = join(start, text)
-            if place.exists():
+            if os.path.exists(place):
                 if lies_in(place, self.limit):
                     return [Entry(split, text, place)]
                 outside = outside or Entry(split, text, place)
@@ -207,8 +208,8 @@ class Places:
             return [outside]
         start = self.starts[0]
         pattern = re.search(r"[*?\[]", text) and not os.path.isabs(text) and ".." not in text
-        if pattern and (found := sorted(start.glob(text))):
-            return [Entry(split, text, place) for place in found]
+        if pattern and (found := sorted(glob.glob(os.path.join(glob.escape(str(start)), text), recursive=True))):
+            return [Entry(split, text, join(start, place)) for place in found]
         place, dropped = self._shortened(start, text, (True, False))
         if place is None:
             raise _Missing(
@@ -282,13 +283,14 @@ def _refuse_meetings(path: Path, entries: list[Entry]) -> None:
 def _list_entries(layout: YoloLayout, path: Path, entries: list[Entry], readers: dict[str, Places]) -> None:
     """Fills in the pictures of each split."""
     finders: dict[Path, PictureFinder] = {}
+    meant: dict[str, tuple[str, bool]] = {}
     # Folders first: a name in a list that is repaired must not become a picture of another split's folder.
     by_kind = sorted(entries, key=lambda entry: entry.place.is_file())
     listed = {split: [] for split in dict.fromkeys(entry.split for entry in entries)}
     has_lists = any(entry.place.is_file() for entry in entries)
     for entry in by_kind:
         start = Path(os.path.abspath(readers[entry.split].starts[0]))
-        finder = finders.setdefault(start, PictureFinder(start, layout.index))
+        finder = finders.setdefault(start, PictureFinder(start, layout.index, meant))
         if entry.place.is_dir():
             several = sum(other.split == entry.split for other in entries) > 1
             folder = start if several and entry.place.is_relative_to(start) else entry.place
@@ -296,7 +298,7 @@ def _list_entries(layout: YoloLayout, path: Path, entries: list[Entry], readers:
             listed[entry.split] += [(folder, name) for name in names]
             for name in names if has_lists else ():
                 below = os.path.relpath(folder / name, start).replace(os.sep, "/")
-                finder.meant.setdefault(os.path.join(start, below), (below, False))
+                meant.setdefault(os.path.join(start, below), (below, False))
         elif entry.place.suffix.lower() == ".txt":
             listed[entry.split] += [(start, name) for name in names_of_list(layout, entry.split, entry.place, finder)]
         else:

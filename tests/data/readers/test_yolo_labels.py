@@ -59,8 +59,13 @@ LABELS = {
     "an ending in capitals": ({"images/a.jpg": PICTURE, "labels/a.TXT": BOX}, {"a.jpg": 1}, set()),
     "another case, of another picture": (
         {"images/A.jpg": PICTURE, "images/a.jpg": PICTURE, "labels/a.txt": BOX},
+        {"A.jpg": 0, "a.jpg": 1},
+        {"label-missing"},
+    ),
+    "another case, of either picture": (
+        {**SOUND, "images/AB.jpg": PICTURE, "images/Ab.jpg": PICTURE, "labels/ab.txt": BOX},
         None,
-        {"label-name-repaired", "label-ambiguous"},
+        {"label-ambiguous"},
     ),
     "one for two pictures": (
         {"images/a.jpg": PICTURE, "images/a.png": PICTURE, "labels/a.txt": BOX},
@@ -70,7 +75,7 @@ LABELS = {
     "two of Label Studio for one picture": (
         {**SOUND, "images/a.jpg": PICTURE, "labels/0a1b2c3d-a.txt": BOX, "labels/1a1b2c3d-a.txt": OTHER},
         None,
-        {"label-ambiguous", "label-unclaimed"},
+        {"label-ambiguous"},
     ),
     "without a picture": (
         {"images/a.jpg": PICTURE, "labels/a.txt": BOX, "labels/b.txt": BOX, "labels/old/a.txt": BOX},
