@@ -38,7 +38,7 @@ YAML_KEY = r"(?mi)^[\"']?(%s)[\"']?\s*:"
 class Entry:
     """What data.yaml lists for a split, and the file or folder that it means."""
 
-    split: str
+    split: str | None
     text: str
     place: Path
     repaired: bool = False
@@ -116,22 +116,17 @@ def layout_from_file(path: Path, image_root: Path | Mapping[str, Path] | None = 
     for split, texts in listed.items():
         root = image_root.get(split) if isinstance(image_root, Mapping) else image_root
         readers[split] = places = Places(path, content, root, layout)
-        try:
-            for text in texts:
-                entries += places.locate(split, text)
-        except _Missing as error:
-            _note_missing(layout, split, error)
-            entries = [entry for entry in entries if entry.split != split]
+        located = [places.locate(split, text) for text in texts]
+        if all(located):
+            entries += [entry for found in located for entry in found]
+        else:
+            _note_missing(layout, split, places.nothing(split, texts[located.index([])]))
     _refuse_outside(path, entries, readers)
     _refuse_meetings(path, entries)
     _list_entries(layout, path, entries, readers)
     layout.names = _names(layout, content, path, next(iter(readers.values())))
     layout.kind = kind_from_yaml(content, path)
     return layout
-
-
-class _Missing(LayoutError):
-    """An entry means nothing that exists."""
 
 
 def _note_missing(layout: YoloLayout, split: str, error: LayoutError) -> None:
@@ -187,11 +182,11 @@ class Places:
         self.layout.remark(None, "path-repaired", "warning", message)
         return found
 
-    def locate(self, split: str, text: str) -> list[Entry]:
-        """Returns what an entry means: one place, or those that match its `*`.
+    def locate(self, split: str | None, text: str) -> list[Entry]:
+        """Returns what an entry means: one place, or those that match its `*`; none where nothing exists.
 
         Raises:
-            LayoutError: it is a URL, or nothing that exists.
+            LayoutError: it is a URL.
         """
         if "://" in text:
             raise LayoutError(
@@ -212,15 +207,19 @@ class Places:
             return [Entry(split, text, join(start, place)) for place in found]
         place, dropped = self._shortened(start, text, (True, False))
         if place is None:
-            raise _Missing(
-                f"{self.path} names {text!r} for {split}, which is not below {start}, with or without its leading "
-                f"folders. Correct the file, or pass image_root=, the folder to start from.{self.hint}"
-            )
+            return []
         # Darknet's paths start from where Darknet is called: that its folder is left out is the rule.
         named = dropped and self.path.suffix.lower() != ".data"
         code, severity = ("entry-repaired", "warning") if named else ("entry-shortened", "info")
         self.layout.remark(split, code, severity, f"{text!r} of {self.path.name} does not exist; {place} is read")
         return [Entry(split, text, place, repaired=True)]
+
+    def nothing(self, split: str, text: str) -> LayoutError:
+        """Returns the error for an entry that means nothing."""
+        return LayoutError(
+            f"{self.path} names {text!r} for {split}, which is not below {self.starts[0]}, with or without its "
+            f"leading folders. Correct the file, or pass image_root=, the folder to start from.{self.hint}"
+        )
 
     def _shortened(self, start: Path, text: str, kinds: tuple[bool, ...]) -> tuple[Path | None, bool]:
         """Returns what exists of a path without its leading folders, and whether named ones were left out."""
@@ -311,7 +310,9 @@ def _names(layout: YoloLayout, content: dict[str, Any], path: Path, places: Plac
     """Returns the class names of data.yaml, or of the file that obj.data names, or of a file beside them."""
     folders = dict.fromkeys(place for start in places.starts for place in (start, start / "labels"))
     if listed := content.get("names file"):
-        entry = places.locate("train", listed)[0]
+        entry = next(iter(places.locate(None, listed)), None)
+        if entry is None:
+            raise places.nothing("names", listed)
         if not lies_in(entry.place, places.limit):
             raise LayoutError(f"{path} names {listed!r}, which is not below {places.limit}: refused.")
         names = read_names_file(entry.place)

@@ -52,10 +52,11 @@ def test_another_number_of_classes_than_names_is_refused(files: dict[str, str], 
         load_detection_dataset(tmp_path)
 
 
-def test_obj_data_does_not_name_a_file_outside(tmp_path: Path):
+@pytest.mark.parametrize("name", ["../secret", "../lost"])
+def test_obj_data_does_not_name_a_file_outside(name: str, tmp_path: Path):
     fill(tmp_path, {"secret": "a\nb\n"})
-    fill(tmp_path / "d", {**FILES, "obj.data": "classes=2\ntrain=train/images\nnames=../secret\n"})
-    with pytest.raises(LayoutError, match=r"'\.\./secret', which is not below"):
+    fill(tmp_path / "d", {**FILES, "obj.data": f"classes=2\ntrain=train/images\nnames={name}\n"})
+    with pytest.raises(LayoutError, match="which is not below"):
         load_detection_dataset(tmp_path / "d")
 
 
