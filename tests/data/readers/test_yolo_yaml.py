@@ -97,6 +97,12 @@ def test_what_lies_outside_is_refused_and_the_advice_works(what: str, tmp_path: 
     assert "siteB" in str([rows["file_name"] for rows in data.values()])
 
 
+def test_image_root_admits_what_lies_in_it_and_nothing_beside_it(tmp_path: Path):
+    fill(tmp_path, {**site("set/siteA", "siteA"), "set/siteA/data.yaml": f"train: ../siteA/images\n{NAMES}"})
+    data = load_detection_dataset(tmp_path / "set/siteA/data.yaml", image_root=tmp_path / "set")
+    assert data["train"]["file_name"][:] == ["set_siteA.jpg"]
+
+
 def test_image_root_can_be_given_for_each_split(tmp_path: Path):
     from detr_hf.data.readers.yolo import find_layout
 
