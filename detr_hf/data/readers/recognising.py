@@ -22,7 +22,7 @@ from .text import name_key
 LOOKED_FOR = """looked for
   COCO: *.json with images, annotations and categories, in the folder, in annotations/, or as
   train/_annotations.coco.json
-  YOLO: data.yaml (train, val, names), or images/ and labels/*.txt
+  YOLO: data.yaml (train, val, names), obj.data, images/ and labels/*.txt, or pictures and *.txt side by side
   Pascal VOC: Annotations/*.xml (annots/, labels/) with JPEGImages/ (images/, data/), or pictures and *.xml in a
   folder for each split
   datasets: dataset_dict.json, metadata.jsonl/.csv/.parquet, or *.parquet, with an `objects` column"""
@@ -56,7 +56,7 @@ def recognise(root: Path, options: ReadOptions) -> str:
     found = []
     if coco_layout.find_coco(root, options.task):
         found.append("coco")
-    if yolo.find_yaml(root) is not None or yolo.has_yolo_folders(root):
+    if yolo.is_yolo(root):
         found.append("yolo")
     if voc_layout.find_voc(root, root):
         found.append("voc")
@@ -116,10 +116,11 @@ def read_source(source: Any, options: ReadOptions) -> ReadData:
         return _read_hub(str(source), options)
     name = options.format
     if path.is_file():
-        name = name or {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}.get(path.suffix.lower())
+        name = name or {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".data": "yolo"}.get(path.suffix.lower())
         if name is None:
             raise LayoutError(
-                f"{path} is a file of an unknown kind; expected a COCO .json, a YOLO data.yaml, or a folder."
+                f"{path} is a file of an unknown kind; expected a COCO .json, a YOLO data.yaml or obj.data, or a "
+                "folder."
             )
     name = name or recognise(path, options)
     if options.streaming and name != "hf":
@@ -168,19 +169,15 @@ def _read_coco(path: Path, options: ReadOptions) -> ReadData:
 
 
 def _read_yolo(path: Path, options: ReadOptions) -> ReadData:
-    yaml_path = path if path.is_file() else yolo.find_yaml(path)
-    if yaml_path is None and options.image_root is not None:
+    layout = yolo.find_layout(path, options.image_root)
+    if layout is None:
+        raise LayoutError(f"{path} holds no YOLO data;\n{LOOKED_FOR}.")
+    if options.image_root is not None and not layout.described:
         raise LayoutError(f"{path} has no data.yaml whose entries image_root= could be for. Leave it out.")
-    wanted = options.splits if isinstance(options.splits, dict) else dict.fromkeys(yolo.SPLIT_KEYS)
-    roots = {} if options.common_root else options.roots({name: source or name for name, source in wanted.items()})
-    layout = (
-        yolo.layout_from_yaml(yaml_path, options.common_root, roots) if yaml_path else yolo.layout_from_folders(path)
-    )
-    chosen = choose_splits(list(layout.pictures), options.splits, str(path))
-    options.roots(chosen)
-    categories = yolo.yolo_categories(layout, options.id2label)
-    records = {new_name: yolo.read_yolo(layout, split, options.masks) for new_name, split in chosen.items()}
-    return ReadData(str(path), "yolo", categories, records, FindingLog())
+    chosen = choose_splits([*layout.pictures, *layout.missing], options.splits, str(path))
+    log = FindingLog()
+    records = yolo.read_yolo(layout, chosen, options.masks, log)
+    return ReadData(str(path), "yolo", yolo.yolo_categories(layout, options.id2label, log), records, log)
 
 
 def _read_voc(path: Path, options: ReadOptions) -> ReadData:
