@@ -147,13 +147,18 @@ class PictureFinder:
     """Finds below a folder the pictures that annotation files name; every name that is not taken as it stands is said.
 
     A name that does not exist as written is looked for in another Unicode form or case, without the folders of the
-    labeller's machine before it, and without what Label Studio or a URL puts around it.
+    labeller's machine before it, and without what Label Studio or a URL puts around it. Finders of several splits
+    share `meant`, so that names of two splits do not meet in one file either; `contested` are the files in which
+    names met.
     """
 
-    def __init__(self, folder: Path, index: FileIndex | None = None) -> None:
+    def __init__(
+        self, folder: Path, index: FileIndex | None = None, meant: dict[str, tuple[str, bool]] | None = None
+    ) -> None:
         self.folder = str(folder)
         self.index = index or FileIndex()
-        self.meant: dict[str, str] = {}  # file -> the first name that meant it
+        self.meant = {} if meant is None else meant  # path -> the first name that meant it, was it repaired
+        self.contested: set[str] = set()
 
     def find(self, listed: object, say: Callable[[str, str, str], None]) -> str | None:
         """Returns the name below the folder, with `/`, or None where it is refused.
@@ -187,9 +192,11 @@ class PictureFinder:
         return None
 
     def _claim(self, found: str, listed: str, say: Callable[[str, str, str], None]) -> str | None:
-        first = self.meant.setdefault(found, listed)
+        path = os.path.join(self.folder, found)
         repaired = found != listed
-        if first != listed and (repaired or first != found):
+        first, first_repaired = self.meant.setdefault(path, (listed, repaired))
+        if first != listed and (repaired or first_repaired):
+            self.contested.add(path)
             say(
                 "file-name-ambiguous",
                 "error",
