@@ -112,18 +112,18 @@ class FileIndex:
             self._list(folder)
         return name in self.files[folder]
 
-    def match(self, folder: str, name: str) -> str | None:
-        """Returns the name of the file below `folder` that `name` (with `/`) means, as the disk has it, or None.
+    def match(self, folder: str, name: str, is_folder: bool = False) -> str | None:
+        """Returns the name of the file (or folder) below `folder` that `name` (with `/`) means, or None.
 
-        The name itself comes first, then one that differs in its Unicode normal form, then the only one that differs
-        in case.
+        It comes back as the disk has it. The name itself comes first, then one that differs in its Unicode normal
+        form, then the only one that differs in case.
         """
         found = []
         parts = name.split("/")
         for position, part in enumerate(parts):
             if folder not in self.files:
                 self._list(folder)
-            wanted = (self.files if position == len(parts) - 1 else self.folders)[folder]
+            wanted = (self.folders if is_folder or position < len(parts) - 1 else self.files)[folder]
             actual = part if part in wanted else self._alike(folder, part, wanted)
             if actual is None:
                 return None
@@ -156,6 +156,7 @@ class PictureFinder:
         self, folder: Path, index: FileIndex | None = None, meant: dict[str, tuple[str, bool]] | None = None
     ) -> None:
         self.folder = str(folder)
+        self.absolute = os.path.abspath(folder) + os.sep
         self.index = index or FileIndex()
         self.meant = {} if meant is None else meant  # path -> the first name that meant it, was it repaired
         self.contested: set[str] = set()
@@ -167,10 +168,9 @@ class PictureFinder:
         back as it is: that its file is missing is told by `check_files`.
         """
         reason = unsafe_reason(listed)
-        if reason is None:
-            plain = os.path.normpath(listed).replace(os.sep, "/")
-            if os.path.join(self.folder, plain) in self.index:
-                return self._claim(plain, plain, say)
+        plain = self.exact(listed) if reason is None else None
+        if plain is not None:
+            return self._claim(plain, plain, say)
         found = self.look(listed) if isinstance(listed, str) else None
         if found is not None:
             return self._claim(found, listed, say)
@@ -179,11 +179,15 @@ class PictureFinder:
             return None
         return listed.replace("\\", "/")
 
+    def exact(self, listed: str) -> str | None:
+        """Returns the name of the existing file that a safe name is as it stands, or None."""
+        plain = os.path.normpath(listed).replace(os.sep, "/")
+        return plain if os.path.join(self.folder, plain) in self.index else None
+
     def look(self, listed: str) -> str | None:
         """Returns the name of the existing file that `listed` means, or None."""
-        for text in _readings(listed):
-            inside = text.startswith(self.folder + os.sep)
-            text = text[len(self.folder) :] if inside else text
+        for text in readings(listed):
+            text = text.removeprefix(self.absolute)
             parts = [part for part in re.split(r"[\\/]", text) if part not in ("", ".", "..")]
             for skip in range(len(parts)):
                 found = self.index.match(self.folder, "/".join(parts[skip:]))
@@ -205,13 +209,13 @@ class PictureFinder:
             )
             return None
         if repaired and name_key(found) != name_key(listed.replace("\\", "/")):
-            inside = listed.startswith(self.folder + os.sep)
+            inside = listed.startswith(self.absolute)
             severity = "info" if inside else "warning"
             say("file-name-repaired", severity, f"{listed!r} is read as {found!r} below {self.folder}")
         return found
 
 
-def _readings(listed: str) -> Iterator[str]:
+def readings(listed: str) -> Iterator[str]:
     """Yields a listed name, then what remains of it without a query, `?d=` of Label Studio, and percent signs."""
     yield listed
     if "?d=" in listed:

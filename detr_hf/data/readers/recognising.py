@@ -12,7 +12,9 @@ from ...errors import LayoutError, PictureError
 from ..detection_data import Categories
 from ..findings import FindingLog
 from ..pictures import read_header
-from . import coco, coco_layout, hf_objects, voc, yolo
+from . import coco, coco_classes, coco_layout, hf_objects, voc, yolo
+from .coco_pictures import PictureSearch
+from .other_tools import is_archive, what_else
 from .records import BOX_FORMATS, JudgedSplit, SplitRecords, check_boxes, check_categories, check_files, check_ids
 
 FORMATS = ("coco", "yolo", "voc", "hf")
@@ -76,7 +78,8 @@ def recognise(root: Path, options: ReadOptions) -> str:
             "meant."
         )
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())[:20]
-    raise LayoutError(f"{root} is no data set that is known; it holds {', '.join(names) or 'nothing'};\n{LOOKED_FOR}.")
+    held = "; ".join([f"it holds {', '.join(names) or 'nothing'}", *what_else(root)])
+    raise LayoutError(f"{root} is no data set that is known; {held};\n{LOOKED_FOR}.")
 
 
 def has_hf_files(root: Path) -> bool:
@@ -125,8 +128,9 @@ def read_source(source: Any, options: ReadOptions) -> ReadData:
     if path.is_file():
         name = name or {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}.get(path.suffix.lower())
         if name is None:
+            archive = " It is an archive: unpack it and pass the folder." if is_archive(path) else ""
             raise LayoutError(
-                f"{path} is a file of an unknown kind; expected a COCO .json, a YOLO data.yaml, or a folder."
+                f"{path} is a file of an unknown kind; expected a COCO .json, a YOLO data.yaml, or a folder.{archive}"
             )
     name = name or recognise(path, options)
     if options.streaming and name != "hf":
@@ -149,22 +153,31 @@ def _read_hub(name: str, options: ReadOptions) -> ReadData:
 
 
 def _read_coco(path: Path, options: ReadOptions) -> ReadData:
-    if path.is_file():
+    alone = path.is_file()
+    if alone:
         sources = [coco_layout.coco_file_source(path, options.image_root, options.task)]
     else:
         sources = coco_layout.find_coco(path, options.task, options.image_root)
     if not sources:
-        raise LayoutError(
-            f"{path} holds no COCO annotations for the task {options.task or 'detection'};\n{LOOKED_FOR}."
+        found = (
+            "; ".join(what_else(path))
+            or f"{path} holds no COCO annotations for the task {options.task or 'detection'}"
         )
+        raise LayoutError(f"{found};\n{LOOKED_FOR}.")
     by_split = {source.split: source for source in sources}
-    chosen = choose_splits(list(by_split), options.splits, str(path))
-    log = FindingLog()
-    records, categories = {}, {}
-    for new_name, split in chosen.items():
-        file = coco.read_coco(by_split[split], options.masks)
-        records[new_name], categories[new_name] = file.records, file.categories
-    merged = Categories.of(options.id2label) if options.id2label else coco.merge_categories(categories, log)
+    chosen = choose_splits(list(by_split), coco_layout.settled_names(sources, options.splits), str(path))
+    if options.splits is None:
+        coco_layout.refuse_cut_splits(by_split, path)
+    search, log = PictureSearch(), FindingLog()
+    files = {name: coco.read_coco(by_split[split], options.masks, search) for name, split in chosen.items()}
+    records = {name: file.records for name, file in files.items()}
+    if len(chosen) == len(sources):
+        search.log_unlisted({name: by_split[split] for name, split in chosen.items()}, records)
+    for name in [] if alone else coco_layout.other_json_files(path, sources):
+        log.add("annotation-file-unread", "info", "this JSON file is not read", file_name=name)
+    merged = Categories.of(options.id2label) if options.id2label else coco_classes.merged_classes(files, log)
+    for file in files.values():
+        coco_classes.settle_category_ids(file.records, merged.source_ids)
     if sources[0].kind != "panoptic":
         merged.is_thing = None
     box_format = options.box_format or "xywh"
