@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 KEPT_FINDINGS = 1000
-SEVERITIES = ("info", "warning", "error")
 
 
 @dataclass(frozen=True)
@@ -13,7 +12,7 @@ class Finding:
     """One fault: what (`code`), how bad (`severity`), where, and a sentence."""
 
     code: str
-    severity: str  # one of SEVERITIES
+    severity: str  # "error" | "warning" | "info"
     message: str
     split: str | None = None
     file_name: str | None = None
@@ -32,10 +31,7 @@ class Finding:
 
 
 class FindingLog:
-    """Findings by code: all are counted, the first `KEPT_FINDINGS` of each code are kept.
-
-    A code is as bad as the worst of its findings.
-    """
+    """Findings by code: all are counted, the first `KEPT_FINDINGS` of each code are kept."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -45,7 +41,7 @@ class FindingLog:
     def add(self, code: str, severity: str, message: str, **where: Any) -> None:
         """Counts a fault; `where` are the place fields of `Finding`."""
         self.counts[code] = self.counts.get(code, 0) + 1
-        self._worsen(code, severity)
+        self.severities.setdefault(code, severity)
         kept = self.kept.setdefault(code, [])
         if len(kept) < KEPT_FINDINGS:
             kept.append(Finding(code, severity, message, **where))
@@ -54,14 +50,9 @@ class FindingLog:
         """Takes over all findings of `other`."""
         for code, count in other.counts.items():
             self.counts[code] = self.counts.get(code, 0) + count
-            self._worsen(code, other.severities[code])
+            self.severities.setdefault(code, other.severities[code])
             kept = self.kept.setdefault(code, [])
             kept.extend(other.kept[code][: KEPT_FINDINGS - len(kept)])
-
-    def _worsen(self, code: str, severity: str) -> None:
-        known = self.severities.setdefault(code, severity)
-        if SEVERITIES.index(severity) > SEVERITIES.index(known):
-            self.severities[code] = severity
 
     def of(self, severity: str) -> dict[str, int]:
         """Returns the counts by code of one severity."""
