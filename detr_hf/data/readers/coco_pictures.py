@@ -126,13 +126,20 @@ class PictureSearch:
         probe = names[:: max(len(names) // PROBE_NAMES, 1)]
         finders = [PictureFinder(folder, self.index) for folder in self._candidates(source)]
         found = {finder.folder: [_exact(finder, name) for name in probe] for finder in finders}
-        scores = {folder: (len(probe) - files.count(None),) * 2 for folder, files in found.items()}
-        if max(scores.values(), default=(0, 0))[0] < len(probe):
-            for finder in finders:
-                files = [_exact(finder, name) or finder.look(name) for name in probe]
-                scores[finder.folder] = (len(probe) - files.count(None), scores[finder.folder][1])
-                found[finder.folder] = files
-        most = max(scores.values(), default=(0, 0))
+        exact = {folder: len(probe) - files.count(None) for folder, files in found.items()}
+        if max(exact.values(), default=0) < len(probe):
+            found = {
+                finder.folder: [_exact(finder, name) or finder.look(name) for name in probe] for finder in finders
+            }
+        scores = {
+            folder: (
+                len(probe) - files.count(None),
+                exact[folder],
+                sum(file == name.replace("\\", "/") for file, name in zip(files, probe, strict=True)),
+            )
+            for folder, files in found.items()
+        }
+        most = max(scores.values(), default=(0,))
         if most[0] == 0:
             return None
         best = [folder for folder, score in scores.items() if score == most]
