@@ -18,6 +18,7 @@ from .records import SplitRecords
 from .text import name_key
 
 PROBE_NAMES = 32
+SPLIT_FOLDERS = ("{split}", "images/{split}", "data/{split}", "{split}/images", "{split}/data")
 PICTURE_FOLDERS = ("images", "data", "", "JPEGImages", "imgs", "img", "pictures")
 
 
@@ -159,7 +160,7 @@ class PictureSearch:
         splits = [split, re.sub(r"[-_]?\d{4}$", "", split), source.split]
         kind = split_kind(source.split)
         splits += SPLIT_NAMES[kind].split("|") if kind else []
-        names = [*splits, *(f"{folder}/{name}" for folder in ("images", "data") for name in splits), *PICTURE_FOLDERS]
+        names = [place.format(split=name) for place in SPLIT_FOLDERS for name in splits] + list(PICTURE_FOLDERS)
         homes = [(home, names) for home in (parent, parent.parent if is_for_json(parent) else root, root)]
         homes += [(root.parent, [split, f"images/{split}"])]
         found = []

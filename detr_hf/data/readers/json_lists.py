@@ -32,7 +32,7 @@ def iterate_lists(path: Path) -> Iterator[tuple[str, Any, str | None]]:
 def _likely_cause(error: json.JSONDecodeError) -> str:
     """Returns, to be added to the parser's words, what people usually did to bring this about."""
     before, at = error.doc[max(error.pos - 100, 0) : error.pos].rstrip(), error.doc[error.pos : error.pos + 1]
-    if error.pos >= len(error.doc.rstrip()):
+    if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
         return "; the file ends there: it was cut"
     if before.endswith(",") and at in ("]", "}"):
         return f"; there is a comma before the closing {at!r}: remove it"
