@@ -132,14 +132,7 @@ class PictureSearch:
             found = {
                 finder.folder: [_exact(finder, name) or finder.look(name) for name in probe] for finder in finders
             }
-        scores = {
-            folder: (
-                len(probe) - files.count(None),
-                exact[folder],
-                sum(file == name.replace("\\", "/") for file, name in zip(files, probe, strict=True)),
-            )
-            for folder, files in found.items()
-        }
+        scores = {folder: _score(files, probe, exact[folder]) for folder, files in found.items()}
         most = max(scores.values(), default=(0,))
         if most[0] == 0:
             return None
@@ -194,6 +187,13 @@ def _outermost(source: CocoSource) -> Path:
 
 def _exact(finder: PictureFinder, name: str) -> str | None:
     return finder.exact(name) if unsafe_reason(name) is None else None
+
+
+def _score(files: list[str | None], names: list[str], exact: int) -> tuple[int, int, int, int]:
+    """Returns how many names were found, how many as they stand, how many but for `\\`, and how deep the folder is."""
+    pairs = [(file, name.replace("\\", "/")) for file, name in zip(files, names, strict=True) if file is not None]
+    same, below = sum(file == name for file, name in pairs), sum(file.count("/") for file, _ in pairs)
+    return len(pairs), exact, same, -below
 
 
 def _knows(finder: PictureFinder, name: str) -> bool:

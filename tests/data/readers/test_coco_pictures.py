@@ -15,6 +15,7 @@ Names = Callable[[str, Path], str]
 WRITTEN: dict[str, Names] = {
     "as they are": lambda name, _: name,
     "with a dot": lambda name, _: f"./{name}",
+    "with the folder": lambda name, folder: f"./{folder.name}/{name}",
     "absolute, here": lambda name, folder: str(folder / name),
     "absolute, elsewhere": lambda name, _: f"/home/me/train/{name}",
     "with a drive": lambda name, _: f"D:\\pets\\{name}",
@@ -37,9 +38,12 @@ def test_names_find_their_folder_however_they_are_written(written: str, place: s
     layouts.write_json(tmp_path / "annotations" / "instances_train.json", layouts.coco_content("train", names))
     for source in (tmp_path, tmp_path / "annotations" / "instances_train.json"):
         data = load_detection_dataset(source)
-        assert data["train"]["file_name"][:] == [f"é_train_{number}.png" for number in range(4)]
+        assert [name.rpartition("/")[2] for name in data["train"]["file_name"]] == [
+            f"é_train_{number}.png" for number in range(4)
+        ]
         repaired = data.findings.counts.get("file-name-repaired", 0)
         silent = written in ("as they are", "with a dot", "in another Unicode form")
+        silent |= written == "with the folder" and place != ""
         assert repaired == (0 if silent else 4)
         assert set(data.findings.of("error")) == set()
 
