@@ -152,7 +152,7 @@ class PictureSearch:
         parent, root, split = source.json_path.parent, source.root, source.told or source.split
         splits = [split, re.sub(r"[-_]?\d{4}$", "", split), source.split]
         kind = split_kind(source.split)
-        splits += SPLIT_NAMES[kind].split("|") if kind else []
+        splits += [name for name in SPLIT_NAMES[kind].split("|") if name.isalpha()] if kind else []
         names = [place.format(split=name) for place in SPLIT_FOLDERS for name in splits] + list(PICTURE_FOLDERS)
         homes = [(home, names) for home in (parent, parent.parent if is_for_json(parent) else root, root)]
         homes += [(root.parent, [split, f"images/{split}"])]
