@@ -39,6 +39,7 @@ OTHER_TASKS = ("captions", "person_keypoints", "image_info", "stuff")
 ANNOTATION_FOLDERS = ("annotations", "annotation", "_annotations", "labels", "label", "json", "coco", "panoptic")
 # What a folder may hold before its JSON files are one a picture, and not annotations of a data set.
 MOST_FILES = 32
+TELLS_SPLIT = re.compile(r"(instances|panoptic)[-_ .]+(?!json$)", re.IGNORECASE)
 CUT_PART = re.compile(r"[-_ ]?(part)?[-_ ]?(?<!\d)\d{1,3}$")
 
 
@@ -155,7 +156,8 @@ def describe_json(path: Path, root: Path) -> tuple[str | None, str]:
 def settle_splits(sources: list[CocoSource]) -> list[CocoSource]:
     """Returns the sources with the shorter split names that are clear: `train` for `my_project_train`.
 
-    A file that is alone and whose name tells no split is `train` (but CVAT's `default` stays).
+    A file that is alone and whose name tells no split is `train`. COCO's own word before a name, as in CVAT's
+    `instances_default.json`, tells one.
     """
     shorter = {}
     for source in sources:
@@ -167,7 +169,7 @@ def settle_splits(sources: list[CocoSource]) -> list[CocoSource]:
         short = shorter.get(source.json_path)
         if short and taken[short] == 1:
             source.split = short
-        elif len(sources) == 1 and not split_kind(source.told) and not short and source.told.lower() != "default":
+        elif len(sources) == 1 and not split_kind(source.told) and not TELLS_SPLIT.match(source.json_path.name):
             source.split = "train"
         if source.split != source.told:
             logger.info("%s is taken as the split %r.", source.json_path, source.split)

@@ -35,6 +35,8 @@ SPLITS = {
     "pets.json": ["train"],
     "labels_pets_2024-01-02.json": ["train"],
     "instances_default.json": ["default"],
+    "annotations/instances_all.json": ["all"],
+    "pets/annotations/instances.json": ["train"],
     "annotations/instances_val2017.json": ["val2017"],
     "annotations/instances_train2014.json annotations/instances_train2017.json": ["train2014", "train2017"],
     "fold1_train.json fold2_train.json": ["fold1_train", "fold2_train"],

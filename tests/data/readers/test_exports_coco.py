@@ -172,7 +172,7 @@ def taco(root: Path) -> None:
 
 def several_folders(root: Path) -> None:
     pictures(root, ["train/a.jpg", "val/b.jpg", "extra/site/c.jpg"])
-    save(root / "annotations/instances_all.json", coco(["a.jpg", "b.jpg", "site/c.jpg"]))
+    save(root / "annotations/all.json", coco(["a.jpg", "b.jpg", "site/c.jpg"]))
 
 
 def two_names(first: str, second: str, folder: str = "images") -> Callable[[Path], None]:
