@@ -38,7 +38,8 @@ OTHER_TASKS = ("captions", "person_keypoints", "image_info", "stuff")
 # Folders of JSON files, which say nothing of a split.
 ANNOTATION_FOLDERS = ("annotations", "annotation", "_annotations", "labels", "label", "json", "coco", "panoptic")
 # What a folder may hold before its JSON files are one a picture, and not annotations of a data set.
-MOST_FILES = 32
+MOST_FILES, MOST_FILES_IN_THEIR_FOLDER = 32, 1000
+NAMED = re.compile(r"instances|annotations|panoptic")
 TELLS_SPLIT = re.compile(r"(instances|panoptic)[-_ .]+(?!json$)", re.IGNORECASE)
 CUT_PART = re.compile(r"[-_ ]?(part)?[-_ ]?(?<!\d)\d{1,3}$")
 
@@ -94,15 +95,21 @@ def find_coco(root: Path, task: str | None = None, image_root: Path | None = Non
 
 def json_candidates(root: Path) -> list[Path]:
     """Returns the JSON files that may be annotations of a data set in `root`."""
-    found, folders = _list(root)
+    files, folders = _list(root)
+    found = _few(files, MOST_FILES_IN_THEIR_FOLDER)
     for folder in folders:
         here, below = _list(folder)
-        for place, names in ((folder, here), *((path, _list(path)[0]) for path in below if is_for_json(path))):
-            known = [
-                path for path in names if path.stem.lower() in DETECTION_WORDS or path.stem == "_annotations.coco"
-            ]
-            found += names if is_for_json(place) or len(names) <= MOST_FILES else known
+        found += _few(here, MOST_FILES_IN_THEIR_FOLDER if is_for_json(folder) else MOST_FILES)
+        for path in filter(is_for_json, below):
+            found += _few(_list(path)[0], MOST_FILES_IN_THEIR_FOLDER)
     return found
+
+
+def _few(files: list[Path], most: int) -> list[Path]:
+    """Returns the files; of more than `most`, those that are named like annotations of a data set."""
+    if len(files) <= most:
+        return files
+    return [path for path in files if path.stem.lower() in DETECTION_WORDS or NAMED.search(path.name.lower())]
 
 
 def is_for_json(folder: Path) -> bool:
@@ -112,8 +119,12 @@ def is_for_json(folder: Path) -> bool:
 
 def _list(folder: Path) -> tuple[list[Path], list[Path]]:
     """Returns the JSON files and the folders in a folder, both sorted, none that is hidden."""
-    with os.scandir(folder) as entries:
-        seen = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    try:
+        with os.scandir(folder) as entries:
+            seen = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        logger.warning("%s is not searched for annotations: %s.", folder, error)
+        return [], []
     files = [folder / name for name, is_folder in seen if not is_folder and name.lower().endswith(".json")]
     return sorted(files), sorted(folder / name for name, is_folder in seen if is_folder)
 
@@ -123,8 +134,7 @@ def is_annotation_file(path: Path, root: Path) -> bool:
     if looks_like_coco(path):
         return True
     near = path.parent == root or is_for_json(path.parent)
-    named = re.search(r"instances|annotations|panoptic", path.name.lower())
-    return bool(near and named) and json_of_a_tool(path) is None
+    return bool(near and NAMED.search(path.name.lower())) and json_of_a_tool(path) is None
 
 
 def coco_file_source(path: Path, image_root: Path | None, task: str | None) -> CocoSource:

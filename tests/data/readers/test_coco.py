@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from detr_hf.data import check, load_detection_dataset
+from detr_hf.data.readers.mask_text import decode_masks
 from detr_hf.errors import AnnotationError, LayoutError
 
 from .. import layouts
@@ -82,6 +83,7 @@ REPAIRED = {"value-repaired": 6}
 ODDITIES = {
     "whole floats": (each("annotations", id=float, image_id=float, category_id=float), {"value-repaired": 18}),
     "image ids of the pictures as floats": (each("images", id=float), {}),
+    "image ids of the pictures as text": (each("images", id=str), REPAIRED),
     "category ids as floats": (each("categories", id=float), {}),
     "iscrowd 0.0": (each("annotations", iscrowd=float), REPAIRED),
     "image_id as text": (each("annotations", image_id=str), REPAIRED),
@@ -262,3 +264,29 @@ def test_pictures_that_no_entry_names_are_counted(tmp_path: Path):
         ("train", "x.png"),
     ]
     assert "image-unlisted" not in load_detection_dataset(root, "val").findings.counts
+
+
+RUNS = [4 * 48 + 6, *[10, 38] * 19, 10]
+RUNS.append(64 * 48 - sum(RUNS))
+
+
+@pytest.mark.parametrize("size", [[48, 64], [48.0, 64.0]])
+@pytest.mark.parametrize("counts", ["list", "text"])
+def test_run_lengths_are_read_as_lists_and_as_text(counts: str, size: list, tmp_path: Path):
+    from pycocotools import mask
+
+    value = (
+        RUNS if counts == "list" else mask.frPyObjects({"size": [48, 64], "counts": RUNS}, 48, 64)["counts"].decode()
+    )
+    root = edited(
+        tmp_path, lambda content: content["annotations"][0].update(segmentation={"size": size, "counts": value})
+    )
+    masks = decode_masks(load_detection_dataset(root)["train"][0]["objects"]["segmentation"][:1], 48, 64, ["a"])
+    assert masks.sum() == 200 and masks[0, 6:16, 4:24].all()
+
+
+def test_run_lengths_of_swapped_sides_are_refused_as_such(tmp_path: Path):
+    swapped = {"size": [64, 48], "counts": RUNS}
+    root = edited(tmp_path, lambda content: content["annotations"][0].update(segmentation=swapped))
+    with pytest.raises(AnnotationError, match="sides stand the wrong way round"):
+        load_detection_dataset(root)
