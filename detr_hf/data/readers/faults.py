@@ -67,9 +67,11 @@ def plain_flag(value: Any) -> Any:
 
 def plain_box(value: Any) -> Any:
     """Returns a box whose numbers, or which as a whole, is text ("[1, 2, 3, 4]") as numbers; others as they stand."""
+    parts = value
     if type(value) is str:
-        value = [part for part in re.split(r"[\s,;]+", value.strip().strip("[]()").strip()) if part]
-    return [plain_number(number) for number in value] if type(value) is list else value
+        parts = [part for part in re.split(r"[\s,;]+", value.strip().strip("[]()").strip()) if part]
+    numbers = [plain_number(number) for number in parts] if type(parts) is list else []
+    return numbers if numbers and not any(map(number_fault, numbers)) else value
 
 
 class IdsByNumber:

@@ -138,7 +138,7 @@ def test_what_has_one_meaning_is_read_and_said(name: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (each("annotations", bbox=lambda box: [*map(str, box[:3]), "wide"]), ["box-malformed", "wide"]),
+        (each("annotations", bbox=lambda box: ["wide", *map(str, box[1:])]), ["box-malformed", "wide"]),
         (each("annotations", category_id=lambda _: True), ["category-malformed", "True (bool)|'True' is a bool"]),
         (each("annotations", image_id=lambda _: 1.5), ["annotation-malformed", "1.5"]),
         (each("annotations", iscrowd=lambda _: "maybe"), ["iscrowd-malformed", "maybe"]),
