@@ -131,10 +131,6 @@ SOUND = [
 FAULTY = [
     Kind("a file is listed twice", coco_with(list_again), load(), Refused("file-listed-twice (1)", "a.png")),
     Kind(
-        "a list names a picture twice", yolo_list("a", "b", "a"), load(), Refused("file-listed-twice (1)", "image 1")
-    ),
-    Kind("ImageSets names a picture twice", voc_list("a", "b", "a"), load(), Refused("file-listed-twice (1)")),
-    Kind(
         "a box is upside down",
         coco_with(lambda content: content["annotations"][0].update(bbox=[50, 40, -40, -30])),
         checked,
@@ -152,14 +148,14 @@ FAULTY = [
 # What `on_fault="drop"` leaves, and says.
 DROPPED = [
     Kind("a file is listed twice", coco_with(list_again), DROP, {"train": 2}, ["file-listed-twice", "the picture"]),
-    Kind("a list names a picture twice", yolo_list("a", "b", "a"), DROP, {"train": 2}, ["left out: the picture"]),
-    Kind("ImageSets names a picture twice", voc_list("a", "b", "a"), DROP, {"train": 2}, ["left out: the picture"]),
     Kind("a row has no image", half_of_the_rows, DROP, {"train": 1}, ["image-missing (1)"]),
     Kind("a mask is faulty", lambda root: coco(root, segmentation=[[1]]) and None, DROP, {"train": 2}, ["the mask"]),
     Kind("all are faulty", lambda root: coco(root, bbox=[1, 1, -1, 1]) and None, DROP, NOTHING),
 ]
 # Harmless: read as they are, with a word.
 HARMLESS = [
+    Kind("a list names a picture twice", yolo_list("a", "b", "a"), load(), {"train": 2}, ["image-repeated (1)"]),
+    Kind("ImageSets names a picture twice", voc_list("a", "b", "a"), load(), {"train": 2}, ["image-repeated (1)"]),
     Kind("ids of rows repeat", joined_rows, load(), {"train": 4}, ["image-id-repeated (2)"]),
     Kind(
         "an annotation id occurs twice", coco_with(same_ids(1)), load(), {"train": 2}, ["annotation-id-duplicate (1)"]

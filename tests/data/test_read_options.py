@@ -108,7 +108,9 @@ def test_image_root_by_split(format: str, renamed: bool, tmp_path: Path):
     assert [len(split) for split in loaded.values()] == [2, 2] and list(loaded) == names
     assert all(len(row["objects"]["bbox"]) == 1 for split in loaded.values() for row in split)
     with pytest.raises(LayoutError, match="image_root= is given for 'tset'"):
-        load_detection_dataset(data, splits, image_root={"tset": first})
+        load_detection_dataset(
+            data, splits, image_root=dict(zip(names, (first, second), strict=True)) | {"tset": first}
+        )
 
 
 def test_folders_without_a_yaml_have_no_entries_to_start_elsewhere(tmp_path: Path):

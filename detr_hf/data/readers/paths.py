@@ -7,7 +7,7 @@ last parts inside the data's own folder instead, says so, and refuses where two 
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -15,7 +15,6 @@ from ...errors import AnnotationError, LayoutError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from .text import name_key
 
-SHOWN_PLACES = 4
 # What cameras and design programs write, and is no picture here.
 OTHER_PICTURE_SUFFIXES = frozenset(
     [
@@ -108,13 +107,6 @@ def walk_files(folder: Path) -> Iterator[str]:
 def is_picture(name: str) -> bool:
     """Whether a file's name ends as a picture's does."""
     return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
-
-
-def looked_in(places: Iterable[Path]) -> str:
-    """Returns the places of labels as a message names them: each once, the first few."""
-    different = [str(place) for place in dict.fromkeys(places)]
-    more = len(different) - SHOWN_PLACES
-    return ", ".join(different[:SHOWN_PLACES]) + (f" and {more} more" if more > 0 else "")
 
 
 def is_unread_picture(name: str) -> bool:

@@ -15,7 +15,9 @@ from ..detection_data import Categories
 from ..findings import FindingLog
 from ..pictures import read_header
 from ..read_options import ReadOptions
-from . import coco, coco_layout, hf_objects, voc, voc_layout, yolo
+from . import coco, coco_classes, coco_layout, hf_objects, voc, voc_layout, yolo
+from .coco_pictures import PictureSearch
+from .other_tools import is_archive, what_else
 from .records import JudgedSplit, SplitRecords, check_boxes, check_categories, check_files, check_ids
 from .text import name_key
 
@@ -71,10 +73,8 @@ def recognise(root: Path, options: ReadOptions) -> str:
         )
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())[:20]
     other = voc_layout.other_xml(root)
-    raise LayoutError(
-        f"{root} is no data set that is known; it holds {', '.join(names) or 'nothing'}"
-        f"{f' ({other})' if other else ''};\n{LOOKED_FOR}."
-    )
+    held = [f"it holds {', '.join(names) or 'nothing'}", *what_else(root), *([other] if other else [])]
+    raise LayoutError(f"{root} is no data set that is known; {'; '.join(held)};\n{LOOKED_FOR}.")
 
 
 def has_hf_files(root: Path) -> bool:
@@ -118,9 +118,10 @@ def read_source(source: Any, options: ReadOptions) -> ReadData:
     if path.is_file():
         name = name or {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".data": "yolo"}.get(path.suffix.lower())
         if name is None:
+            archive = " It is an archive: unpack it and pass the folder." if is_archive(path) else ""
             raise LayoutError(
                 f"{path} is a file of an unknown kind; expected a COCO .json, a YOLO data.yaml or obj.data, or a "
-                "folder."
+                f"folder.{archive}"
             )
     name = name or recognise(path, options)
     if options.streaming and name != "hf":
@@ -144,24 +145,33 @@ def _read_hub(name: str, options: ReadOptions) -> ReadData:
 
 
 def _read_coco(path: Path, options: ReadOptions) -> ReadData:
-    if path.is_file():
+    alone = path.is_file()
+    if alone:
         sources = [coco_layout.coco_file_source(path, None, options.task)]
     else:
         sources = coco_layout.find_coco(path, options.task)
     if not sources:
-        raise LayoutError(
-            f"{path} holds no COCO annotations for the task {options.task or 'detection'};\n{LOOKED_FOR}."
+        found = (
+            "; ".join(what_else(path))
+            or f"{path} holds no COCO annotations for the task {options.task or 'detection'}"
         )
+        raise LayoutError(f"{found};\n{LOOKED_FOR}.")
     by_split = {source.split: source for source in sources}
-    chosen = choose_splits(list(by_split), options.splits, str(path))
-    log = FindingLog()
-    records, categories = {}, {}
+    chosen = choose_splits(list(by_split), coco_layout.settled_names(sources, options.splits), str(path))
+    if options.splits is None:
+        coco_layout.refuse_cut_splits(by_split, path)
     for split, root in options.roots(chosen).items():
         by_split[split].image_root = root
-    for new_name, split in chosen.items():
-        file = coco.read_coco(by_split[split], options.masks)
-        records[new_name], categories[new_name] = file.records, file.categories
-    merged = Categories.of(options.id2label) if options.id2label else coco.merge_categories(categories, log)
+    search, log = PictureSearch(), FindingLog()
+    files = {name: coco.read_coco(by_split[split], options.masks, search) for name, split in chosen.items()}
+    records = {name: file.records for name, file in files.items()}
+    if len(chosen) == len(sources):
+        search.log_unlisted({name: by_split[split] for name, split in chosen.items()}, records)
+    for name in [] if alone else coco_layout.other_json_files(path, sources):
+        log.add("annotation-file-unread", "info", "this JSON file is not read", file_name=name)
+    merged = Categories.of(options.id2label) if options.id2label else coco_classes.merged_classes(files, log)
+    for file in files.values():
+        coco_classes.settle_category_ids(file.records, merged.source_ids)
     if sources[0].kind != "panoptic":
         merged.is_thing = None
     box_format = options.box_format or "xywh"
@@ -169,12 +179,18 @@ def _read_coco(path: Path, options: ReadOptions) -> ReadData:
 
 
 def _read_yolo(path: Path, options: ReadOptions) -> ReadData:
-    layout = yolo.find_layout(path, options.image_root)
+    renamed = options.splits if isinstance(options.splits, dict) else {}
+    image_root = options.image_root
+    if isinstance(image_root, dict):  # by the names of the source
+        image_root = {renamed.get(split, split): root for split, root in image_root.items()}
+    layout = yolo.find_layout(path, image_root)
     if layout is None:
         raise LayoutError(f"{path} holds no YOLO data;\n{LOOKED_FOR}.")
     if options.image_root is not None and not layout.described:
         raise LayoutError(f"{path} has no data.yaml whose entries image_root= could be for. Leave it out.")
-    chosen = choose_splits([*layout.pictures, *layout.missing], options.splits, str(path))
+    splits = [*layout.pictures, *layout.missing]
+    options.roots({name: name for name in splits} | renamed)
+    chosen = choose_splits(splits, options.splits, str(path))
     log = FindingLog()
     records = yolo.read_yolo(layout, chosen, options.masks, log)
     return ReadData(str(path), "yolo", yolo.yolo_categories(layout, options.id2label, log), records, log)

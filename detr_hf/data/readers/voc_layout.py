@@ -185,14 +185,18 @@ def _splits_of_lists(lists: dict[str, list[str]], xml_root: Path, names: list[st
     splits = []
     for name, lines in lists.items():
         split = VocSplit(name, xml_root, [], folder)
-        missing = []
+        missing, seen = [], set()
         for line in lines:
             xml = _xml_of_line(line, by_key)
             if xml is None:
                 missing.append(line)
+            elif xml in seen:
+                message = f"the list {name}.txt names the picture before; it is read once"
+                split.log.add("image-repeated", "warning", message, split=name, file_name=line)
             else:
+                seen.add(xml)
                 split.xml_names.append(xml)
-        unlisted -= set(split.xml_names)
+        unlisted -= seen
         if split.xml_names:
             for line in missing:
                 message = f"the list {name}.txt names {line!r}, for which {xml_root} has no XML file"

@@ -148,7 +148,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
     "box outside": (annotation(bbox=[70, 20, 5, 4]), "box-outside", "warning", "annotation 2"),
     "box partly outside": (annotation(bbox=[50, 20, 40, 4]), "box-cut", "warning", "annotation 2"),
     "box of three numbers": (annotation(bbox=[1, 2, 3]), "box-malformed", "error", "annotation 2"),
-    "box of texts": (annotation(bbox=["1", "2", "3", "4"]), "box-malformed", "error", "annotation 2"),
+    "box of texts": (annotation(bbox=["1", "2", "3", "x"]), "box-malformed", "error", "annotation 2"),
     "no box": (annotation(bbox=KeyError), "box-missing", "error", "annotation 2"),
     "boxes as corners": (edited(as_corners), "boxes-look-xyxy", "error", "train"),
     "boxes as fractions": (edited(as_fractions), "boxes-look-normalised", "error", "train"),
@@ -213,7 +213,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
     "class only in validation": (edited(drop_class_from_training), "class-not-in-training", "warning", "owl"),
     "no objects": (edited(no_objects, "annotations_val.json"), "no-objects", "error", "val"),
     "size is no size": (
-        edited(lambda content: content["images"][0].update(width="64")),
+        edited(lambda content: content["images"][0].update(width="wide")),
         "image-size-malformed",
         "error",
         "train_0.png",
