@@ -30,15 +30,11 @@ class DETRObjectDetectionPipeline(ObjectDetectionPipeline):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns a list of objects for one picture; for several a list of those, for an iterator an iterator."""
-        if self._is_ours:
-            given = [name for name in ("inputs", "images") if name in kwargs]
-            if args:
-                args = (_as_stock_takes_them(args[0]), *args[1:])
-            elif given:
-                kwargs[given[0]] = _as_stock_takes_them(kwargs[given[0]])
-            if (args[0] if args else kwargs.get("inputs", kwargs.get("images"))) == []:
-                return []
-        return super().__call__(*args, **kwargs)
+        if not (self._is_ours and (args or "inputs" in kwargs or "images" in kwargs)):
+            return super().__call__(*args, **kwargs)
+        given = args[0] if args else kwargs.pop("inputs" if "inputs" in kwargs else "images")
+        images = _as_stock_takes_them(given)
+        return [] if isinstance(images, list) and not images else super().__call__(images, *args[1:], **kwargs)
 
     @property
     def _is_ours(self) -> bool:
