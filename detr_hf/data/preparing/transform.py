@@ -178,8 +178,9 @@ class DetectionTransform:
 def model_sides(processor: Any) -> tuple[int, int]:
     """Returns the shortest and longest side that a processor resizes to; 800 and 1333 when it has other rules."""
     size = dict(getattr(processor, "size", None) or {})
-    if size.get("height") and size.get("width"):
-        return min(size["height"], size["width"]), max(size["height"], size["width"])
+    for height, width in (("height", "width"), ("max_height", "max_width")):
+        if size.get(height) and size.get(width):
+            return min(size[height], size[width]), max(size[height], size[width])
     shortest = size.get("shortest_edge") or 800
     return shortest, size.get("longest_edge") or round(shortest * 1333 / 800)
 
