@@ -22,6 +22,19 @@ if TYPE_CHECKING:
     from ..model.modeling_detr import DETRForObjectDetection
 
 
+def expects_0_255(image_processor: Any) -> bool:
+    """Whether an image processor in torch reads pixels in 0..255."""
+    do_rescale = getattr(image_processor, "do_rescale", True)
+    return divides_by_255(do_rescale, getattr(image_processor, "rescale_factor", 1 / 255))
+
+
+def processed(image_processor: Any, pixels: np.ndarray) -> tuple[Any, Any]:
+    """Returns what `ModelBackend.processed` does, with any image processor in torch."""
+    features = image_processor(pixels, input_data_format="channels_last", return_tensors="pt")
+    pixel_mask = features.get("pixel_mask")
+    return features["pixel_values"], None if pixel_mask is None or pixel_mask.all() else pixel_mask.bool()
+
+
 class ModelBackend:
     """A model in torch, with the image processor of its checkpoint; `str` of it tells what it is, for people."""
 
@@ -32,14 +45,11 @@ class ModelBackend:
     @property
     def expects_0_255(self) -> bool:
         """Whether pixels are read in 0..255, so that floats in 0..1 would come out black."""
-        processor = self.image_processor
-        return divides_by_255(getattr(processor, "do_rescale", True), getattr(processor, "rescale_factor", 1 / 255))
+        return expects_0_255(self.image_processor)
 
     def processed(self, pixels: np.ndarray) -> tuple[Any, Any]:
         """Returns `pixel_values (1, C, H, W)` of upright pixels (H, W, 3), and `pixel_mask (1, H, W)` if padded."""
-        features = self.image_processor(pixels, input_data_format="channels_last", return_tensors="pt")
-        pixel_mask = features.get("pixel_mask")
-        return features["pixel_values"], None if pixel_mask is None or pixel_mask.all() else pixel_mask.bool()
+        return processed(self.image_processor, pixels)
 
     def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
         """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels.

@@ -19,7 +19,7 @@ from transformers.pipelines.object_detection import ObjectDetectionPipeline
 from ..export.processing import read_pixels
 from ..model.configuration_detr import DETRConfig
 from ..processing.image_sources_detr import is_single_picture, pictures_in, plain_source
-from .backends import ModelBackend
+from .backends import expects_0_255, processed
 from .pictures import path_of
 
 SIZED = ("pixel_values", "pixel_mask")
@@ -47,10 +47,9 @@ class DETRObjectDetectionPipeline(ObjectDetectionPipeline):
         """
         if not self._is_ours:
             return super().preprocess(image, timeout=timeout)
-        backend = ModelBackend(self.model, self.image_processor)
         source, name = plain_source(_decoded(image), "image 0", timeout)
-        pixels = read_pixels(source, name, expects_0_255=backend.expects_0_255, takes_options=False)  # (H, W, 3)
-        pixel_values, pixel_mask = backend.processed(pixels)
+        pixels = read_pixels(source, name, expects_0_255=expects_0_255(self.image_processor), takes_options=False)
+        pixel_values, pixel_mask = processed(self.image_processor, pixels)
         if pixel_mask is None:
             pixel_mask = torch.ones(1, *pixel_values.shape[-2:], dtype=torch.bool)
         return {

@@ -148,7 +148,7 @@ class DETRImageProcessingMixin:
         return super().preprocess(images, annotations, return_segmentation_masks, masks_path, **kwargs)
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
-        if isinstance(kwargs.get("size"), int):
+        if isinstance(kwargs.get("size"), (int, np.integer)):
             kwargs["size"] = _size_dict(kwargs["size"], None)
         kwargs["format"] = kwargs.get("format") or self.format
         if kwargs["format"] not in _FORMATS:
@@ -325,11 +325,16 @@ class DETRImageProcessingMixin:
 
 
 def _size_dict(size: Any, max_size: int | None) -> Any:
-    """Returns a size given the old way, an int with `max_size` beside it, as a dict; anything else as it is."""
-    if size is None or isinstance(size, int):
-        return {"shortest_edge": size or DEFAULT_SHORTEST_EDGE, "longest_edge": max_size or DEFAULT_LONGEST_EDGE}
-    if max_size is not None and isinstance(size, dict) and set(size) == {"shortest_edge"}:
-        return {**size, "longest_edge": max_size}
+    """Returns a size given the old way, an int with `max_size` beside it, as a dict; a dict without empty keys."""
+    if size is None or isinstance(size, (int, np.integer)):
+        shortest, longest = int(size or DEFAULT_SHORTEST_EDGE), max_size or DEFAULT_LONGEST_EDGE
+        return {"shortest_edge": shortest, "longest_edge": longest}
+    if isinstance(size, dict):
+        size = {key: side for key, side in size.items() if side is not None}
+        if max_size is not None and set(size) == {"shortest_edge"}:
+            return {**size, "longest_edge": max_size}
+    if max_size is not None:
+        logger.warning("max_size %s does nothing beside size %s, which says all.", max_size, size)
     return size
 
 
