@@ -29,6 +29,8 @@ LARGEST_AREA = 1e30
 class DetectionTransform:
     """Rows of the schema to `{"pixel_values", "labels", "file_name"}`, one picture at a time.
 
+    Where the processor pads to a canvas of its own, `canvas_hw` says to which: the collator does it, with a mask.
+
     Args:
         processor: an image processor; it makes the pixels, and its `do_convert_annotations` says how boxes are given.
         augment: a preset's name or a callable, see `augment.py`.
@@ -43,12 +45,15 @@ class DetectionTransform:
         self.processor = processor
         self.augment = augmentation(augment, *model_sides(processor))
         self.masks = masks
+        pad_size = getattr(processor, "pad_size", None) if getattr(processor, "do_pad", False) else None
+        self.canvas = {"canvas_hw": (pad_size["height"], pad_size["width"])} if pad_size else {}
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Returns the rows prepared, in columns as `datasets` hands them over."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         prepared = [self.one(row) for row in rows]
-        return {key: [item[key] for item in prepared] for key in ("pixel_values", "labels", "file_name")}
+        keys = ("pixel_values", "labels", "file_name", *self.canvas)
+        return {key: [item[key] for item in prepared] for key in keys}
 
     def one(self, row: dict[str, Any]) -> dict[str, Any]:
         """Returns one row prepared."""
@@ -83,7 +88,7 @@ class DetectionTransform:
             )
         except (ValueError, TypeError, RuntimeError) as error:
             raise AnnotationError(f"{name}: {error}") from error
-        return {"pixel_values": pixel_values, "labels": labels, "file_name": name}
+        return {"pixel_values": pixel_values, "labels": labels, "file_name": name, **self.canvas}
 
     def _target(self, row: dict[str, Any], name: str, size_hw: tuple[int, int]) -> dict[str, Any]:
         """Returns the row's objects as tensors, boxes xyxy in pixels; crowds stay out: DETR does not train on them."""
@@ -173,8 +178,9 @@ class DetectionTransform:
 def model_sides(processor: Any) -> tuple[int, int]:
     """Returns the shortest and longest side that a processor resizes to; 800 and 1333 when it has other rules."""
     size = dict(getattr(processor, "size", None) or {})
-    if size.get("height") and size.get("width"):
-        return min(size["height"], size["width"]), max(size["height"], size["width"])
+    for height, width in (("height", "width"), ("max_height", "max_width")):
+        if size.get(height) and size.get(width):
+            return min(size[height], size[width]), max(size[height], size[width])
     shortest = size.get("shortest_edge") or 800
     return shortest, size.get("longest_edge") or round(shortest * 1333 / 800)
 
