@@ -146,6 +146,12 @@ class DETRTrainingArguments(TrainingArguments):
     save_total_limit: int | None = _option(
         2, "The last and the best checkpoint: one of ResNet-50 DETR takes half a gigabyte."
     )
+    earlier_checkpoints: str = _option(
+        "set_aside",
+        "What a new run does with checkpoints of an earlier one in output_dir: 'set_aside' moves them into a folder "
+        "beside ('_earlier_run_1'), 'delete' deletes them, 'refuse' stops. They are never resumed unasked, and no "
+        "checkpoint is deleted in favour of theirs.",
+    )
     load_best_model_at_end: bool | None = _option(
         None, "On when checkpoints are saved as often as they are evaluated."
     )
@@ -187,6 +193,10 @@ class DETRTrainingArguments(TrainingArguments):
         if self.recipe not in ("auto", *RECIPES, *MODEL_OPTIONS):
             choices = " or ".join(map(repr, (*RECIPES, *MODEL_OPTIONS)))
             raise ValueError(f"recipe is {self.recipe!r}; choose 'auto', {choices}.")
+        if self.earlier_checkpoints not in ("set_aside", "delete", "refuse"):
+            raise ValueError(
+                f"earlier_checkpoints is {self.earlier_checkpoints!r}; choose 'set_aside', 'delete' or 'refuse'."
+            )
         if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
             raise ValueError(
                 f"pad_to_multiple_of is {self.pad_to_multiple_of}; expected 1 (off) or more, such as 128."

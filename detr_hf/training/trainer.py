@@ -156,15 +156,19 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
     ) -> Any:
         """Trains, and returns steps, loss and metrics as transformers' Trainer does.
 
+        A run that starts, and one that goes on from an older checkpoint, finds no other run's checkpoints in its way:
+        `args.earlier_checkpoints` says whether those are moved into a folder beside, deleted, or an error.
+
         Args:
             resume_from_checkpoint: a checkpoint; True for the last complete one of the output folder; "auto" for the
                 same, or from the start where there is none.
             trial, ignore_keys_for_eval: as in transformers' Trainer.
 
         Raises:
-            CheckpointError: True was given and there is no complete checkpoint.
+            CheckpointError: what is wanted is not there or not whole, was trained with other classes, or could be of
+                several runs.
         """
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        checkpoint = self._begin_run(resume_from_checkpoint, trial)
         self._step_labels, self._window = [], LossParts()
         return super().train(checkpoint, trial, ignore_keys_for_eval)
 

@@ -29,10 +29,18 @@ OVERRIDDEN = {
     "_get_grad_norm": ("model", "grad_norm"),
     "_get_learning_rate": (),
     "_hp_search_setup": ("trial",),
+    "_init_training_state": (
+        *("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
+    ),
     "_issue_warnings_after_load": ("load_result",),
     "_load_best_model": (),
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_push_from_checkpoint": ("checkpoint_folder",),
+    "_run_epoch": (
+        *("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+        *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+        "steps_trained_in_current_epoch",
+    ),
     "_save": ("output_dir", "state_dict"),
     "_save_checkpoint": ("model", "trial"),
     "call_model_init": ("trial",),
@@ -52,6 +60,8 @@ OVERRIDDEN = {
 # Hooks whose own signature differs on purpose, and how; all others take exactly what Trainer's take.
 OWN_SIGNATURE = {
     "__init__": "`data` stands third, and everything after it is given by name",
+    "_init_training_state": "everything is handed on",
+    "_run_epoch": "everything is handed on, by name as Trainer does",
     "create_model_card": "what has no place in a card is taken and left out",
 }
 # Called, not overridden.
