@@ -94,7 +94,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         self._data, self._id2label = data, getattr(data, "id2label", None)
         self._seeding = SeedingCallback()
         self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
-        self._window, self._eval_window, self._step_labels, self._group_rates = LossParts(), LossParts(), [], {}
+        self._window, self._eval_window = LossParts(), LossParts(as_one_batch=True)
+        self._step_labels, self._group_rates = [], {}
         super().__init__(
             model=model,
             args=args,
@@ -230,7 +231,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Returns the loss; its parts are noted for the log, and in training it must be finite.
+        """Returns the loss; in training its parts are noted for the log, and it must be finite.
 
         Raises:
             NonFiniteLossError: naming the pictures of the batch.
@@ -239,8 +240,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         batch = dict(inputs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         parts = outputs.get("loss_dict") or {} if isinstance(outputs, dict) else {}
-        (self._window if model.training else self._eval_window).add(parts, labels)
         if model.training:
+            self._window.add(parts, labels)
             self._step_labels.append(labels)
             if not torch.isfinite(loss).all():
                 raise NonFiniteLossError(
