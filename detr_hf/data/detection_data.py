@@ -27,7 +27,12 @@ from .findings import FindingLog
 
 logger = logging.getLogger(__name__)
 
-SPLIT_NAMES = {"train": "train|training", "validation": "val|valid|validation|dev|eval", "test": "test"}
+# what splits are called, with "set", "split", a year or a version behind: train2017, train_set, train-v2
+SPLIT_NAMES = {
+    "train": "train|training|trainval",
+    "validation": "val|valid|validate|validation|dev|development|eval|evaluation",
+    "test": "test|testing",
+}
 
 
 @dataclass
@@ -81,7 +86,7 @@ def detection_features(names: list[str], source_ids: bool = False, panoptic: boo
 def split_kind(name: str) -> str | None:
     """Returns what a split's name says it is for: `"train"`, `"validation"`, `"test"` or None."""
     for kind, names in SPLIT_NAMES.items():
-        if re.match(rf"({names})[-_]?(\d{{4}})?$", name, re.IGNORECASE):
+        if re.fullmatch(rf"({names})([-_ ]?(set|split|data))?([-_ ]?v?\d+(\.\d+)*)?", name, re.IGNORECASE):
             return kind
     return None
 

@@ -2,8 +2,8 @@
 
 Different on purpose from transformers' Trainer: its own keeps every output, and mixes the targets of different images.
 Here an image's outputs become its detections as soon as its batch is done, and prediction gives those. Its loss is a
-mean of batches; here it is that of the split as one batch (`monitoring.LossParts`), so that neither the batch size, nor
-the order, nor the number of processes change it, beyond what padding does to outputs. Of several sets it makes an
+mean of batches; here it is that of the split as one batch (`monitoring.LossParts`), so that neither the batch size nor
+the order nor the number of processes change it, beyond what padding does to outputs. Of several sets it makes an
 evaluation each, which callbacks and log see one by one; here they are one evaluation, which has the mean of what the
 best checkpoint is chosen by.
 """

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import SchedulerType, Trainer, TrainerCallback
+from transformers.trainer_utils import has_length
 
 from ..checkpoints.processors import processor_of
 from ..data.preparing.collate import DetectionCollator
@@ -33,8 +34,9 @@ from .ema import EMACallback
 from .evaluating import StreamingEvaluation
 from .monitoring import LossParts, describe_batch, describe_parts
 from .optimizing import drop_schedule, parameter_groups
-from .preparing import check_classes, splits_of_run
+from .preparing import check_classes, check_metric, nothing_to_train_on, splits_of_run
 from .publishing import HubPublishing
+from .sampling import balanced_sampler
 from .searching import HyperparameterSearch
 from .seeding import SeedingCallback, seeded
 
@@ -122,6 +124,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             logger.info("Recipe %r: %s", recipe, {name: getattr(self.args, name) for name in self.args.unset})
             if recipe == "scratch":
                 logger.warning(FROM_SCRATCH)
+        check_metric(self.args, self.eval_dataset, self.compute_metrics)
         if self._ema and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "ema_decay does not work with sharded weights (FSDP, DeepSpeed): set it to 0, or train with DDP."
@@ -182,7 +185,13 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         """
         plain = self.train_dataset
         if plain is None:
-            raise ValueError("There is nothing to train on: give data with a train split, or train_dataset.")
+            raise ValueError(nothing_to_train_on(self._data))
+        threshold = getattr(self.args, "balance_classes", 0.0)
+        if threshold:
+            if self.args.train_sampling_strategy != "random":
+                raise ValueError("balance_classes draws pictures at random: leave train_sampling_strategy out.")
+            names = self.accelerator.unwrap_model(self.model).config.id2label
+            self._seeding.sampler = balanced_sampler(plain, names, threshold, self.args.data_seed or self.args.seed)
         self._seeding.dataset = self.train_dataset = seeded(plain, self.args.data_seed or self.args.seed)
         collator = self.data_collator
         if isinstance(collator, DetectionCollator) and collator.pad_to_multiple_of is None:
@@ -190,9 +199,37 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             on_gpu = self.args.device.type == "cuda"
             self.data_collator = collator.padding_to(GPU_PADDING if multiple is None and on_gpu else multiple)
         try:
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
         finally:
             self.train_dataset, self.data_collator = plain, collator
+        if has_length(loader) and not len(loader):
+            raise ValueError(
+                f"dataloader_drop_last leaves nothing to train on: {len(plain)} pictures do not fill a batch of "
+                f"{self._train_batch_size} in {self.args.world_size} process(es). Set it to False, or lower "
+                "per_device_train_batch_size."
+            )
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Returns Trainer's sampler, or with `balance_classes` one that draws pictures of rare classes more often."""
+        return super()._get_train_sampler(train_dataset) if self._seeding.sampler is None else self._seeding.sampler
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> Any:
+        """Returns a loader; `dataloader_drop_last` is for training, since an evaluation measures every picture."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     # --- optimisation ---
 
