@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import nested_detach
 from transformers.trainer_utils import EvalLoopOutput, speed_metrics
@@ -95,6 +96,7 @@ class StreamingEvaluation:
         self._evaluator = DetectionEvaluator(
             id2label, self._ground_truth(dataloader, id2label), repeats=self.args.world_size > 1
         )
+        self.gather_function = self._gather  # Trainer sets its own again
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices), self._averaged_weights():
             output = super().evaluation_loop(
@@ -143,6 +145,19 @@ class StreamingEvaluation:
             return loss, None, None
         kept = ("logits", "pred_boxes") if labels is None else ("loss_dict", "logits", "pred_boxes")
         return loss, nested_detach(tuple(outputs[name] for name in kept)), labels
+
+    def _gather(self, values: Any) -> Any:
+        """Returns what all processes have of a batch, without fillers.
+
+        Of the last batch Trainer keeps the first rows of every tensor: of targets, a list with a dictionary a picture,
+        that would be the first boxes of each picture.
+        """
+        if not isinstance(values, list):
+            return self.accelerator.gather_for_metrics(values)
+        if self.args.world_size > 1:
+            values = gather_object(send_to_device(values, "cpu"))
+        state = self.accelerator.gradient_state
+        return values[: state.remainder] if state.end_of_dataloader and state.remainder > 0 else values
 
     def _note_loss(self, loss: Tensor, outputs: Any, labels: list[dict[str, Tensor]]) -> None:
         """Adds the loss of a batch's pictures to the evaluation's, without those that only fill up the batch."""

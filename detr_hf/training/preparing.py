@@ -62,8 +62,8 @@ def splits_of_run(args: Any, train: Any, validation: Any, data: Any, processor: 
     if validation is None and args.eval_strategy != "no":
         raise ValueError(
             f"There is no validation split{_splits_there(data)}, and eval_strategy is {args.eval_strategy.value!r}, "
-            "the default here. Give eval_dataset, name a split validation (load_detection_dataset(..., splits={'validation': ...})), or "
-            "train without measuring: eval_strategy='no'."
+            "the default here. Give eval_dataset, name a split validation (load_detection_dataset(..., "
+            "splits={'validation': ...})), or train without measuring: eval_strategy='no'."
         )
     return train, validation
 

@@ -26,8 +26,10 @@ OVERRIDDEN = {
         *("compute_loss_func", "compute_metrics", "callbacks", "optimizers", "optimizer_cls_and_kwargs"),
         "preprocess_logits_for_metrics",
     ),
+    "_get_dataloader": ("dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"),
     "_get_grad_norm": ("model", "grad_norm"),
     "_get_learning_rate": (),
+    "_get_train_sampler": ("train_dataset",),
     "_hp_search_setup": ("trial",),
     "_init_training_state": (
         *("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
@@ -48,6 +50,7 @@ OVERRIDDEN = {
     "create_model_card": ("license", "tags", "model_name", "finetuned_from", "dataset"),
     "create_optimizer": ("model",),
     "create_scheduler": ("num_training_steps", "optimizer"),
+    "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
     "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
     "get_train_dataloader": (),
     "hyperparameter_search": ("hp_space", "compute_objective", "n_trials", "direction", "backend", "hp_name"),
@@ -68,11 +71,12 @@ OWN_SIGNATURE = {
 CALLED = {
     *("_finish_current_push", "_get_output_dir", "_prepare_inputs", "_save_optimizer_and_scheduler"),
     *("_save_rng_state", "_save_scaler", "compute_loss_context_manager", "get_optimizer_cls_and_kwargs"),
-    *("is_world_process_zero", "save_model", "store_flos"),
+    *("get_eval_dataloader", "is_world_process_zero", "save_model", "store_flos"),
 }
 # Attributes that Trainer gives its instances and that are read or set here.
 ATTRIBUTES = {
-    *("_created_lr_scheduler", "accelerator", "args", "callback_handler", "compute_metrics", "control"),
+    *("_created_lr_scheduler", "_train_batch_size", "accelerator", "args", "callback_handler", "compute_loss_func"),
+    *("compute_metrics", "control", "gather_function"),
     *("data_collator", "eval_dataset", "hp_search_backend", "hub_model_id", "is_deepspeed_enabled", "is_fsdp_enabled"),
     *("is_fsdp_xla_enabled", "lr_scheduler", "model", "model_init", "optimizer", "optimizer_cls_and_kwargs"),
     *("processing_class", "push_in_progress", "state", "train_dataset"),
