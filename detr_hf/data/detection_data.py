@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = {
     "train": "train|training|train[-_ ]?val",
-    "validation": "val|valid|validate|validation|dev|eval",
+    "validation": "val|valid|validate|validation|dev|development|eval|evaluation",
     "test": "test|testing",
 }
 # What people put after it: `train2017`, `train_set`, `train-v2`, `valid-split`.
-SPLIT_SUFFIX = r"([-_ ]?(set|split|data|images))?([-_ ]?v?\d{1,4})?"
+SPLIT_SUFFIX = r"([-_ ]?(set|split|data|images))?([-_ ]?v?\d+(\.\d+)*)?"
 
 
 @dataclass
@@ -87,7 +87,7 @@ def detection_features(names: list[str], source_ids: bool = False, panoptic: boo
 def split_kind(name: str) -> str | None:
     """Returns what a split's name says it is for: `"train"`, `"validation"`, `"test"` or None."""
     for kind, names in SPLIT_NAMES.items():
-        if re.match(rf"({names}){SPLIT_SUFFIX}$", name, re.IGNORECASE):
+        if re.fullmatch(rf"({names}){SPLIT_SUFFIX}", name, re.IGNORECASE):
             return kind
     return None
 

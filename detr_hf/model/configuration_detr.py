@@ -122,8 +122,8 @@ class DETRConfig(PreTrainedConfig):
     """
 
     model_type = "detr_hf"
+    # loss_dict is kept, as with transformers' DETR: whoever reads predictions by position finds logits second
     keys_to_ignore_at_inference = [  # noqa: RUF012 - the type that transformers reads
-        "loss_dict",
         "auxiliary_outputs",
         "last_hidden_state",
         "intermediate_hidden_states",
