@@ -1,16 +1,20 @@
 """Turns what a user gave to `from_pretrained` into what transformers can load, for the model classes."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..model.configuration_detr import DETRConfig, normal_labels
+from .layouts import detect_layout, rename
 from .reading import is_foreign, read_checkpoint
 from .surgery import adapt_heads, fits
 from .weight_files import Hub, check_safetensors, find_weights, local_path, read_json, read_pickle
+from .wrappers import is_wrapped, without_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +53,12 @@ def prepare_loading(
         kwargs["id2label"] = normal_labels(kwargs["id2label"])
     changes = {name: value for name, value in kwargs.items() if _is_config_field(name)}
     if not is_foreign(name_or_path, **hub):
-        if config is None and not changes:
-            _check_files(name_or_path, hub, kwargs)
-            return name_or_path, None, None
-        saved = DETRConfig.from_pretrained(name_or_path, **hub)
-        _drop_same_number(saved, changes, kwargs)
-        if fits(saved, _wanted(saved, config, changes)):
-            _check_files(name_or_path, hub, kwargs)
+        as_it_is = config is None and not changes
+        if not as_it_is:
+            saved = DETRConfig.from_pretrained(name_or_path, **hub)
+            _drop_same_number(saved, changes, kwargs)
+            as_it_is = fits(saved, _wanted(saved, config, changes))
+        if as_it_is and _has_own_names(name_or_path, hub, kwargs):
             return name_or_path, config, None
     unseen = {name: changes[name] for name in _UNSEEN if name in changes}
     which = {name: kwargs.pop(name) for name in _WHICH_FILES if name in kwargs}
@@ -103,10 +106,13 @@ def _refuse_adapter_of_foreign(name_or_path: str | Path, hub: dict[str, Any]) ->
         )
 
 
-def _check_files(name_or_path: str | Path, hub: dict[str, Any], kwargs: dict[str, Any]) -> None:
-    """Refuses damaged files and shards outside the folder, which transformers would not name, or would load."""
+def _has_own_names(name_or_path: str | Path, hub: dict[str, Any], kwargs: dict[str, Any]) -> bool:
+    """Whether transformers can load the files as they are: not under a wrapper's prefix, nor packed as the original's.
+
+    Refuses damaged files and shards outside the folder, which transformers would not name, or would load.
+    """
     if kwargs.get("gguf_file") is not None:
-        return
+        return True
     try:
         files = find_weights(
             name_or_path,
@@ -114,12 +120,30 @@ def _check_files(name_or_path: str | Path, hub: dict[str, Any], kwargs: dict[str
             *(kwargs.get(name) for name in _WHICH_FILES),
         )
     except FileNotFoundError:
-        return  # transformers says what it looked for
+        return True  # transformers says what it looked for
+    names: list[str] = []
     for file in files:
         if file.suffix == ".safetensors":
             check_safetensors(file)
+            with safe_open(file, "pt") as opened:
+                names += opened.keys()
         else:
-            read_pickle(file)  # refused here with the reason, where transformers would only repeat torch's words
+            names += read_pickle(file)  # refused here with the reason, where transformers would only repeat torch's
+    return not is_wrapped(names) and detect_layout(names) in (None, DETRConfig.model_type)
+
+
+def own_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a state dict in our names, of the original's, of transformers', or of a wrapped model.
+
+    Names that no DETR has stay, for whoever loads it to report.
+    """
+    plain = without_wrappers(state_dict, "The state dict")
+    layout = detect_layout(plain)
+    if layout in (None, DETRConfig.model_type):
+        return plain
+    renamed = rename(plain, layout)
+    logger.info("The state dict had the names of %r; they are now those of this package.", layout)
+    return renamed.state_dict | renamed.mask_head | {name: plain[name] for name in renamed.unknown}
 
 
 def _is_config_field(name: str) -> bool:

@@ -7,6 +7,7 @@ What differs on purpose from transformers: initialisation is the original's, fro
 import math
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -106,18 +107,45 @@ class DETRPreTrainedModel(PreTrainedModel):
         name = pretrained_model_name_or_path
         if kwargs.pop("verify", False):
             kwargs = cls._verify(name, kwargs)
+        source = "The state dict" if name is None else name
         if state_dict is None and name is not None:
             name, config, state_dict = cls._translate(name, config, kwargs)
+        elif state_dict and cls.workshop is not None:
+            state_dict = cls.workshop.own_state_dict(state_dict)
         model, info = super().from_pretrained(
             name, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs
         )
         if pretrained_model_name_or_path is not None:
             model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+        if pretrained_model_name_or_path is not None or state_dict:
             new = model._fill_new_parts(set(info["missing_keys"]))
             missing, left_over = set(info["missing_keys"]) - new, set(info["unexpected_keys"])
-            model._refuse_foreign_weights(missing, left_over, pretrained_model_name_or_path)
+            model._refuse_foreign_weights(missing, left_over, source)
         model.freeze()  # loading has rebuilt every parameter with requires_grad
         return (model, info) if output_loading_info else model
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """Loads a state dict as torch does, also one in the names of the original, of transformers or of a wrapper.
+
+        Raises:
+            RuntimeError: as in torch; and where not one name is this model's, also if not `strict`.
+        """
+        own = self.state_dict().keys()
+        if self.workshop is not None and not state_dict.keys() <= own:
+            state_dict = self.workshop.own_state_dict(state_dict)
+        if state_dict and not own & state_dict.keys():
+            raise RuntimeError(
+                f"None of {len(state_dict)} names ({', '.join(map(str, list(state_dict)[:3]))}, ...) is one of this "
+                f"{type(self).__name__}: nothing would be loaded. Give the state dict itself, as "
+                "torch.load(file)['model'] of an original file, or the file to from_pretrained."
+            )
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{error}\n\tfrom_pretrained(file) reads the original's and transformers' files as well, makes the "
+                "configuration that fits, and the class head anew for other classes."
+            ) from error
 
     @classmethod
     def _verify(cls, name, kwargs: dict[str, Any]) -> dict[str, Any]:
