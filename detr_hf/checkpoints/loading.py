@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..model.configuration_detr import DETRConfig, normal_labels
+from ..model.configuration_detr import DETRConfig
 from .layouts import detect_layout, rename
 from .reading import is_foreign, read_checkpoint
 from .surgery import adapt_heads, fits
@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 _HUB_ARGUMENTS = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 _UNSEEN = ("dilation", "nheads")  # what a bare weight file cannot show
 _WHICH_FILES = ("variant", "use_safetensors")  # of several in one folder
-_MORE_FIELDS = ("num_labels", "output_attentions")  # arguments of every configuration, but no dataclass fields
-_NOT_FROM_KWARGS = ("dtype", "architectures", "transformers_version")  # transformers' loading has its own use for them
 
 
 def prepare_loading(
@@ -49,16 +47,18 @@ def prepare_loading(
     """
     hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
     _refuse_adapter_of_foreign(name_or_path, hub)
-    if kwargs.get("id2label") is not None:
-        kwargs["id2label"] = normal_labels(kwargs["id2label"])
-    changes = {name: value for name, value in kwargs.items() if _is_config_field(name)}
+    changes = {name: value for name, value in kwargs.items() if DETRConfig.has_field(name)}
     if not is_foreign(name_or_path, **hub):
         as_it_is = config is None and not changes
         if not as_it_is:
             saved = DETRConfig.from_pretrained(name_or_path, **hub)
-            _drop_same_number(saved, changes, kwargs)
-            as_it_is = fits(saved, _wanted(saved, config, changes))
+            wanted = _wanted(saved, config, changes)
+            as_it_is = fits(saved, wanted)
         if as_it_is and _has_own_names(name_or_path, hub, kwargs):
+            if config is not None:  # then transformers would hand all arguments to the model
+                config = wanted
+                for name in changes:
+                    del kwargs[name]
             return name_or_path, config, None
     unseen = {name: changes[name] for name in _UNSEEN if name in changes}
     which = {name: kwargs.pop(name) for name in _WHICH_FILES if name in kwargs}
@@ -68,7 +68,6 @@ def prepare_loading(
             f"{name_or_path} holds {len(checkpoint.unknown)} tensors that no DETR has, for example "
             f"{checkpoint.unknown[:3]}. It is the checkpoint of another model, whose outputs this one would not give."
         )
-    _drop_same_number(checkpoint.config, changes)
     wanted = _wanted(checkpoint.config, config, changes)
     wanted.architectures = checkpoint.config.architectures
     state_dict, sentences = adapt_heads(checkpoint.state_dict, checkpoint.config, wanted)
@@ -82,16 +81,9 @@ def prepare_loading(
             name_or_path,
             len(checkpoint.mask_head),
         )
-    for name in [name for name in kwargs if name in hub or _is_config_field(name)]:
+    for name in [name for name in kwargs if name in hub or DETRConfig.has_field(name)]:
         del kwargs[name]
     return None, wanted, state_dict
-
-
-def _drop_same_number(saved: DETRConfig, *arguments: dict[str, Any]) -> None:
-    """Forgets a `num_labels` that is the checkpoint's: it names no other classes, so the trained head stays."""
-    for given in arguments:
-        if given.get("num_labels") == saved.num_labels and given.get("id2label") is None:
-            given.pop("num_labels")
 
 
 def _refuse_adapter_of_foreign(name_or_path: str | Path, hub: dict[str, Any]) -> None:
@@ -146,13 +138,6 @@ def own_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return renamed.state_dict | renamed.mask_head | {name: plain[name] for name in renamed.unknown}
 
 
-def _is_config_field(name: str) -> bool:
-    if name.startswith("_") or name in _NOT_FROM_KWARGS:
-        return False
-    known = (DETRConfig.__dataclass_fields__, DETRConfig.attribute_map, _MORE_FIELDS)
-    return any(name in names for names in known)
-
-
 def _wanted(saved: DETRConfig, config: PreTrainedConfig | str | Path | None, changes: dict[str, Any]) -> DETRConfig:
     """Returns `config`, or `saved` where it is None, with `changes`; any argument that names classes decides them."""
     if isinstance(config, (str, Path)):
@@ -163,12 +148,4 @@ def _wanted(saved: DETRConfig, config: PreTrainedConfig | str | Path | None, cha
             "own is translated."
         )
     fields = (saved if config is None else config).to_dict()
-    changes = {DETRConfig.attribute_map.get(name, name): value for name, value in changes.items()}
-    if changes.get("id2label") is None and changes.get("label2id") is not None:
-        changes["id2label"] = {index: name for name, index in changes["label2id"].items()}
-    if {"id2label", "num_labels", "label2id"} & set(changes):
-        fields.pop("id2label", None)
-        fields.pop("label2id", None)
-    if changes.get("id2label") is not None and changes.get("label2id") is None:
-        changes.pop("label2id", None)
-    return DETRConfig.from_dict(fields | changes)
+    return DETRConfig.from_dict(DETRConfig.with_changes(fields, changes))

@@ -107,6 +107,13 @@ def read_checkpoint(
     if path is not None and path.is_file():
         return _read_single_file(path, dilation, nheads)
     config = _read_config(name_or_path, hub)
+    quantised = config.get("quantization_config")
+    if quantised:
+        raise ValueError(
+            f"{name_or_path} is quantised ({quantised.get('quant_method')}), and its tensors can only be loaded as "
+            f"they are, by the classes of {config['model_type']!r}. For other classes or queries, or another format, "
+            "change the checkpoint that it was made from, and quantise that."
+        )
     files = find_weights(name_or_path, hub, variant, use_safetensors)
     tensors: dict[str, Tensor] = {}
     for file in files:

@@ -1,6 +1,6 @@
 """Finds a DETR's weights in what training tools write, and takes off what wrappers put before its names.
 
-- Files: the weights lie under a key (`model`, `state_dict`, ...), sometimes two deep; averaged ones (EMA) under others.
+- Files: the weights lie under a key (`model`, `state_dict`, ...), sometimes two deep; averaged ones under others.
 - Prefixes: the attribute that held the model (Lightning's `model.`, `net.`), DDP's and DeepSpeed's `module.`,
   `ema_model.`, in any combination. Whatever stands before all names of the one DETR in a file is taken off.
 - torch's own wrappers of inner modules (`_orig_mod.` of torch.compile, FSDP's, activation checkpointing's) may stand

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -237,6 +238,9 @@ class DETRPreTrainedModel(PreTrainedModel):
 
 
 def _is_broken(tensor: Tensor) -> bool:
+    """Whether a value is not finite; of a quantised or sharded tensor the parts that it is made of are looked at."""
+    if is_traceable_wrapper_subclass(tensor):
+        return any(_is_broken(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     return tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all())
 
 

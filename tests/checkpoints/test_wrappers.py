@@ -89,7 +89,7 @@ def test_names_are_the_same_without_wrappers(layouts, taken, layout):
     assert without_wrappers(WRAPPED[taken](layouts[layout]), "weights.pt").keys() == layouts[layout].keys()
 
 
-@pytest.mark.parametrize(("taken", "layout"), zip(WRAPPED, itertools.cycle(["own", "original", "transformers"])))
+@pytest.mark.parametrize(("taken", "layout"), [*zip(WRAPPED, itertools.cycle(["own", "original", "transformers"]))])
 def test_what_stands_before_all_names_is_taken_off_and_said(model, layouts, tmp_path, caplog, taken, layout):
     torch.save(WRAPPED[taken](layouts[layout]), tmp_path / "weights.pt")
     with caplog.at_level(logging.WARNING):
