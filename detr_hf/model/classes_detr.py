@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -46,7 +47,7 @@ def normal_labels(labels: Any) -> dict[int, str]:
 
 
 def check_labels(id2label: dict[int, str], num_labels: int | None, label2id: Mapping[str, Any] | None) -> None:
-    """Raises ValueError for classes with gaps, and for what contradicts them; says a name that several classes have."""
+    """Raises ValueError for classes with gaps and for what contradicts them; logs a name that several have."""
     count = len(id2label)
     if id2label and (min(id2label) != 0 or max(id2label) != count - 1):
         missing = [index for index in range(count + 1) if index not in id2label][:5]
@@ -62,12 +63,12 @@ def check_labels(id2label: dict[int, str], num_labels: int | None, label2id: Map
     other = {name: index for name, index in (label2id or {}).items() if id2label.get(_index(index)) != name}
     if other:
         raise ValueError(f"label2id disagrees with id2label about {list(other.items())[:3]}. Give id2label alone.")
-    names = [name for name in id2label.values() if name != UNUSED]
-    for name in dict.fromkeys(name for name in names if names.count(name) > 1) if len(set(names)) < len(names) else ():
-        same = [index for index, other_name in id2label.items() if other_name == name]
-        logger.warning_once(
-            f"id2label gives the name {name!r} to the classes {same[:5]}: label2id has the last alone."
-        )
+    for name, times in Counter(id2label.values()).items():
+        if times > 1 and name != UNUSED:
+            same = [index for index, named in id2label.items() if named == name][:5]
+            logger.warning_once(
+                f"id2label gives the name {name!r} to the classes {same}: label2id has the last alone."
+            )
 
 
 def normal_class_weights(weights: Any, id2label: dict[int, str]) -> dict[str, float] | None:
@@ -91,12 +92,12 @@ def normal_class_weights(weights: Any, id2label: dict[int, str]) -> dict[str, fl
     named: dict[str, float] = {}
     known = set(id2label.values())
     for key, value in weights.items():
-        name = key if key in known else id2label.get(_index(key), None)
+        name = key if key in known else id2label.get(_index(key))
         if name is None:
             nearest = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)
             raise ValueError(
-                f"class_weights names {key!r}, which is no class; the nearest is {nearest[0]!r}. The weight of no-object "
-                "is eos_coef."
+                f"class_weights names {key!r}, which is no class; the nearest is {nearest[0]!r}. The weight of "
+                "no-object is eos_coef."
             )
         try:
             weight = float(value)

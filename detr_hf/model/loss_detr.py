@@ -46,8 +46,8 @@ class SetCriterion:
         matcher: assigns queries to objects, anew for every layer.
         weights: weight of each loss in the total, by name: `loss_ce`, `loss_bbox`, `loss_giou`.
         eos_coef: weight of the no-object class in the cross-entropy.
-        class_weights: one for each of the K classes, else 1; with eos_coef the `weight` of torch's cross_entropy: every
-            query counts with the weight of the class that it should give, and the loss is divided by their sum.
+        class_weights: one for each of the K classes, else 1; with eos_coef the `weight` of torch's cross_entropy:
+            every query counts with the weight of the class that it should give, and the loss is divided by their sum.
         iou_label_power: p in the wanted probability IoU^p of a matched query's class, the rest being no-object's; with
             0 it is 1, the original's.
 
@@ -126,7 +126,7 @@ class SetCriterion:
         }
 
     def _normalisers(self, targets: PackedTargets, matches: Matches, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the number of objects and the sum of the queries' weights (L or 1,): of the whole batch, per process.
+        """Returns the number of objects, and the queries' weights summed (L or 1,): of the whole batch, per process.
 
         Every layer matches the same number of pairs, so that both are known before the predictions are, unless classes
         have weights and some object gets no query.

@@ -50,7 +50,7 @@ def test_what_changes_nothing_is_passed_over(places, road):
 
 @pytest.mark.parametrize("road", ROADS)
 def test_an_unknown_argument_names_the_nearest_field(places, road):
-    with pytest.raises(ValueError, match="no argument 'num_querys'. The nearest one is 'num_queries'"):
+    with pytest.raises(ValueError, match=r"no argument 'num_querys'. The nearest one is 'num_queries'"):
         ROADS[road](places, num_querys=50)
 
 
@@ -81,8 +81,8 @@ def test_a_value_that_says_what_is_so_anyway_is_passed_over(argument):
     assert tiny_config(**argument).to_dict() == tiny_config().to_dict()
 
 
-def test_what_is_passed_over_is_said(caplog):
-    logging.getLogger("transformers").propagate = True
+def test_what_is_passed_over_is_said(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with caplog.at_level(logging.WARNING):
         assert take_foreign({"init_xavier_std": 0.25, "lr": 1}, dropout=0.1) == ({}, {"lr": 1})
     assert "init_xavier_std=0.25 is passed over: first values are drawn as in the original" in caplog.text
@@ -90,9 +90,7 @@ def test_what_is_passed_over_is_said(caplog):
 
 def test_pretrained_backbones_have_a_field(places):
     assert tiny_config(use_pretrained_backbone=True).backbone_weights == "imagenet"
-    assert (
-        load(places["own"], use_pretrained_backbone=True).config.backbone_weights == "imagenet"
-    )  # and nothing is read
+    assert load(places["own"], use_pretrained_backbone=True).config.backbone_weights == "imagenet"  # not read
 
 
 def test_a_models_fields_are_its_configurations():
