@@ -31,12 +31,12 @@ _NOT_BY_CALLER = ("dtype", "architectures", "transformers_version")  # transform
 
 # What every config.json has besides, for transformers' own classes. They would make a random model of the names that
 # both configurations share, and only warn; at a text where they expect a number (DETR and its kin) or the name of an
-# attention (all) they stop. Those that would first look for a `backbone` on the Hub are told that it is timm's.
+# attention (all) they stop; at one for a backbone's configuration they do not look for `backbone` on the Hub first.
 _REFUSAL = (
     "not a checkpoint of transformers' own models, but of detr_hf: pip install detr_hf and import it, or (where its "
     "code is beside it) use trust_remote_code=True; load it with an auto class"
 )
-NOT_PLAIN_DETR = {"init_std": _REFUSAL, "attn_implementation": _REFUSAL, "use_timm_backbone": True}
+NOT_PLAIN_DETR = {"init_std": _REFUSAL, "attn_implementation": _REFUSAL, "backbone_config": _REFUSAL}
 
 
 @strict
