@@ -103,16 +103,15 @@ def _has_own_names(name_or_path: str | Path, hub: dict[str, Any], kwargs: dict[s
 
     Refuses damaged files and shards outside the folder, which transformers would not name, or would load.
     """
-    if kwargs.get("gguf_file") is not None:
+    folder = local_path(name_or_path)
+    is_adapter = folder is not None and (folder / (hub.get("subfolder") or "") / "adapter_config.json").is_file()
+    if kwargs.get("gguf_file") is not None or is_adapter:
         return True
-    try:
-        files = find_weights(
-            name_or_path,
-            Hub(**{name: hub[name] for name in Hub.__dataclass_fields__ if name in hub}),
-            *(kwargs.get(name) for name in _WHICH_FILES),
-        )
-    except FileNotFoundError:
-        return True  # transformers says what it looked for
+    files = find_weights(
+        name_or_path,
+        Hub(**{name: hub[name] for name in Hub.__dataclass_fields__ if hub.get(name) is not None}),
+        *(kwargs.get(name) for name in _WHICH_FILES),
+    )
     names: list[str] = []
     for file in files:
         if file.suffix == ".safetensors":

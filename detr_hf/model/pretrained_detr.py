@@ -140,6 +140,13 @@ class DETRPreTrainedModel(PreTrainedModel):
                 f"{type(self).__name__}: nothing would be loaded. Give the state dict itself, as "
                 "torch.load(file)['model'] of an original file, or the file to from_pretrained."
             )
+        missing, left_over = own - state_dict.keys(), state_dict.keys() - own
+        if not strict and (missing or left_over):
+            logger.warning(
+                f"load_state_dict(strict=False): {len(own) - len(missing)} of {len(own)} tensors are loaded, "
+                f"{len(missing)} stay as they were ({', '.join(sorted(missing)[:3])}, ...), {len(left_over)} of the "
+                f"state dict have no place ({', '.join(sorted(left_over)[:3])}, ...)."
+            )
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
