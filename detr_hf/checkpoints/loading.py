@@ -48,6 +48,13 @@ def prepare_loading(
     hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
     _refuse_adapter_of_foreign(name_or_path, hub)
     changes = {name: value for name, value in kwargs.items() if DETRConfig.has_field(name)}
+    if _adapter_file(name_or_path, hub) is not None:
+        if changes:
+            raise ValueError(
+                f"{name_or_path} is an adapter, which fits its base as that is: {', '.join(changes)} cannot be given. "
+                "Load the base with them, train an adapter for it, or merge this one first."
+            )
+        return name_or_path, config, None
     if not is_foreign(name_or_path, **hub):
         as_it_is = config is None and not changes
         if not as_it_is:
@@ -88,9 +95,8 @@ def prepare_loading(
 
 def _refuse_adapter_of_foreign(name_or_path: str | Path, hub: dict[str, Any]) -> None:
     """Refuses a PEFT adapter whose base transformers would load by names that no layer here has: it stayed random."""
-    folder = local_path(name_or_path)
-    file = folder and folder / (hub.get("subfolder") or "") / "adapter_config.json"
-    base = read_json(file).get("base_model_name_or_path") if file and file.is_file() else None
+    file = _adapter_file(name_or_path, hub)
+    base = read_json(file).get("base_model_name_or_path") if file else None
     if base and is_foreign(base, **{name: value for name, value in hub.items() if name != "subfolder"}):
         raise ValueError(
             f"{name_or_path} is an adapter over {base}, which is in another format than this package's. Convert the "
@@ -98,14 +104,19 @@ def _refuse_adapter_of_foreign(name_or_path: str | Path, hub: dict[str, Any]) ->
         )
 
 
+def _adapter_file(name_or_path: str | Path, hub: dict[str, Any]) -> Path | None:
+    """Returns the configuration of a PEFT adapter in a folder, whose base transformers finds; None in any other."""
+    folder = local_path(name_or_path)
+    file = folder and folder / (hub.get("subfolder") or "") / "adapter_config.json"
+    return file if file and file.is_file() else None
+
+
 def _has_own_names(name_or_path: str | Path, hub: dict[str, Any], kwargs: dict[str, Any]) -> bool:
     """Whether transformers can load the files as they are: not under a wrapper's prefix, nor packed as the original's.
 
     Refuses damaged files and shards outside the folder, which transformers would not name, or would load.
     """
-    folder = local_path(name_or_path)
-    is_adapter = folder is not None and (folder / (hub.get("subfolder") or "") / "adapter_config.json").is_file()
-    if kwargs.get("gguf_file") is not None or is_adapter:
+    if kwargs.get("gguf_file") is not None:
         return True
     files = find_weights(
         name_or_path,

@@ -146,6 +146,13 @@ def test_an_adapter_over_a_foreign_base_is_refused(folders, tmp_path):
         DETRForObjectDetection.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("changes", [{"id2label": ["x"]}, {"num_queries": 3}, {"num_labels": 9}])
+def test_an_adapter_is_not_fitted_to_other_classes(folders, tmp_path, changes):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folders["own"])}))
+    with pytest.raises(ValueError, match=rf"is an adapter.*{next(iter(changes))} cannot be given"):
+        DETRForObjectDetection.from_pretrained(tmp_path, **changes)
+
+
 @pytest.mark.parametrize("name", ["own", "theirs"])
 def test_the_checkpoints_own_number_of_classes_changes_nothing(folders, name):
     model = DETRForObjectDetection.from_pretrained(folders[name], num_labels=3)
