@@ -70,6 +70,7 @@ class Detector:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        **loading: Any,
     ) -> "Detector":
         """Returns a detector with the weights and the preprocessing of a checkpoint.
 
@@ -82,10 +83,14 @@ class Detector:
             dtype: of weights and computation, as `"bfloat16"` or `torch.bfloat16`; float32 by default. What
                 is exported keeps its own.
             revision, token, cache_dir, local_files_only: as in transformers, for a Hub id.
+            **loading: further arguments of `DETRForObjectDetection.from_pretrained`, such as `subfolder`, `variant` or
+                `use_safetensors`, or `nheads` of a weight file that does not show it.
         """
         source = embedded_model_path() if name_or_path is None else name_or_path
         artefact = find_artefact(source)
         if artefact is not None:
+            if loading:
+                raise TypeError(f"{source} is an exported model, for which {', '.join(loading)} cannot be given.")
             return cls.on(ArtefactBackend.from_artefact(artefact, device=device, dtype=dtype))
         import torch
 
@@ -95,11 +100,11 @@ class Detector:
         from ..model.modeling_detr import DETRForObjectDetection
 
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        model = DETRForObjectDetection.from_pretrained(source, dtype=dtype or torch.float32, **hub)
+        model = DETRForObjectDetection.from_pretrained(source, dtype=dtype or torch.float32, **hub, **loading)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         warn_of_slow_bfloat16(model.dtype, device)
-        return cls(model.to(device), processor_of(source, Hub(**hub)))
+        return cls(model.to(device), processor_of(source, Hub(loading.get("subfolder") or "", **hub)))
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:
         """Returns the objects that score more than `threshold`: one `Detections` for one picture, a list for several.

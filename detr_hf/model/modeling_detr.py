@@ -75,7 +75,10 @@ class DETRModel(DETRPreTrainedModel):
         r"^(class_embed|bbox_embed|refpoint_embed|bbox_attention|mask_head)\.",
     }
 
-    def __init__(self, config: DETRConfig):
+    def __init__(self, config: DETRConfig, **arguments):
+        left_over = config.take_arguments(arguments)
+        if left_over:
+            raise ValueError(f"A model is made of a configuration alone: give DETRConfig {', '.join(left_over)}.")
         super().__init__(config)
         backbone = Backbone(config, return_interm_layers=self.has_mask_head)
         self.transformer = Transformer(config)
@@ -242,7 +245,7 @@ class DETRForObjectDetection(DETRModel):
         config = self.config
         matcher = HungarianMatcher(config.set_cost_class, config.set_cost_bbox, config.set_cost_giou)
         weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coef, "loss_giou": config.giou_loss_coef}
-        return SetCriterion(matcher, weights, config.eos_coef, config.iou_label_power)
+        return SetCriterion(matcher, weights, config.eos_coef, config.iou_label_power, config.class_weight_values())
 
     @loss_function.setter
     def loss_function(self, value) -> None:

@@ -15,6 +15,7 @@ post-processing say of themselves:
 """
 
 import difflib
+import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -49,6 +50,12 @@ _OWN_TYPES = ("DETRImageProcessor", "DETRImageProcessorPil")
 CLASS_OF_BACKEND = {
     "torchvision": "image_processing_detr.DETRImageProcessor",
     "pil": "image_processing_detr.DETRImageProcessorPil",
+}
+# A field of every preprocessor_config.json for transformers' own processors. They would resize by another rule without
+# a word; at a text where they expect a size they stop. Here it is dropped.
+NOT_PLAIN_DETR = {
+    "crop_size": "not of transformers' own image processors, but of detr_hf: pip install detr_hf and import it, or "
+    "(where its code is beside it) use trust_remote_code=True; load it with AutoImageProcessor"
 }
 # Read in the constructor: what older configurations of transformers' DETR hold, and what naming the class costs.
 _LEGACY_KEYS = {"max_size", "pad_and_return_pixel_mask", "image_processor_type", "feature_extractor_type"}
@@ -109,6 +116,8 @@ class DETRImageProcessingMixin:
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):
         """Returns a processor from a dict as in `preprocessor_config.json`; keys it does not know are left out."""
+        given = image_processor_dict.items()
+        image_processor_dict = {key: value for key, value in given if NOT_PLAIN_DETR.get(key) != value}
         known = set(cls.valid_kwargs.__annotations__) | _LEGACY_KEYS | _IGNORED_KEYS
         unknown = set(image_processor_dict) - known
         for level, keys in (
@@ -322,6 +331,12 @@ class DETRImageProcessingMixin:
         if self._auto_class is not None:
             processor_dict["auto_map"] = {self._auto_class: dict(CLASS_OF_BACKEND)}
         return processor_dict
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Writes `preprocessor_config.json`, with what stops transformers' own processors from misreading it."""
+        with open(json_file_path, "w", encoding="utf-8") as file:
+            fields = json.loads(self.to_json_string())
+            file.write(json.dumps(NOT_PLAIN_DETR | fields, indent=2, sort_keys=True) + "\n")
 
 
 def _size_dict(size: Any, max_size: int | None) -> Any:
