@@ -16,13 +16,20 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from detr_hf import DETRForObjectDetection
 from detr_hf.model.fast_rules_detr import State, is_dense, is_untouched, only_runs, tensors_of
 
 from ..conftest import padded_batch, tiny_model
 
 pytestmark = pytest.mark.processor
 
+SMALL = {"backbone_kwargs": {"channels": (16, 24, 32, 48)}}
 PIXELS = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model() -> DETRForObjectDetection:
+    return tiny_model(**SMALL)
 
 
 @torch.no_grad()
@@ -55,7 +62,7 @@ def twice_as_class(module: nn.Module) -> None:
     module.__class__ = type(kind.__name__, (kind,), {"forward": lambda self, x: 2 * kind.forward(self, x)})
 
 
-# ------------------------------------------------------------------------------------------------------- state of parts
+# ----------------------------------------------------------------------------------------------------- state of parts
 
 
 def edits_of_a_value() -> dict:
@@ -130,7 +137,7 @@ def test_only_memory_in_one_piece_is_compared():
     assert not is_dense(weight.transpose(0, 1)) and not is_dense(weight[:, ::2])
 
 
-# ------------------------------------------------------------------------------------------------ what is done to parts
+# ---------------------------------------------------------------------------------------------- what is done to parts
 
 
 def deeds() -> dict:
@@ -148,10 +155,10 @@ def deeds() -> dict:
         body_of(model).layer4[1].conv2.weight = body_of(model).layer4[1].conv1.weight
 
     def state_loaded(model, monkeypatch):
-        model.load_state_dict(tiny_model(seed=4).state_dict())
+        model.load_state_dict(tiny_model(seed=4, **SMALL).state_dict())
 
     def state_assigned(model, monkeypatch):
-        model.load_state_dict(tiny_model(seed=4).state_dict(), assign=True)
+        model.load_state_dict(tiny_model(seed=4, **SMALL).state_dict(), assign=True)
 
     def pruned(model, monkeypatch):
         prune.ln_structured(body_of(model).layer3[0].conv1, "weight", amount=0.5, n=2, dim=0)
@@ -199,7 +206,7 @@ def deeds() -> dict:
 
     def norm_thawed(model, monkeypatch):
         torch.manual_seed(1)
-        body_of(model).layer2[0].bn1 = nn.BatchNorm2d(128).eval()
+        body_of(model).layer2[0].bn1 = nn.BatchNorm2d(24).eval()
 
     def block_removed(model, monkeypatch):
         body_of(model).layer4 = body_of(model).layer4[:1]
@@ -259,7 +266,8 @@ def deeds() -> dict:
 @pytest.mark.parametrize("deed", deeds().values(), ids=deeds().keys())
 def test_what_is_done_shows_in_the_next_call(deed, monkeypatch):
     """Whether the model has run before or not."""
-    called, fresh = tiny_model(), tiny_model()
+    called = tiny_model(**SMALL)
+    fresh = copy.deepcopy(called)
     before = logits_of(called)
     for model in (called, fresh):
         with monkeypatch.context() as patches:
@@ -269,7 +277,7 @@ def test_what_is_done_shows_in_the_next_call(deed, monkeypatch):
         assert (expected - before).abs().max() > 1e-4  # it matters
 
 
-# ------------------------------------------------------------------------------------------- who listens and looks
+# ----------------------------------------------------------------------------------------- who listens and looks
 
 KINDS_OF_HOOKS = {
     "forward": lambda module, hook: module.register_forward_hook(hook),
@@ -311,7 +319,7 @@ def test_hooks_on_all_modules_are_called_as_often_as_with_gradients(register, mo
         finally:
             handle.remove()
         counts.append(called)
-    assert counts[0] == counts[1] and counts[0]["ReLU"] > 20 and counts[0]["Conv2d"] == 21
+    assert counts[0] == counts[1] and counts[0]["ReLU"] > 20 and counts[0]["Conv2d"] > 20
 
 
 def test_gradients_can_be_guided(model):
@@ -376,7 +384,7 @@ def test_the_default_device_is_no_mode_that_looks(monkeypatch):
     assert (found - expected).abs().max() < 1e-4
 
 
-# --------------------------------------------------------------------------------------- transforms, tracers and copies
+# ------------------------------------------------------------------------------------- transforms, tracers and copies
 
 
 class Tensors(nn.Module):
@@ -407,8 +415,7 @@ def test_the_backbone_is_traced_symbolically(model):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_tangents_go_through(gradients):
-    model = tiny_model()
+def test_tangents_go_through(gradients, model):
     model.set_attn_implementation("eager")  # torch's own fused attention has none
     with torch.set_grad_enabled(gradients):
         logits_of(model)
@@ -429,7 +436,7 @@ def test_it_is_mapped_over_pictures_and_over_weights(gradients, model):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         masked = torch.func.vmap(lambda one, its: model(one[None], its[None]).logits[0])(pixels, mask)
         torch.testing.assert_close(masked, model(pixels, mask).logits, rtol=1e-4, atol=1e-4)
-        models = [tiny_model(), tiny_model(seed=1)]
+        models = [model, tiny_model(seed=1, **SMALL)]
         state = torch.func.stack_module_state(models)
         found = torch.func.vmap(lambda *state: torch.func.functional_call(model, state, (pixels,)).logits)(*state)
         torch.testing.assert_close(found[1], models[1](pixels).logits, rtol=1e-4, atol=1e-4)
@@ -459,7 +466,7 @@ def test_copies_are_on_their_own_after_a_first_call(model):
     body_of(model).layer1[0].conv1.weight.data.zero_()
     assert (logits_of(model) - plain_logits_of(model)).abs().max() < 1e-4
     assert (logits_of(shallow) - plain_logits_of(model)).abs().max() < 1e-4  # shares the modules
-    assert (logits_of(twin) - plain_logits_of(tiny_model())).abs().max() < 1e-4
+    assert (logits_of(twin) - plain_logits_of(tiny_model(**SMALL))).abs().max() < 1e-4
 
 
 def test_threads_see_an_edit_between_calls(model):
