@@ -81,7 +81,7 @@ class InferenceBody:
         self.memory.release()
 
     def usable_for(self, pixel_values: Tensor) -> bool:
-        """Whether the folded form may run at all: without gradients, on real tensors, and not while being traced."""
+        """Whether the folded form may run at all: without gradients, on real tensors, and with nobody looking on."""
         return (
             not torch.is_grad_enabled()
             and type(pixel_values) is Tensor
