@@ -54,7 +54,8 @@ class FrozenBatchNorm2d(nn.Module):
         return frozen
 
     def forward(self, features: Tensor) -> Tensor:
-        if features.requires_grad and features.dtype == self.weight.dtype == torch.float32:
+        trained = type(features) is Tensor and features.requires_grad and not torch.jit.is_tracing()
+        if trained and features.dtype == self.weight.dtype == torch.float32:
             # the same numbers, and unlike batch norm autograd need not keep the input for them
             scale = self.weight * (self.running_var + self.eps).rsqrt()
             bias = self.bias - self.running_mean * scale
@@ -136,7 +137,10 @@ class Backbone(FoldsForInference, nn.Module):
 
         The mask is None without one.
         """
-        features = self.form_for(pixel_values)(pixel_values.contiguous(memory_format=torch.channels_last))
+        form = self.form_for(pixel_values)
+        if not torch._C._are_functorch_transforms_active():  # vmap knows no such order
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        features = form(pixel_values)
         if self.channels_come_last:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
         return [(feature, resize_mask(pixel_mask, feature)) for feature in features]
@@ -185,6 +189,8 @@ def drop_full_mask(mask: Tensor) -> Tensor | None:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or mask.is_meta:
         return mask  # a traced graph must serve padded batches as well
+    if torch._C._are_functorch_transforms_active():
+        return mask  # vmap cannot ask for values
     whole, empty = torch.stack([mask.all(), (~mask.flatten(1).any(dim=1)).any()]).tolist()
     if empty:
         images = (~mask.flatten(1).any(dim=1)).nonzero().flatten().tolist()
