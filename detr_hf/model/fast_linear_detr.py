@@ -26,7 +26,7 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
     torch multiplies matrices on the CPU by MKL, which on AMD's processors takes twice as long. In training MKL goes
     on, unless it is the slower one there too.
     """
-    if type(layer) is not nn.Linear or not is_untouched(layer) or not _is_faster(layer.weight, x):
+    if type(layer) is not nn.Linear or not _is_faster(layer.weight, x) or not is_untouched(layer):
         return layer(x)
     if torch.is_grad_enabled():
         return _TrainedLinear.apply(x, layer.weight, layer.bias)
