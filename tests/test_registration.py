@@ -36,11 +36,12 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     "first",
     [
         "import transformers; import detr_hf",
-        "import detr_hf; from transformers import AutoImageProcessor",
-        "import detr_hf; import transformers.models.auto.configuration_auto",
         "import detr_hf; from transformers import Trainer, pipeline",
         "from detr_hf.model.modeling_detr import DETRForObjectDetection",
-        "from detr_hf import DETRConfig",
+        # seconds each, and much the same roads
+        pytest.param("import detr_hf; from transformers import AutoImageProcessor", marks=pytest.mark.slow),
+        pytest.param("import detr_hf; import transformers.models.auto.configuration_auto", marks=pytest.mark.slow),
+        pytest.param("from detr_hf import DETRConfig", marks=pytest.mark.slow),
     ],
 )
 def test_registered_in_any_order_of_imports_without_a_word(first):

@@ -81,6 +81,7 @@ def test_operations_of_a_forward_pass_grow_with_its_pixels_and_count_a_product_t
     assert 3 * small < large < 5 * small
 
 
+@pytest.mark.slow
 def test_aids_cost_time_in_training_and_leave_nothing_at_inference():
     record = compare_aids("cpu", 1, (64, 64), runs=2, **{**SMALL, "backbone": "test_resnet"})
     assert set(ABLATION) < set(record)

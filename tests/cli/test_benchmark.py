@@ -62,6 +62,7 @@ def check_content(found: dict, runtimes: set[str], batch: int) -> None:
     assert found["environment"]["processor"] and found["environment"]["versions"]["torch"] == version("torch")
 
 
+@pytest.mark.slow  # every runtime is measured below, in this process
 def test_a_model_is_measured_in_processes_of_its_own(checkpoint, tmp_path):
     """bfloat16 is measured because it is asked for, whatever the processor has; tiny, it does not take long."""
     out = tmp_path / "new" / "speed.json"
