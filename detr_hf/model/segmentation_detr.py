@@ -1,0 +1,120 @@
+"""DETR's mask head (paper, section 4.2 and figure 8): where each query looks, made into a mask by a small FPN.
+
+The numbers are the original's; the work is not. A convolution is linear, so that the first one is split into a part
+that all queries of an image share and one that is a query's own; the adapters of the finer maps see only the image and
+run once; no feature map is ever copied for a query; and queries, which are independent here, go through in small groups
+when no gradient is wanted, so that memory does not grow with their number.
+
+Dimension letters: B images, Q queries, n queries of one image, D hidden_dim, M heads, h w cells of the last feature
+map, h4 w4 of the finest, C1 C2 C3 channels of the three finer maps, finest first.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+QUERIES_AT_ONCE = 8  # what a processor's cache holds
+
+
+class MHAttentionMap(nn.Module):
+    """Attention of queries over the memory, without values: one softmax over all heads and cells together.
+
+    >>> import torch
+    >>> from detr_hf.model.segmentation_detr import MHAttentionMap
+    >>> bbox_attention = MHAttentionMap(hidden_dim=256, nheads=8)
+    >>> maps = bbox_attention(torch.randn(2, 100, 256), torch.randn(2, 80, 256), (8, 10))
+    >>> maps.shape, bool(maps.flatten(2).sum(-1).allclose(torch.tensor(1.0)))
+    (torch.Size([2, 100, 8, 8, 10]), True)
+    """
+
+    def __init__(self, hidden_dim: int, nheads: int):
+        super().__init__()
+        self.nheads = nheads
+        self.q_linear = nn.Linear(hidden_dim, hidden_dim)
+        self.k_linear = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, queries: Tensor, memory: Tensor, size_hw: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+        """Returns attention maps (B, n, M, h, w).
+
+        Args:
+            queries: (B, n, D), normed output of the last decoder layer.
+            memory: (B, h * w, D), output of the encoder.
+            size_hw: h and w.
+            mask: (B, h, w), True on the image; None without padding.
+        """
+        query = self.q_linear(queries).unflatten(-1, (self.nheads, -1))  # (B, n, M, D / M)
+        key = self.k_linear(memory).unflatten(-1, (self.nheads, -1))  # (B, h w, M, D / M)
+        scores = torch.einsum("bnmd,bsmd->bnms", query * query.shape[-1] ** -0.5, key)
+        if mask is not None:
+            scores = scores.masked_fill(~mask.flatten(1)[:, None, None], -math.inf)
+        return scores.flatten(2).softmax(dim=-1).view(*scores.shape[:3], *size_hw)
+
+
+class SharedConv2d(nn.Conv2d):
+    """A convolution over what the queries of an image share and what each has of its own, put one behind the other.
+
+    Called with both, it computes the shared part once; called with the joined channels it is a plain `Conv2d`.
+    """
+
+    def forward(self, shared: Tensor, own: Tensor | None = None) -> Tensor:
+        """Returns (n, C', h, w) of `shared` (1, C, h, w) and `own` (n, M, h, w), or of joined channels (n, C, h, w)."""
+        if own is None:
+            return super().forward(shared)
+        of_shared, of_own = self.weight.split((shared.shape[1], own.shape[1]), dim=1)
+        once = F.conv2d(shared, of_shared, self.bias, padding=self.padding)
+        return F.conv2d(own, of_own, padding=self.padding) + once
+
+
+class MaskHeadSmallConv(nn.Module):
+    """Attention maps and feature maps in, mask logits out: five 3x3 convolutions with three adapters.
+
+    >>> import torch
+    >>> from detr_hf.model.segmentation_detr import MaskHeadSmallConv
+    >>> mask_head = MaskHeadSmallConv(hidden_dim=256, nheads=8, fpn_channels=(256, 512, 1024))
+    >>> finer = [torch.randn(1, 256, 64, 80), torch.randn(1, 512, 32, 40), torch.randn(1, 1024, 16, 20)]
+    >>> adapted = mask_head.adapt(finer)
+    >>> mask_head(torch.randn(1, 256, 8, 10), torch.rand(5, 8, 8, 10), adapted).shape
+    torch.Size([5, 64, 80])
+    """
+
+    def __init__(self, hidden_dim: int, nheads: int, fpn_channels: tuple[int, int, int], activation: str = "relu"):
+        super().__init__()
+        joined = hidden_dim + nheads
+        widths = [joined, joined, *(hidden_dim // part for part in (2, 4, 8, 16))]
+        for number in range(1, 6):
+            convolution = SharedConv2d if number == 1 else nn.Conv2d
+            layer = convolution(widths[number - 1], widths[number], kernel_size=3, padding=1)
+            setattr(self, f"lay{number}", layer)
+            setattr(self, f"gn{number}", nn.GroupNorm(math.gcd(8, widths[number]), widths[number]))
+        self.out_lay = nn.Conv2d(widths[5], 1, kernel_size=3, padding=1)
+        for number, (channels, width) in enumerate(zip(reversed(fpn_channels), widths[2:5], strict=True), start=1):
+            setattr(self, f"adapter{number}", nn.Conv2d(channels, width, kernel_size=1))
+        self.activation = ACT2FN[activation]
+
+    def adapt(self, finer: list[Tensor]) -> list[Tensor]:
+        """Returns what is added on the way up, coarsest first; `finer` are the maps (B, C1..C3, ., .), finest first."""
+        adapters = (self.adapter1, self.adapter2, self.adapter3)
+        return [adapter(feature_map) for adapter, feature_map in zip(adapters, reversed(finer), strict=True)]
+
+    def forward(self, projected: Tensor, attention: Tensor, adapted: list[Tensor]) -> Tensor:
+        """Returns mask logits (n, h4, w4) of one image's queries.
+
+        Args:
+            projected: (1, D, h, w), the last feature map as it goes into the transformer.
+            attention: (n, M, h, w), from `MHAttentionMap`.
+            adapted: the image's finer maps (1, ., ., .), from `adapt`.
+        """
+        if isinstance(self.lay1, SharedConv2d):
+            states = self.lay1(projected, attention)
+        else:  # an adapter or a quantiser stands in its place
+            states = self.lay1(torch.cat([projected.expand(len(attention), -1, -1, -1), attention], dim=1))
+        states = self.activation(self.gn1(states))
+        states = self.activation(self.gn2(self.lay2(states)))
+        steps = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
+        for (layer, norm), fine in zip(steps, adapted, strict=True):
+            states = F.interpolate(states, size=fine.shape[-2:], mode="nearest") + fine
+            states = self.activation(norm(layer(states)))
+        return self.out_lay(states)[:, 0]
