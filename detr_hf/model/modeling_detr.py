@@ -268,16 +268,27 @@ class DETRForObjectDetection(DETRModel):
             output_attentions, output_hidden_states: also return those of every layer.
             **kwargs: for transformers' sake; unused.
         """
+        decoded, *answer = self.detect(pixel_values, pixel_mask, labels, output_attentions, output_hidden_states)
+        predictions, loss, parts = answer
+        return DETRObjectDetectionOutput.of(predictions, decoded.output, loss, parts)
+
+    def detect(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        labels: list[dict[str, Tensor]] | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> tuple[Decoded, Predictions, Tensor | None, dict[str, Tensor] | None]:
+        """Returns what was decoded, the predictions of every layer, the loss and its parts; arguments as `forward`."""
         every_layer = self.config.aux_loss and (self.training or labels is not None)
         options = (every_layer, output_attentions, output_hidden_states)
         if self.training and labels is not None and self.config.has_training_aids:
-            decoded, predictions, loss, parts = forward_with_aids(self, pixel_values, pixel_mask, labels, *options)
-        else:
-            queries = self.object_queries(pixel_values.device)
-            decoded = self.decode(pixel_values, pixel_mask, queries, *options)
-            predictions = self.predict(decoded.states, queries.reference)
-            loss, parts = self.loss_of(predictions, labels)
-        return DETRObjectDetectionOutput.of(predictions, decoded.output, loss, parts)
+            return forward_with_aids(self, pixel_values, pixel_mask, labels, *options)
+        queries = self.object_queries(pixel_values.device)
+        decoded = self.decode(pixel_values, pixel_mask, queries, *options)
+        predictions = self.predict(decoded.states, queries.reference)
+        return decoded, predictions, *self.loss_of(predictions, labels)
 
     def object_queries(self, device: torch.device) -> DecoderQueries:
         """Returns the learned queries (1, Q, D) on `device`, with their reference points if there are any."""
@@ -377,3 +388,62 @@ class DETRForObjectDetection(DETRModel):
         if self.workshop is None:
             raise ImportError("to_transformers() needs the package detr_hf: pip install detr_hf, then import detr_hf.")
         return self.workshop.to_transformers(self)
+
+
+class DETRForSegmentation(DETRForObjectDetection):
+    """The detector, and a mask for each of its queries: instances, and with stuff classes panoptic segments.
+
+    >>> import torch
+    >>> from detr_hf.model import DETRConfig, DETRForSegmentation
+    >>> model = DETRForSegmentation(DETRConfig(backbone="resnet18", id2label={0: "cat", 1: "grass"})).eval()
+    >>> outputs = model(torch.randn(2, 3, 256, 320))
+    >>> outputs.pred_masks.shape, outputs.image_sizes_hw.tolist()  # logits at a quarter of the input's size
+    (torch.Size([2, 100, 64, 80]), [[256, 320], [256, 320]])
+    """
+
+    has_mask_head = True
+    _keys_to_ignore_on_load_unexpected = DETRPreTrainedModel._keys_to_ignore_on_load_unexpected
+
+    def make_heads(self, config: DETRConfig, backbone: Backbone) -> None:
+        """Adds the detector's heads, the attention map and the mask head."""
+        super().make_heads(config, backbone)
+        backbone.refuse_other_strides((4, 8, 16, 16 if config.dilation else 32))
+        self.bbox_attention = MHAttentionMap(config.hidden_dim, config.nheads)
+        self.mask_head = MaskHeadSmallConv(
+            config.hidden_dim, config.nheads, tuple(backbone.num_channels[:3]), config.activation
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        mask_score_threshold: float | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DETRSegmentationOutput:
+        """Returns class logits, boxes and mask logits of every query, and the loss when labels are given.
+
+        Args:
+            pixel_values: (B, C, H, W), floating point, normalised; smaller images padded at the right and the bottom.
+            pixel_mask: (B, H, W), 1 on the image and 0 on padding; None means no padding.
+            labels: as for detection, and `masks` (N, H', W') bool, in the frame of the padded input or of the image
+                inside it.
+            output_attentions, output_hidden_states: also return those of every layer.
+            mask_score_threshold: masks only of queries whose score, that of the best class but no-object, is above it;
+                None takes the configuration's.
+            **kwargs: for transformers' sake; unused.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_detector):
+            decoded, *answer = self.detect(pixel_values, pixel_mask, labels, output_attentions, output_hidden_states)
+        predictions, loss, parts = answer
+        sizes_hw = image_sizes_hw(pixel_values, pixel_mask)
+        threshold = self.config.mask_score_threshold if mask_score_threshold is None else mask_score_threshold
+        masks, its_loss, its_parts = self.mask_step(decoded, predictions, labels, sizes_hw, threshold)
+        if its_loss is not None:
+            loss, parts = (its_loss if self.config.freeze_detector else loss + its_loss), parts | its_parts
+        padded = sizes_hw.new_tensor(pixel_values.shape[-2:]).expand_as(sizes_hw)
+        fields = {"pred_masks": masks, "image_sizes_hw": sizes_hw, "padded_sizes_hw": padded}
+        return DETRSegmentationOutput.of(predictions, decoded.output, loss, parts, **fields)

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-QUERIES_AT_ONCE = 8  # what a processor's cache holds
+from .fast_masks_detr import run_in_groups
+from .outputs_detr import Decoded
 
 
 class MHAttentionMap(nn.Module):
@@ -118,3 +119,34 @@ class MaskHeadSmallConv(nn.Module):
             states = F.interpolate(states, size=fine.shape[-2:], mode="nearest") + fine
             states = self.activation(norm(layer(states)))
         return self.out_lay(states)[:, 0]
+
+
+def image_sizes_hw(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """Returns height and width (B, 2) int64 of each image inside the padded input."""
+    if pixel_mask is None:
+        size = torch.tensor(pixel_values.shape[-2:], device=pixel_values.device)
+        return size.expand(len(pixel_values), 2)
+    mask = pixel_mask.bool()
+    return torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1)
+
+
+def masks_of_queries(model: nn.Module, decoded: Decoded, chosen: list[Tensor] | None) -> list[Tensor]:
+    """Returns mask logits (n, h4, w4) of each image: of its queries in `chosen` (n,), or of all.
+
+    Args:
+        model: has `bbox_attention` and `mask_head`.
+        decoded: of the images, all four feature maps among it.
+        chosen: for each image the numbers of its queries.
+    """
+    states = decoded.output.last_hidden_state[:, : model.config.num_queries]
+    memory, size_hw = decoded.output.encoder_last_hidden_state, decoded.projected.shape[-2:]
+    adapted = model.mask_head.adapt([feature_map for feature_map, _ in decoded.features[:-1]])
+    masks = []
+    for image in range(len(states)):
+        one = slice(image, image + 1)
+        queries = states[one] if chosen is None else states[one, chosen[image]]
+        mask = None if decoded.mask is None else decoded.mask[one]
+        attention = model.bbox_attention(queries, memory[one], size_hw, mask)[0]
+        finer = [feature_map[one] for feature_map in adapted]
+        masks.append(run_in_groups(model.mask_head, decoded.projected[one], attention, finer))
+    return masks
