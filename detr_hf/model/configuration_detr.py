@@ -99,6 +99,10 @@ class DETRConfig(PreTrainedConfig):
             Read in training only; the recipe `fast` sets the first to 4.
         bbox_loss_coef, giou_loss_coef, mask_loss_coef, dice_loss_coef (`float`): weights of the losses; that of
             the classification is 1.
+        mask_loss_on_padding (`bool`): count pixels of padding in the losses of masks, as the original does. Without,
+            the loss of an image does not depend on its batch mates.
+        mask_score_threshold (`float`): masks only of queries whose score is above it; `None` for all.
+        freeze_detector (`bool`): train the mask head alone (the original's recipe for masks).
         eos_coef (`float`): weight of the no-object class in the cross-entropy.
         iou_label_power (`float`): the probability that a query matched to an object should give the object's class is
             the IoU of their boxes to this power, the rest being no-object's, so that scores tell how well a box fits
@@ -183,6 +187,9 @@ class DETRConfig(PreTrainedConfig):
     giou_loss_coef: float | int = 2.0
     mask_loss_coef: float | int = 1.0
     dice_loss_coef: float | int = 1.0
+    mask_loss_on_padding: bool = False
+    mask_score_threshold: float | None = None
+    freeze_detector: bool = False
     eos_coef: float | int = 0.1
     iou_label_power: float | int = 0.0
     reference_points: bool = False

@@ -14,6 +14,7 @@ feature cells, S = h * w, L decoder layers, K classes, N objects of one image, M
 """
 
 import itertools
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +30,12 @@ from .compiling_detr import optimize_for_inference
 from .configuration_detr import DETRConfig
 from .loss_detr import SetCriterion
 from .matcher_detr import HungarianMatcher
-from .outputs_detr import Decoded, DETRModelOutput, DETRObjectDetectionOutput
+from .outputs_detr import Decoded, DETRModelOutput, DETRObjectDetectionOutput, DETRSegmentationOutput
 from .position_encoding_detr import build_position_encoding
 from .predictions_detr import Predictions
-from .pretrained_detr import DETRPreTrainedModel
+from .pretrained_detr import MASK_PARTS, DETRPreTrainedModel
 from .queries_detr import DecoderQueries
+from .segmentation_detr import MaskHeadSmallConv, MHAttentionMap, image_sizes_hw, predict_masks, train_masks
 from .training_aids_detr import PREFIX, TrainingAids, forward_with_aids
 from .transformer_detr import Transformer
 
@@ -407,7 +409,12 @@ class DETRForSegmentation(DETRForObjectDetection):
     def make_heads(self, config: DETRConfig, backbone: Backbone) -> None:
         """Adds the detector's heads, the attention map and the mask head."""
         super().make_heads(config, backbone)
-        backbone.refuse_other_strides((4, 8, 16, 16 if config.dilation else 32))
+        strides = backbone.body.feature_info.reduction()
+        if strides != [4, 8, 16, 16 if config.dilation else 32]:
+            raise ValueError(
+                f"The backbone {config.backbone} has maps at the strides {strides}; a mask head needs strides "
+                "4, 8, 16 and 32, as ResNets, EfficientNets and ConvNeXts have them."
+            )
         self.bbox_attention = MHAttentionMap(config.hidden_dim, config.nheads)
         self.mask_head = MaskHeadSmallConv(
             config.hidden_dim, config.nheads, tuple(backbone.num_channels[:3]), config.activation
@@ -439,11 +446,35 @@ class DETRForSegmentation(DETRForObjectDetection):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_detector):
             decoded, *answer = self.detect(pixel_values, pixel_mask, labels, output_attentions, output_hidden_states)
         predictions, loss, parts = answer
-        sizes_hw = image_sizes_hw(pixel_values, pixel_mask)
-        threshold = self.config.mask_score_threshold if mask_score_threshold is None else mask_score_threshold
-        masks, its_loss, its_parts = self.mask_step(decoded, predictions, labels, sizes_hw, threshold)
-        if its_loss is not None:
+        sizes_hw, padded_hw = image_sizes_hw(pixel_values, pixel_mask), tuple(pixel_values.shape[-2:])
+        if labels is None:
+            threshold = self.config.mask_score_threshold if mask_score_threshold is None else mask_score_threshold
+            masks = predict_masks(self, decoded, predictions, threshold)
+        else:
+            masks, its_loss, its_parts = train_masks(self, decoded, predictions, labels, padded_hw, sizes_hw)
             loss, parts = (its_loss if self.config.freeze_detector else loss + its_loss), parts | its_parts
-        padded = sizes_hw.new_tensor(pixel_values.shape[-2:]).expand_as(sizes_hw)
-        fields = {"pred_masks": masks, "image_sizes_hw": sizes_hw, "padded_sizes_hw": padded}
+        fields = {"pred_masks": masks, "image_sizes_hw": sizes_hw}
+        fields["padded_sizes_hw"] = sizes_hw.new_tensor(padded_hw).expand_as(sizes_hw)
         return DETRSegmentationOutput.of(predictions, decoded.output, loss, parts, **fields)
+
+    def criterion(self) -> SetCriterion:
+        """Returns the detector's criterion, with the losses of masks."""
+        config = self.config
+        criterion = super().criterion()
+        weights = criterion.weights | {"loss_mask": config.mask_loss_coef, "loss_dice": config.dice_loss_coef}
+        return replace(criterion, weights=weights, mask_loss_on_padding=config.mask_loss_on_padding)
+
+    def freeze(self) -> None:
+        """Sets `requires_grad` as the configuration says: with `freeze_detector` the mask head alone learns."""
+        super().freeze()
+        if self.config.freeze_detector:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name.startswith(MASK_PARTS))
+
+    def train(self, mode: bool = True) -> "DETRForSegmentation":
+        """Sets training mode; a detector that is frozen stays in evaluation, without dropout."""
+        super().train(mode)
+        if self.config.freeze_detector:
+            for name, child in self.named_children():
+                child.train(mode and f"{name}.".startswith(MASK_PARTS))
+        return self

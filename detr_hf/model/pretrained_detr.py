@@ -21,12 +21,14 @@ from .backbone_detr import Backbone, FrozenBatchNorm2d
 from .configuration_detr import DETRConfig
 from .heads_detr import AUTO_MAP
 from .position_encoding_detr import PositionEmbeddingLearned
+from .segmentation_detr import MaskHeadSmallConv, MHAttentionMap
 from .training_aids_detr import COPIED_FROM, PREFIX
 from .transformer_detr import TransformerDecoderLayer, TransformerEncoderLayer
 
 logger = logging.get_logger(__name__)
 
 HEADS = ("class_embed.", "bbox_embed.")
+MASK_PARTS = ("bbox_attention.", "mask_head.")
 
 
 class DETRPreTrainedModel(PreTrainedModel):
@@ -74,6 +76,8 @@ class DETRPreTrainedModel(PreTrainedModel):
             init.ones_(module.running_var)
         elif isinstance(module, Backbone):
             _init_backbone(module)
+        elif isinstance(module, (MHAttentionMap, MaskHeadSmallConv)):
+            _init_mask_parts(module)
         elif hasattr(module, "init_non_persistent_buffers"):  # timm's tables that no checkpoint holds
             module.init_non_persistent_buffers()
         else:
@@ -229,3 +233,14 @@ def _init_backbone(backbone: Backbone) -> None:
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
+
+
+def _init_mask_parts(part: nn.Module) -> None:
+    """Draws attention projections from Xavier's distribution and convolutions from Kaiming's; biases are 0."""
+    for module in part.modules():
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=1)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.zeros_(module.bias)

@@ -2,8 +2,8 @@
 
 The numbers are the original's; the work is not. A convolution is linear, so that the first one is split into a part
 that all queries of an image share and one that is a query's own; the adapters of the finer maps see only the image and
-run once; no feature map is ever copied for a query; and queries, which are independent here, go through in small groups
-when no gradient is wanted, so that memory does not grow with their number.
+run once; no feature map is ever copied for a query; and queries, which are independent here, go through in groups when
+no gradient is wanted, so that memory does not grow with their number.
 
 Dimension letters: B images, Q queries, n queries of one image, D hidden_dim, M heads, h w cells of the last feature
 map, h4 w4 of the finest, C1 C2 C3 channels of the three finer maps, finest first.
@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .fast_masks_detr import run_in_groups
+from .matcher_detr import PackedTargets
 from .outputs_detr import Decoded
+from .predictions_detr import Predictions
+
+NO_MASK = -100.0  # the logit of a mask that was not asked for
 
 
 class MHAttentionMap(nn.Module):
@@ -61,7 +65,7 @@ class SharedConv2d(nn.Conv2d):
     """
 
     def forward(self, shared: Tensor, own: Tensor | None = None) -> Tensor:
-        """Returns (n, C', h, w) of `shared` (1, C, h, w) and `own` (n, M, h, w), or of joined channels (n, C, h, w)."""
+        """Returns (n, C', h, w) of `shared` (1, C, h, w) and `own` (n, M, h, w), or of joined channels (n, ., h, w)."""
         if own is None:
             return super().forward(shared)
         of_shared, of_own = self.weight.split((shared.shape[1], own.shape[1]), dim=1)
@@ -96,7 +100,7 @@ class MaskHeadSmallConv(nn.Module):
         self.activation = ACT2FN[activation]
 
     def adapt(self, finer: list[Tensor]) -> list[Tensor]:
-        """Returns what is added on the way up, coarsest first; `finer` are the maps (B, C1..C3, ., .), finest first."""
+        """Returns what is added on the way up, coarsest first; `finer` are the maps (B, C', ., .), finest first."""
         adapters = (self.adapter1, self.adapter2, self.adapter3)
         return [adapter(feature_map) for adapter, feature_map in zip(adapters, reversed(finer), strict=True)]
 
@@ -138,7 +142,7 @@ def masks_of_queries(model: nn.Module, decoded: Decoded, chosen: list[Tensor] | 
         decoded: of the images, all four feature maps among it.
         chosen: for each image the numbers of its queries.
     """
-    states = decoded.output.last_hidden_state[:, : model.config.num_queries]
+    states = decoded.output.last_hidden_state
     memory, size_hw = decoded.output.encoder_last_hidden_state, decoded.projected.shape[-2:]
     adapted = model.mask_head.adapt([feature_map for feature_map, _ in decoded.features[:-1]])
     masks = []
@@ -150,3 +154,78 @@ def masks_of_queries(model: nn.Module, decoded: Decoded, chosen: list[Tensor] | 
         finer = [feature_map[one] for feature_map in adapted]
         masks.append(run_in_groups(model.mask_head, decoded.projected[one], attention, finer))
     return masks
+
+
+def predict_masks(model: nn.Module, decoded: Decoded, predictions: Predictions, threshold: float | None) -> Tensor:
+    """Returns mask logits (B, Q, h4, w4) for inference: of the queries whose score is above `threshold`, or of all."""
+    if threshold is None:
+        return torch.stack(masks_of_queries(model, decoded, None))
+    scores = predictions.logits[-1].softmax(dim=-1)[..., :-1].amax(dim=-1)
+    kept = [(score > threshold).nonzero()[:, 0] for score in scores]
+    return place_masks(masks_of_queries(model, decoded, kept), kept, scores.shape[1])
+
+
+def place_masks(masks: list[Tensor], queries: list[Tensor], num_queries: int) -> Tensor:
+    """Returns (B, Q, h4, w4): the masks of each image's `queries`, `NO_MASK` for the rest."""
+    placed = masks[0].new_full((len(masks), num_queries, *masks[0].shape[1:]), NO_MASK)
+    for image, (of_image, numbers) in enumerate(zip(masks, queries, strict=True)):
+        placed[image, numbers] = of_image
+    return placed
+
+
+def train_masks(
+    model: nn.Module,
+    decoded: Decoded,
+    predictions: Predictions,
+    labels: list[dict[str, Tensor]],
+    padded_hw: tuple[int, int],
+    sizes_hw: Tensor,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Returns the mask logits (B, Q, h4, w4), the loss of the matched ones, and its parts.
+
+    The last layer's assignment counts, made by the detector's costs alone. While training, only matched queries have a
+    mask: the others' would carry no gradient.
+    """
+    criterion = model.criterion()
+    targets = PackedTargets.from_list(labels, len(sizes_hw), predictions.logits.device)
+    wanted = [_checked_masks(label, index, padded_hw) for index, label in enumerate(labels)]
+    last = Predictions(predictions.logits[-1:].float(), predictions.boxes_cxcywh_norm[-1:].float())
+    matches = criterion.matcher(*last[:2], targets)
+    num_queries = last.logits.shape[2]
+    counts = [min(count, num_queries) for count in targets.counts]
+    queries, objects = (list(numbers[0].split(counts)) for numbers in (matches.query, matches.object))
+    wanted = [masks.to(numbers.device)[numbers] for masks, numbers in zip(wanted, objects, strict=True)]
+    if model.training:
+        unused = not sum(counts)  # every weight has a gradient all the same, which distributed training waits for
+        chosen = [queries[0].new_zeros(1), *queries[1:]] if unused else queries
+        masks = masks_of_queries(model, decoded, chosen)
+        placed = place_masks(masks, chosen, num_queries)
+        masks = [masks[0] * 0, *masks[1:]] if unused else masks
+        wanted = [wanted[0].new_zeros(1, *wanted[0].shape[1:]), *wanted[1:]] if unused else wanted
+    else:
+        placed = torch.stack(masks_of_queries(model, decoded, None))
+        unused, masks = False, [of_image[numbers] for of_image, numbers in zip(placed, queries, strict=True)]
+    loss, parts = criterion.loss_masks(masks, wanted, padded_hw, [tuple(size) for size in sizes_hw.tolist()])
+    if unused:
+        loss, parts = loss * 0, {name: value * 0 for name, value in parts.items()}
+    return placed, loss, parts
+
+
+def _checked_masks(label: dict[str, Tensor], index: int, padded_hw: tuple[int, int]) -> Tensor:
+    masks = label.get("masks")
+    if masks is None:
+        raise ValueError(
+            f"labels[{index}] has no 'masks' but {', '.join(sorted(label))}; a segmentation model needs a mask for "
+            "each object: prepare the data with masks=True, or train a DETRForObjectDetection."
+        )
+    count = len(label["class_labels"])
+    if (
+        masks.ndim != 3
+        or len(masks) != count
+        or any(side > most for side, most in zip(masks.shape[1:], padded_hw, strict=True))
+    ):
+        raise ValueError(
+            f"labels[{index}]['masks'] has shape {tuple(masks.shape)}; expected ({count}, H, W) for its {count} "
+            f"objects, no larger than the padded input, {padded_hw[0]}x{padded_hw[1]}."
+        )
+    return masks.bool()
