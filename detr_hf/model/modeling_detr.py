@@ -451,6 +451,7 @@ class DETRForSegmentation(DETRForObjectDetection):
             threshold = self.config.mask_score_threshold if mask_score_threshold is None else mask_score_threshold
             masks = predict_masks(self, decoded, predictions, threshold)
         else:
+            self.mask_head_is_new &= not self.training
             masks, its_loss, its_parts = train_masks(self, decoded, predictions, labels, padded_hw, sizes_hw)
             loss, parts = (its_loss if self.config.freeze_detector else loss + its_loss), parts | its_parts
         fields = {"pred_masks": masks, "image_sizes_hw": sizes_hw}

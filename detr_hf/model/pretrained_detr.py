@@ -40,6 +40,8 @@ class DETRPreTrainedModel(PreTrainedModel):
     workshop: ClassVar[Any] = None
     # A class with a mask head reads every stage of the backbone, and the mask head of a panoptic checkpoint.
     has_mask_head: ClassVar[bool] = False
+    # Whether the mask head has never been trained; roads that would show its masks refuse it.
+    mask_head_is_new: bool = False
     base_model_prefix = ""  # the heads sit beside the base model's parts, as in the original
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -152,8 +154,13 @@ class DETRPreTrainedModel(PreTrainedModel):
         if trained:
             self.training_aids.copy_queries(self, trained)
         new = {name for name in missing if name.startswith(PREFIX) or name == "refpoint_embed.weight"}
-        if (self.config.architectures or [""])[0].endswith("Model"):  # a base model has no heads
+        saved = (self.config.architectures or [""])[0]
+        if saved.endswith("Model"):  # a base model has no heads
             new |= {name for name in missing if name.startswith(HEADS)}
+        masks = {name for name in self.state_dict() if name.startswith(MASK_PARTS)}
+        if masks and masks <= missing and not saved.endswith("ForSegmentation"):  # of a detector
+            new |= masks
+            self.mask_head_is_new = True
         if new:
             parts = sorted({name.removeprefix(PREFIX).partition(".")[0] for name in new})
             logger.warning(f"New, and to be trained: {', '.join(parts)}. The checkpoint has none.")

@@ -65,7 +65,7 @@ class SharedConv2d(nn.Conv2d):
     """
 
     def forward(self, shared: Tensor, own: Tensor | None = None) -> Tensor:
-        """Returns (n, C', h, w) of `shared` (1, C, h, w) and `own` (n, M, h, w), or of joined channels (n, ., h, w)."""
+        """Returns (n, C', h, w) of `shared` (1, C, h, w) and `own` (n, M, h, w), or of all channels (n, ., h, w)."""
         if own is None:
             return super().forward(shared)
         of_shared, of_own = self.weight.split((shared.shape[1], own.shape[1]), dim=1)
