@@ -204,6 +204,24 @@ def _uncompress(text: bytes, name: str) -> list[int]:
     return counts
 
 
+def run_lengths(mask: Tensor) -> dict[str, Any]:
+    """Returns COCO's run lengths of a mask (H, W): `size`, and `counts` column by column, compressed to text."""
+    flat = mask.T.contiguous().flatten().cpu().numpy().astype(np.int8)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    first = [0] if flat.size and not flat[0] else [0, 0]  # the first run is of background, perhaps of no length
+    counts = np.diff(np.concatenate([first, edges, [flat.size]])).tolist()
+    text = []
+    for index, count in enumerate(counts):
+        value = count - (counts[index - 2] if index > 2 else 0)
+        more = True
+        while more:
+            bits = value & 0x1F
+            value >>= 5
+            more = value != (-1 if bits & 0x10 else 0)
+            text.append(chr((bits | (0x20 if more else 0)) + 48))
+    return {"size": list(mask.shape), "counts": "".join(text)}
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
