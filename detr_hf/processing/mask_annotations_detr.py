@@ -77,8 +77,7 @@ def panoptic_masks(
         FileNotFoundError: no folder or no file.
     """
     image_name = f"image {annotation['image_id']!r}"
-    path = _panoptic_path(masks_path, annotation["file_name"], image_name)
-    ids = _read_panoptic_png(path, image_hw, image_name)
+    ids = read_panoptic_png(masks_path, annotation["file_name"], image_hw, image_name)
     found, areas = np.unique(ids, return_counts=True)
     area_of = dict(zip(found.tolist(), areas.tolist(), strict=True))
     segments, absent = [], []
@@ -92,10 +91,12 @@ def panoptic_masks(
             absent.append(str(identity))
     unlisted = sorted(set(area_of) - {0} - {segment["id"] for segment in segments})
     if absent:
-        logger.warning_once(f"{image_name}: dropped segments that {path.name} does not hold: {', '.join(absent)}.")
+        logger.warning_once(
+            f"{image_name}: dropped segments that {annotation['file_name']} does not hold: {', '.join(absent)}."
+        )
     if unlisted:
         logger.warning_once(
-            f"{image_name}: {path.name} holds segments that segments_info does not list, left out: "
+            f"{image_name}: {annotation['file_name']} holds segments that segments_info does not list, left out: "
             f"{', '.join(map(str, unlisted))}."
         )
     wanted = np.array([segment["id"] for segment in segments], dtype=ids.dtype)
@@ -246,8 +247,15 @@ def _panoptic_path(masks_path: str | os.PathLike | None, file_name: Any, image_n
     return folder / text
 
 
-def _read_panoptic_png(path: Path, image_hw: tuple[int, int], image_name: str) -> np.ndarray:
-    """Returns (H, W) segment ids, R + 256 G + 65536 B."""
+def read_panoptic_png(
+    folder: str | os.PathLike | None, file_name: Any, image_hw: tuple[int, int], image_name: str
+) -> np.ndarray:
+    """Returns (H, W) segment ids, R + 256 G + 65536 B, of a PNG in `folder`.
+
+    Raises:
+        ValueError: the name leaves the folder, or the file is no RGB picture of the image's size.
+    """
+    path = _panoptic_path(folder, file_name, image_name)
     try:
         with PIL.Image.open(path) as image:
             mode, hw = image.mode, (image.height, image.width)
