@@ -5,8 +5,10 @@
 Python's own too, so that `except ValueError` goes on to catch what it caught.
 """
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class DataError(ValueError):
@@ -39,6 +41,12 @@ class CheckpointError(RuntimeError):
 
 class NonFiniteLossError(FloatingPointError):
     """The loss or its gradient is NaN or infinite; the message names the pictures of the batch."""
+
+
+def did_you_mean(given: Any, known: Iterable[str]) -> str:
+    """Returns the end of an error that names the nearest of what there is, or "" where none is near."""
+    near = difflib.get_close_matches(str(given), list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 @contextmanager

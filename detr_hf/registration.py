@@ -31,7 +31,7 @@ def register_auto_classes() -> None:
     import transformers
     from transformers.models.auto import modeling_auto
 
-    from .checkpoints.loading import prepare_loading
+    from .checkpoints.loading import own_state_dict, prepare_loading
     from .checkpoints.transformers_model import to_transformers
     from .hub.manifest import verified_arguments
     from .hub.pushing import push
@@ -44,6 +44,7 @@ def register_auto_classes() -> None:
     # what the package does for its models, and travelled code does without
     DETRPreTrainedModel.workshop = SimpleNamespace(
         prepare_loading=prepare_loading,
+        own_state_dict=own_state_dict,
         verified_arguments=verified_arguments,
         push=push,
         to_transformers=to_transformers,

@@ -35,7 +35,18 @@ ARROWS = {
     "inference": ("checkpoints", "export", "model", "processing", "visualize"),
     "hub": ("checkpoints", "data", "inference", "model", "processing", "visualize"),
     "training": ("checkpoints", "data", "evaluation", "hub", "model", "processing"),
-    "cli": ("checkpoints", "data", "evaluation", "export", "hub", "inference", "model", "processing", "training"),
+    "cli": (
+        "checkpoints",
+        "data",
+        "evaluation",
+        "export",
+        "hub",
+        "inference",
+        "model",
+        "processing",
+        "training",
+        "visualize",
+    ),
 }
 
 

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app as benchmarks_app
 from benchmarks.tables import BLOCKS, MARKED, write_tables
 from detr_hf.cli.main import app as cli_app
+from detr_hf.cli.reading import Reading
 from detr_hf.cli.train import DataArguments
 from detr_hf.training.arguments import DETRTrainingArguments
 from docs.draw_rooms import PICTURE, arrows, drawing, shortest
@@ -137,7 +138,7 @@ def options_of(app: typer.Typer) -> dict[str, set[str]]:
         for name, verb in verbs.items()
     }
     if "train" in found:
-        found["train"] = flags_of(HfArgumentParser([DataArguments, DETRTrainingArguments]))
+        found["train"] = flags_of(HfArgumentParser([DataArguments, Reading, DETRTrainingArguments]))
     return found
 
 

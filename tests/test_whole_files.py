@@ -1,5 +1,6 @@
 """What is written whole: success, failure, two writers at once, and a process that is killed in the middle."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import threading
 import pytest
 
 from detr_hf import whole_files
-from detr_hf.whole_files import unfinished_folder, whole_file
+from detr_hf.whole_files import is_result, refuse_overwriting, unfinished_folder, whole_file
 
 
 def content(folder) -> dict[str, str]:
@@ -121,3 +122,74 @@ def test_a_folder_goes_with_what_was_not_taken_out(tmp_path):
         (folder / "c").write_text("left")
         raise RuntimeError
     assert content(tmp_path) == {"model": "kept"}
+
+
+RESULTS = {
+    "predict": {"model": "x", "threshold": 0.7, "pictures": [], "failed": []},
+    "benchmark": {"environment": {}, "settings": {}, "rows": [], "left_out": {}},
+    "eval": {"model": "x", "AP": None, "per_class": {}, "mistakes": {}},
+    "check": {"source": "x", "findings": [], "splits": {}},
+    "COCO results": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}],
+    "no COCO results": [],
+}
+NO_RESULTS = {
+    "COCO": {"images": [], "annotations": [], "categories": []},
+    "a configuration": {"model_type": "detr_hf"},
+    "annotations as a list": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}],
+    "Label Studio": [{"id": 1, "annotations": []}],
+    "a number": 3,
+}
+
+
+@pytest.mark.parametrize("content", [*RESULTS.values(), *NO_RESULTS.values()], ids=[*RESULTS, *NO_RESULTS])
+def test_a_result_of_ours_is_written_over_and_a_file_of_the_users_is_not(tmp_path, content):
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps(content))
+    assert is_result(path) == (content in RESULTS.values())
+    if is_result(path):
+        refuse_overwriting({"--json": path}, ["facebook/detr-resnet-50", None], is_result)
+    else:
+        with pytest.raises(ValueError, match=r"--json .* is no result of detr-hf"):
+            refuse_overwriting({"--json": path}, [], is_result)
+
+
+def test_an_empty_file_and_no_file_may_be_written(tmp_path):
+    (tmp_path / "empty.json").touch()
+    for name in ("empty.json", "new.json", "new/folder/found.json"):
+        refuse_overwriting({"--json": tmp_path / name, "--results": None}, [tmp_path], is_result)
+    (tmp_path / "text.json").write_text("no JSON")
+    for name, word in (("text.json", "is no result of detr-hf"), ("", "is a folder")):
+        with pytest.raises(ValueError, match=word):
+            refuse_overwriting({"--json": tmp_path / name}, [], is_result)
+
+
+@pytest.mark.parametrize("road", ["itself", "relative", "symbolic link", "hard link", "linked folder", "other case"])
+def test_an_input_is_known_by_every_road(tmp_path, monkeypatch, road):
+    given = tmp_path / "a.png"
+    given.write_bytes(b"picture")
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "b.png"
+    if road == "itself":
+        output = given
+    elif road == "relative":
+        (tmp_path / "sub").mkdir()
+        output = "sub/../a.png"
+    elif road == "symbolic link":
+        output.symlink_to(given)
+    elif road == "hard link":
+        os.link(given, output)
+    elif road == "linked folder":
+        (tmp_path / "same").symlink_to(tmp_path)
+        output = tmp_path / "same" / "a.png"
+    else:
+        output = tmp_path / "A.PNG"
+        if not output.exists():
+            pytest.skip("this file system tells cases apart")
+    with pytest.raises(ValueError, match=r"--json .* one of the files looked at"):
+        refuse_overwriting({"--json": output}, [given], lambda path: True)
+    assert given.read_bytes() == b"picture"
+
+
+def test_two_outputs_are_two_files(tmp_path):
+    with pytest.raises(ValueError, match=r"--results .* is the file of --json too"):
+        refuse_overwriting({"--json": tmp_path / "x.json", "--results": tmp_path / "y" / ".." / "x.json"}, [])

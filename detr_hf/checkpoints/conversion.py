@@ -79,8 +79,11 @@ def convert(
 def _check_destination(dst: Path, source: Path | None, overwrite: bool) -> None:
     if dst.exists() and not dst.is_dir():
         raise NotADirectoryError(f"{dst} is a file; give the folder to write to.")
-    if source is not None and dst.exists() and dst.resolve() == source.resolve():
+    if source is not None and dst.exists() and dst.samefile(source):
         raise ValueError(f"{dst} is the source itself; give another folder to write to.")
+    replaced = source is not None and source.is_file() and any(source.match(pattern) for pattern in _MODEL_FILES)
+    if replaced and dst.exists() and dst.samefile(source.parent):
+        raise ValueError(f"{dst} holds the source itself, {source.name}; give another folder to write to.")
     if dst.is_dir() and any(dst.iterdir()) and not overwrite:
         raise FileExistsError(
             f"{dst} is not empty. Give another folder, or overwrite=True to replace the model in it."

@@ -60,7 +60,11 @@ for _stage in range(3):
     _MASK_HEAD[f"mask_head.lay{_stage + 3}"] = f"mask_head.fpn_stages.{_stage}.refine.conv"
     _MASK_HEAD[f"mask_head.gn{_stage + 3}"] = f"mask_head.fpn_stages.{_stage}.refine.norm"
 
-_OURS = re.compile(r"(backbone\.[01]|input_proj|query_embed|transformer\.(encoder|decoder)|class_embed|bbox_embed)\.")
+_OURS = re.compile(
+    r"(?:^|\.)(backbone\.[01]|input_proj|query_embed|transformer\.(encoder|decoder)|class_embed|bbox_embed)\."
+)
+# No weights: counters of batch norms and averages, and the class weights of the original's criterion.
+_HARMLESS = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|empty_weight)$")
 _MASK_HEAD_PREFIXES = ("bbox_attention.", "mask_head.")
 _TRANSFORMERS_MARK = re.compile(
     r"(query_position_embeddings|input_projection|conv_encoder|self_attn_layer_norm|encoder_attn|class_labels_classifier)\."
@@ -83,11 +87,14 @@ class Renamed:
 
 
 def detect_layout(names: Iterable[str]) -> str | None:
-    """Returns "original", "transformers" or "detr_hf" from the names alone, or None where they are of no DETR."""
+    """Returns "original", "transformers" or "detr_hf" from the names alone, or None where they are of no DETR.
+
+    A prefix before the names does not matter.
+    """
     names = list(names)
     if any(_TRANSFORMERS_MARK.search(name) for name in names):
         return "transformers"
-    own = [name for name in (_without_prefix(name, "module.", "detr.") for name in names) if _OURS.match(name)]
+    own = [name for name in names if _OURS.search(name)]
     if not own:
         return None
     return "original" if any(".in_proj_" in name for name in own) else "detr_hf"
@@ -96,16 +103,16 @@ def detect_layout(names: Iterable[str]) -> str | None:
 def rename(tensors: dict[str, Tensor], layout: str) -> Renamed:
     """Returns `tensors` of a layout that `detect_layout` named, sorted and in our names.
 
-    `num_batches_tracked`, which a frozen batch norm has no use for, is dropped silently.
+    `num_batches_tracked` and the like, which are no weights, are dropped silently.
 
     Raises:
         ValueError: where two tensors of the file have the same name in ours.
     """
     renamed = Renamed()
     for name, tensor in tensors.items():
-        if name.endswith("num_batches_tracked"):
+        if _HARMLESS.search(name):
             continue
-        bare = _without_prefix(name, "module.", "detr.")
+        bare = name.removeprefix("detr.")
         if bare.startswith(_MASK_HEAD_PREFIXES):
             _put(renamed.mask_head, _mask_head_name(bare), tensor)
             continue
@@ -126,7 +133,7 @@ def own_from_transformers(name: str) -> str | None:
 
     `name` may carry the `model.` of a model with a head, or not.
     """
-    module, _, leaf = _without_prefix(name, "model.").rpartition(".")
+    module, _, leaf = name.removeprefix("model.").rpartition(".")
     backbone = re.match(r"backbone\.(?:conv_encoder\.)?model\.(?:_backbone\.)?(.+)", f"{module}.{leaf}")
     if backbone:
         return f"backbone.0.body.{timm_from_transformers_resnet(backbone[1])}"
@@ -188,12 +195,6 @@ def _unpack(name: str, packed: Tensor) -> list[tuple[str, Tensor]]:
     module, _, leaf = name.rpartition(".in_proj_")
     parts = packed.chunk(3, dim=0)
     return [(f"{module}.{part}_proj.{leaf}", rows.clone()) for part, rows in zip("qkv", parts, strict=True)]
-
-
-def _without_prefix(name: str, *prefixes: str) -> str:
-    for prefix in prefixes:
-        name = name.removeprefix(prefix)
-    return name
 
 
 def _put(tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:

@@ -1,24 +1,26 @@
 """Turns what a user gave to `from_pretrained` into what transformers can load, for the model classes."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..model.configuration_detr import DETRConfig, normal_labels
+from ..model.configuration_detr import DETRConfig
+from .layouts import detect_layout, rename
 from .reading import is_foreign, read_checkpoint
 from .surgery import adapt_heads, fits
 from .weight_files import Hub, check_safetensors, find_weights, local_path, read_json, read_pickle
+from .wrappers import is_wrapped, without_wrappers
 
 logger = logging.getLogger(__name__)
 
 _HUB_ARGUMENTS = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 _UNSEEN = ("dilation", "nheads")  # what a bare weight file cannot show
 _WHICH_FILES = ("variant", "use_safetensors")  # of several in one folder
-_MORE_FIELDS = ("num_labels", "output_attentions")  # arguments of every configuration, but no dataclass fields
-_NOT_FROM_KWARGS = ("dtype", "architectures", "transformers_version")  # transformers' loading has its own use for them
 
 
 def prepare_loading(
@@ -45,17 +47,25 @@ def prepare_loading(
     """
     hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
     _refuse_adapter_of_foreign(name_or_path, hub)
-    if kwargs.get("id2label") is not None:
-        kwargs["id2label"] = normal_labels(kwargs["id2label"])
-    changes = {name: value for name, value in kwargs.items() if _is_config_field(name)}
+    changes = {name: value for name, value in kwargs.items() if DETRConfig.has_field(name)}
+    if _adapter_file(name_or_path, hub) is not None:
+        if changes:
+            raise ValueError(
+                f"{name_or_path} is an adapter, which fits its base as that is: {', '.join(changes)} cannot be given. "
+                "Load the base with them, train an adapter for it, or merge this one first."
+            )
+        return name_or_path, config, None
     if not is_foreign(name_or_path, **hub):
-        if config is None and not changes:
-            _check_files(name_or_path, hub, kwargs)
-            return name_or_path, None, None
-        saved = DETRConfig.from_pretrained(name_or_path, **hub)
-        _drop_same_number(saved, changes, kwargs)
-        if fits(saved, _wanted(saved, config, changes)):
-            _check_files(name_or_path, hub, kwargs)
+        as_it_is = config is None and not changes
+        if not as_it_is:
+            saved = DETRConfig.from_pretrained(name_or_path, **hub)
+            wanted = _wanted(saved, config, changes)
+            as_it_is = fits(saved, wanted)
+        if as_it_is and _has_own_names(name_or_path, hub, kwargs):
+            if config is not None:  # then transformers would hand all arguments to the model
+                config = wanted
+                for name in changes:
+                    del kwargs[name]
             return name_or_path, config, None
     unseen = {name: changes[name] for name in _UNSEEN if name in changes}
     which = {name: kwargs.pop(name) for name in _WHICH_FILES if name in kwargs}
@@ -65,7 +75,6 @@ def prepare_loading(
             f"{name_or_path} holds {len(checkpoint.unknown)} tensors that no DETR has, for example "
             f"{checkpoint.unknown[:3]}. It is the checkpoint of another model, whose outputs this one would not give."
         )
-    _drop_same_number(checkpoint.config, changes)
     wanted = _wanted(checkpoint.config, config, changes)
     wanted.architectures = checkpoint.config.architectures
     state_dict, sentences = adapt_heads(checkpoint.state_dict, checkpoint.config, wanted)
@@ -79,23 +88,15 @@ def prepare_loading(
             name_or_path,
             len(checkpoint.mask_head),
         )
-    for name in [name for name in kwargs if name in hub or _is_config_field(name)]:
+    for name in [name for name in kwargs if name in hub or DETRConfig.has_field(name)]:
         del kwargs[name]
     return None, wanted, state_dict
 
 
-def _drop_same_number(saved: DETRConfig, *arguments: dict[str, Any]) -> None:
-    """Forgets a `num_labels` that is the checkpoint's: it names no other classes, so the trained head stays."""
-    for given in arguments:
-        if given.get("num_labels") == saved.num_labels and given.get("id2label") is None:
-            given.pop("num_labels")
-
-
 def _refuse_adapter_of_foreign(name_or_path: str | Path, hub: dict[str, Any]) -> None:
     """Refuses a PEFT adapter whose base transformers would load by names that no layer here has: it stayed random."""
-    folder = local_path(name_or_path)
-    file = folder and folder / (hub.get("subfolder") or "") / "adapter_config.json"
-    base = read_json(file).get("base_model_name_or_path") if file and file.is_file() else None
+    file = _adapter_file(name_or_path, hub)
+    base = read_json(file).get("base_model_name_or_path") if file else None
     if base and is_foreign(base, **{name: value for name, value in hub.items() if name != "subfolder"}):
         raise ValueError(
             f"{name_or_path} is an adapter over {base}, which is in another format than this package's. Convert the "
@@ -103,30 +104,48 @@ def _refuse_adapter_of_foreign(name_or_path: str | Path, hub: dict[str, Any]) ->
         )
 
 
-def _check_files(name_or_path: str | Path, hub: dict[str, Any], kwargs: dict[str, Any]) -> None:
-    """Refuses damaged files and shards outside the folder, which transformers would not name, or would load."""
+def _adapter_file(name_or_path: str | Path, hub: dict[str, Any]) -> Path | None:
+    """Returns the configuration of a PEFT adapter in a folder, whose base transformers finds; None in any other."""
+    folder = local_path(name_or_path)
+    file = folder and folder / (hub.get("subfolder") or "") / "adapter_config.json"
+    return file if file and file.is_file() else None
+
+
+def _has_own_names(name_or_path: str | Path, hub: dict[str, Any], kwargs: dict[str, Any]) -> bool:
+    """Whether transformers can load the files as they are: not under a wrapper's prefix, nor packed as the original's.
+
+    Refuses damaged files and shards outside the folder, which transformers would not name, or would load.
+    """
     if kwargs.get("gguf_file") is not None:
-        return
-    try:
-        files = find_weights(
-            name_or_path,
-            Hub(**{name: hub[name] for name in Hub.__dataclass_fields__ if name in hub}),
-            *(kwargs.get(name) for name in _WHICH_FILES),
-        )
-    except FileNotFoundError:
-        return  # transformers says what it looked for
+        return True
+    files = find_weights(
+        name_or_path,
+        Hub(**{name: hub[name] for name in Hub.__dataclass_fields__ if hub.get(name) is not None}),
+        *(kwargs.get(name) for name in _WHICH_FILES),
+    )
+    names: list[str] = []
     for file in files:
         if file.suffix == ".safetensors":
             check_safetensors(file)
+            with safe_open(file, "pt") as opened:
+                names += opened.keys()
         else:
-            read_pickle(file)  # refused here with the reason, where transformers would only repeat torch's words
+            names += read_pickle(file)  # refused here with the reason, where transformers would only repeat torch's
+    return not is_wrapped(names) and detect_layout(names) in (None, DETRConfig.model_type)
 
 
-def _is_config_field(name: str) -> bool:
-    if name.startswith("_") or name in _NOT_FROM_KWARGS:
-        return False
-    known = (DETRConfig.__dataclass_fields__, DETRConfig.attribute_map, _MORE_FIELDS)
-    return any(name in names for names in known)
+def own_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a state dict in our names, of the original's, of transformers', or of a wrapped model.
+
+    Names that no DETR has stay, for whoever loads it to report.
+    """
+    plain = without_wrappers(state_dict, "The state dict")
+    layout = detect_layout(plain)
+    if layout in (None, DETRConfig.model_type):
+        return plain
+    renamed = rename(plain, layout)
+    logger.info("The state dict had the names of %r; they are now those of this package.", layout)
+    return renamed.state_dict | renamed.mask_head | {name: plain[name] for name in renamed.unknown}
 
 
 def _wanted(saved: DETRConfig, config: PreTrainedConfig | str | Path | None, changes: dict[str, Any]) -> DETRConfig:
@@ -139,12 +158,4 @@ def _wanted(saved: DETRConfig, config: PreTrainedConfig | str | Path | None, cha
             "own is translated."
         )
     fields = (saved if config is None else config).to_dict()
-    changes = {DETRConfig.attribute_map.get(name, name): value for name, value in changes.items()}
-    if changes.get("id2label") is None and changes.get("label2id") is not None:
-        changes["id2label"] = {index: name for name, index in changes["label2id"].items()}
-    if {"id2label", "num_labels", "label2id"} & set(changes):
-        fields.pop("id2label", None)
-        fields.pop("label2id", None)
-    if changes.get("id2label") is not None and changes.get("label2id") is None:
-        changes.pop("label2id", None)
-    return DETRConfig.from_dict(fields | changes)
+    return DETRConfig.from_dict(DETRConfig.with_changes(fields, changes))

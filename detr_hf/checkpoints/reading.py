@@ -2,7 +2,7 @@
 
 Four kinds are known: "detr_hf" (ours), "detr" and "table-transformer" (folders or Hub ids of transformers), and
     "original" (`.pth` files of facebookresearch/detr, detection or panoptic, released or written while training).
-    Nothing in a checkpoint is executed.
+    Prefixes that wrappers put before the names are taken off. Nothing in a checkpoint is executed.
 """
 
 import logging
@@ -17,11 +17,11 @@ from ..model.configuration_detr import DETRConfig
 from .configs import config_from_shapes, config_from_transformers
 from .layouts import Renamed, detect_layout, rename
 from .weight_files import Hub, find_file, find_weights, local_path, read_json, read_pickle, read_tensors
+from .wrappers import weights_in, without_wrappers
 
 logger = logging.getLogger(__name__)
 
 FOREIGN_TYPES = ("detr", "table-transformer")
-_CONTAINERS = ("model", "state_dict", "model_state_dict")  # where a .pth file keeps its weights
 
 
 @dataclass
@@ -107,12 +107,20 @@ def read_checkpoint(
     if path is not None and path.is_file():
         return _read_single_file(path, dilation, nheads)
     config = _read_config(name_or_path, hub)
+    quantised = config.get("quantization_config")
+    if quantised:
+        raise ValueError(
+            f"{name_or_path} is quantised ({quantised.get('quant_method')}), and its tensors can only be loaded as "
+            f"they are, by the classes of {config['model_type']!r}. For other classes or queries, or another format, "
+            "change the checkpoint that it was made from, and quantise that."
+        )
     files = find_weights(name_or_path, hub, variant, use_safetensors)
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= read_tensors(file)
+    tensors = without_wrappers(tensors, str(name_or_path))
     source = config["model_type"]
-    layout = DETRConfig.model_type if source == DETRConfig.model_type else "transformers"
+    layout = detect_layout(tensors) if source == DETRConfig.model_type else "transformers"
     renamed = _rename(tensors, layout, files[0])
     if source == DETRConfig.model_type:
         ours = DETRConfig.from_dict(config)
@@ -131,37 +139,13 @@ def _read_single_file(path: Path, dilation: bool | None, nheads: int | None) -> 
         content: Any = read_tensors(path)
     else:
         content = read_pickle(path)
-    tensors, args, extra = _unwrap(content, path)
+    tensors, args, extra = weights_in(content, str(path))
+    tensors = without_wrappers(tensors, str(path))
     layout = detect_layout(tensors)
     renamed = _rename(tensors, layout, path)
     config = config_from_shapes(renamed.state_dict, args, path.name, dilation, nheads)
     source = {"transformers": "table-transformer" if config.pre_norm else "detr"}.get(layout, layout)
     return _finish(config, renamed, source, extra, path)
-
-
-def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """Returns the tensors, the command line arguments, and the names of everything else in a `.pth` file."""
-    args: dict[str, Any] = {}
-    extra: list[str] = []
-    if isinstance(content, dict):
-        key = next((key for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
-        if key is not None:
-            args = content.get("args") or {}
-            args = args if isinstance(args, dict) else vars(args)
-            extra = [str(name) for name in content if name not in (key, "args")]
-            content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        keys = (
-            f"the keys {[str(key) for key in list(content)[:5]]}"
-            if isinstance(content, dict)
-            else type(content).__name__
-        )
-        raise ValueError(
-            f"{path} holds no weights: expected a state dict, or one under {' or '.join(_CONTAINERS)}; it has {keys}."
-        )
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    extra += [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    return tensors, args, extra
 
 
 def _rename(tensors: dict[str, Tensor], layout: str | None, path: Path) -> Renamed:

@@ -53,6 +53,8 @@ def to_transformers(model: DETRForObjectDetection) -> PreTrainedModel:
     reasons = _obstacles(model)
     if reasons:
         raise ValueError(f"transformers' DETR cannot compute the same as this model: {'; '.join(reasons)}.")
+    if model.config.class_weights:
+        logger.warning("transformers has no class_weights: training there weighs all classes alike.")
     state_dict = _their_state_dict(model)
     model_class, config = _their_class_and_config(model)
     theirs, info = model_class.from_pretrained(

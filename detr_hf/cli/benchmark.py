@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..whole_files import whole_file
+from ..whole_files import is_result, refuse_overwriting, whole_file
 from .export import fixed_size
 
 
@@ -37,6 +37,7 @@ def benchmark(
         raise typer.BadParameter(
             f"there is no {unknown[0]!r}; choose from {', '.join(RUNTIMES)}", param_hint="--runtimes"
         )
+    refuse_overwriting({"--json": json}, [model], is_result)
     size_hw = fixed_size(size, None) if size is not None else None
     quiet_loading()
     options = {"size_hw": size_hw, "batch": batch, "runs": runs, "threads": threads, "device": device}

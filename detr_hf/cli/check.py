@@ -5,6 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..whole_files import is_result, refuse_overwriting, whole_file
+from .reading import Reading, in_flags
+
 
 def check(
     data: Annotated[
@@ -20,40 +23,34 @@ def check(
         str | None, typer.Option("--model", "-m", help="A model whose queries, stride and sizes count.")
     ] = None,
     num_queries: Annotated[int | None, typer.Option(min=1, help="Instead of the model's; 100 without either.")] = None,
-    splits: Annotated[
-        list[str] | None, typer.Option("--split", help="Only this split; can be given more than once.")
-    ] = None,
-    format: Annotated[str | None, typer.Option(help="coco, yolo, voc or hf, where a folder could be several.")] = None,
-    task: Annotated[str | None, typer.Option(help="detection or panoptic, for COCO.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="The folder that file names start from.")] = None,
-    box_format: Annotated[str | None, typer.Option(help="xywh, xyxy, cxcywh, or one of them with _norm.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Offenders shown of each kind; --json has all.")] = 5,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a core.")] = None,
+    *,
+    reading: Reading,
 ) -> None:
     """Check a data set: pictures, boxes, classes, duplicates, sizes. Exit code 0: no errors, 1: errors."""
     from ..data.checking.check import check as check_data
+    from ..visualize.saving import is_marked, picture_format
 
-    reading: dict[str, Any] = {
-        "splits": splits,
-        "format": format,
-        "task": task,
-        "image_root": image_root,
-        "box_format": box_format,
-    }
+    outputs = {"--json": json_file, "--preview": preview}
+    given = [data, model, *(reading.image_root or ())]
+    refuse_overwriting(outputs, given, lambda path: is_result(path) or is_marked(path))
+    if preview is not None:
+        picture_format(preview)
     config, processor = load_model_side(model)
     sides = None
     if processor is not None:
         from ..data.preparing.transform import model_sides
 
         sides = model_sides(processor)
-    report = check_data(data, config, num_queries=num_queries, size=sides, workers=workers, **reading)
-    typer.echo(report.text(limit))
+    report = check_data(data, config, num_queries=num_queries, size=sides, workers=workers, **reading.options())
+    typer.echo(in_flags(report.text(limit)))
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        report.to_json(json_file)
+        with whole_file(json_file) as unfinished:
+            report.to_json(unfinished)
         typer.echo(f"Everything found: {json_file}", err=True)
     if preview is not None:
-        draw_preview(data, reading, processor, augment, preview)
+        draw_preview(data, reading.options() | {"on_fault": "drop"}, processor, augment, preview)
     raise typer.Exit(report.exit_code(strict))
 
 
@@ -72,13 +69,13 @@ def draw_preview(data: str, reading: dict[str, Any], processor: Any, augment: st
     from ..data.checking.preview import preview
     from ..errors import LayoutError
     from ..processing.image_processing_detr import DETRImageProcessor
+    from ..visualize.saving import save_drawing
 
-    loaded = load_detection_dataset(data, **reading, on_fault="drop")
+    loaded = load_detection_dataset(data, **reading)
     try:
         split = loaded.split_for("train")
     except LayoutError:
         split = next(iter(loaded))
     grid = preview(loaded[split], processor or DETRImageProcessor(), loaded.id2label, augment)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(path)
+    save_drawing(grid, path)
     typer.echo(f"What the model will see of split {split!r}: {path}", err=True)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..whole_files import refuse_overwriting
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Where to write the picture with boxes.")] = Path("demo_boxes.png"),
@@ -13,8 +15,11 @@ def demo(
     """Detect objects in a picture that ships with the package, offline, and draw them."""
     from ..inference.detector import Detector
     from ..inference.embedded import EMBEDDED_MODEL, demo_scene_path
+    from ..visualize.saving import is_marked, picture_format
     from .console import quiet_loading
 
+    refuse_overwriting({"--out": out}, [demo_scene_path()], is_marked)
+    picture_format(out)
     quiet_loading()
     scene = demo_scene_path()
     detections = Detector.from_pretrained()(scene, threshold=threshold)

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ..whole_files import is_result, refuse_overwriting
+from .reading import Reading
+
 
 def evaluate(
     model: Annotated[
@@ -17,10 +20,6 @@ def evaluate(
     data: Annotated[
         str, typer.Argument(metavar="DATA", help="A folder, a COCO .json, a YOLO data.yaml, or a Hub id.")
     ],
-    split: Annotated[
-        str | None, typer.Option(help="The split; by default the one named for validation, or the only one.")
-    ] = None,
-    format: Annotated[str | None, typer.Option(help="coco, yolo, voc or hf, where a folder could be several.")] = None,
     threshold: Annotated[
         float, typer.Option("--threshold", "-t", min=0, max=1, help="Score from which mistakes are counted.")
     ] = 0.5,
@@ -31,25 +30,24 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+    *,
+    reading: Reading,
 ) -> None:
-    """Measure a model: COCO's twelve numbers, AP by class, kinds of mistakes."""
+    """Measure a model, on the split for validation or on --split: COCO's twelve numbers, AP by class, mistakes."""
     from ..data import load_detection_dataset
     from ..evaluation import evaluate as measure, evaluate_results, write_results
     from .console import progress_bar, quiet_loading
 
+    refuse_overwriting({"--json": json_file, "--results": results}, [model, data], is_result)
     quiet_loading()
-    loaded = load_detection_dataset(data, format=format)
-    if split is not None and split not in loaded:
-        raise typer.BadParameter(
-            f"there is no split {split!r}; there are {', '.join(map(repr, loaded))}", param_hint="--split"
-        )
+    loaded = load_detection_dataset(data, **reading.options())
     if model.lower().endswith(".json"):
-        found = evaluate_results(model, loaded, split=split, threshold=threshold)
+        found = evaluate_results(model, loaded, threshold=threshold)
     else:
         options = {"batch_size": batch_size, "num_workers": workers, "device": device}
         with progress_bar() as show:
             options["on_batch"] = lambda count, total: show(advance=count, total=total)
-            found = measure(model, loaded, split=split, threshold=threshold, **options)
+            found = measure(model, loaded, threshold=threshold, **options)
         if results is not None:
             write_results(results, found.results())
             typer.echo(f"Detections: {results}", err=True)

@@ -103,10 +103,11 @@ def calibration_pixels(source: str | None, processor: Any) -> "list[np.ndarray]"
 
         pictures = [scene["image"] for scene in DigitScenes("train", MOST_CALIBRATION_PICTURES)]
     else:
-        from ..inference.pictures import find_pictures
+        from ..inference.sources.searching import PictureSearch
 
-        found = [path for path, _ in find_pictures([source])]
-        pictures = found[:: -(-len(found) // MOST_CALIBRATION_PICTURES)] if found else []
-    if not pictures:
-        raise typer.BadParameter(f"there is no picture in {source}", param_hint="--calibration")
+        search = PictureSearch([source])
+        found = [path for path, _ in search]
+        if not found:
+            raise typer.BadParameter(search.nothing(), param_hint="--calibration")
+        pictures = found[:: -(-len(found) // MOST_CALIBRATION_PICTURES)]
     return [processor(picture, return_tensors="np")["pixel_values"][0] for picture in pictures]

@@ -13,8 +13,10 @@ from .convert import convert
 from .demo import demo
 from .eval import evaluate
 from .export import export
+from .flags import Verb, with_nearest
 from .predict import predict
 from .push import push
+from .reading import reads_data
 from .train import TRAIN_SETTINGS, train
 from .verify import verify
 
@@ -26,16 +28,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command()(predict)
-app.command()(check)
+app.command(cls=Verb)(demo)
+app.command(cls=Verb)(predict)
+app.command(cls=Verb)(reads_data(check))
 app.command(context_settings=TRAIN_SETTINGS, add_help_option=False)(train)
-app.command("eval")(evaluate)
-app.command()(convert)
-app.command()(push)
-app.command()(verify)
-app.command()(export)
-app.command()(benchmark)
+app.command("eval", cls=Verb)(reads_data(evaluate))
+app.command(cls=Verb)(convert)
+app.command(cls=Verb)(reads_data(push))
+app.command(cls=Verb)(verify)
+app.command(cls=Verb)(export)
+app.command(cls=Verb)(benchmark)
 
 
 def _show_version(wanted: bool) -> None:
@@ -60,5 +62,5 @@ def main() -> None:
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         if os.environ.get("DETR_HF_TRACEBACK"):
             raise
-        typer.echo(f"detr-hf: {error}", err=True)
+        typer.echo(f"detr-hf: {with_nearest(str(error))}", err=True)
         sys.exit(1)

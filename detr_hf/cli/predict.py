@@ -1,13 +1,14 @@
 """`detr-hf predict`: detections in files, folders and glob patterns; with `--out` in any number of pictures."""
 
 import json
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..whole_files import whole_file
+from ..whole_files import is_result, refuse_overwriting, whole_file
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
@@ -33,6 +34,9 @@ def predict(
     ] = None,
     threshold: Annotated[float, typer.Option("--threshold", "-t", min=0, max=1, help="Keep higher scores.")] = 0.7,
     save: Annotated[Path | None, typer.Option(help="Draw each picture into this folder.")] = None,
+    font: Annotated[
+        Path | None, typer.Option(help="With --save: the file of the font for names, if not one that is found.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all detections to this file.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures of equal size that run together.")] = 8,
     device: Annotated[
@@ -59,12 +63,19 @@ def predict(
 ) -> None:
     """Detect objects in pictures. A picture that cannot be read is named and left out; the exit code then is 1.
 
-    With --out the results go to a folder in parts, such a picture is in them with its error, and a run that was
-    stopped goes on when it is started again. Under torchrun or accelerate launch each process does its share.
+    What a folder holds besides pictures is counted and named. No picture that is given is written over. With --out
+    the results go to a folder in parts, such a picture is in them with its error (the exit code is 1 only if none
+    could be read), and a run that was stopped goes on when it is started again. Under torchrun or accelerate launch
+    each process does its share.
     """
     model, paths = split_model(arguments or [], model, needs_paths=dataset is None)
+    for option, folder in (("--out", out), ("--save", save)):
+        if folder is not None and os.path.lexists(folder) and not folder.is_dir():
+            raise typer.BadParameter(f"{folder} is not a folder", param_hint=option)
+    if font is not None and not font.is_file():
+        raise typer.BadParameter(f"there is no file {font}", param_hint="--font")
     if out is not None:
-        from ..inference.runs.prediction import predict_to_shards
+        from ..inference.runs.prediction import predict_to_shards, read_predictions
         from ..inference.runs.result_formats import suffix_of
         from ..inference.sources.base import SourceOptions
         from .predict_run import ending, process_device, shown_progress
@@ -81,10 +92,13 @@ def predict(
         with shown_progress() as show:
             run = predict_to_shards(detector, source, out, **settings, model=model or "detr-digits", on_progress=show)
         typer.echo(ending(run), err=True)
+        if run.complete and not any("error" not in record for record in read_predictions(out)):
+            typer.echo("Nothing could be read: there is not one picture with a result.", err=True)
+            raise typer.Exit(1)
     elif dataset is not None:
         raise typer.BadParameter("a data set needs a folder for its results, --out", param_hint="--dataset")
     else:
-        predict_files(model, paths, threshold, save, json_file, batch_size, device, dtype)
+        predict_files(model, paths, threshold, save, json_file, batch_size, device, dtype, font)
 
 
 def predict_files(
@@ -96,33 +110,37 @@ def predict_files(
     batch_size: int,
     device: str | None,
     dtype: str | None,
+    font: Path | None = None,
 ) -> None:
     """Detects in pictures and writes a line for each; draws them and writes them to one file if asked."""
-    from ..inference.pictures import find_pictures
-    from ..inference.sources.opening import holds_many
+    from ..inference.runs.drawings import drawing_paths
+    from ..inference.sources.opening import OPENERS, holds_many
+    from ..inference.sources.searching import PictureSearch, one_line
 
-    pictures = dict(find_pictures(paths, results=save))  # path -> path below the folder it was found in
+    search = PictureSearch(paths, results=save)
+    pictures = dict(search)  # path -> path below the folder it was found in
+    if unopened := sorted(search.left_out.reasons & OPENERS.keys()):
+        typer.echo(f"Files that end in {', '.join(unopened)} hold many pictures: --out looks into them.", err=True)
     if not pictures:
-        raise typer.BadParameter(f"there is no picture in {', '.join(paths)}", param_hint="PATH")
+        raise typer.BadParameter(search.nothing(), param_hint="PATH")
     many = [str(path) for path in pictures if holds_many(path)]
     if many:
         raise typer.BadParameter(f"{many[0]} holds many pictures: name a folder for their results, --out")
-    if save is not None and save.exists() and not save.is_dir():
-        raise typer.BadParameter(f"{save} is not a folder", param_hint="--save")
+    refuse_overwriting({"--json": json_file}, [model, *pictures], is_result)
+    targets = drawing_paths(pictures, save, json_file) if save is not None else {}
 
     detector = load_detector(model, device, dtype)
     failed: list[dict[str, str]] = []
     records: list[dict[str, Any]] = []
-    targets = drawing_paths(pictures, save) if save is not None else {}
 
     def on_error(path: Path, error: Exception) -> None:
         failed.append({"path": str(path), "error": str(error)})
 
     stream = detector.stream(with_progress(pictures, failed), threshold, batch_size, on_error)
     for detections in stream:
-        typer.echo(f"{detections.path}: {summary(detections)}")
+        typer.echo(f"{one_line(detections.path)}: {summary(detections)}")
         if save is not None:
-            detections.save(targets[detections.path])
+            detections.save(targets[detections.path], font)
         if json_file is not None:
             records.append(detections.to_dict())
     if json_file is not None:
@@ -180,7 +198,7 @@ def is_checkpoint(argument: str) -> bool:
 
 def looks_like_hub_id(argument: str) -> bool:
     """Whether this is `name` or `owner/name` rather than the path of a picture."""
-    from ..inference.pictures import GLOB_SIGNS
+    from ..inference.sources.searching import GLOB_SIGNS
     from ..processing.image_opening_detr import PICTURE_SUFFIXES
 
     path = Path(argument)
@@ -220,25 +238,6 @@ def with_progress(pictures: Collection[Path], failed: list[dict[str, str]]) -> I
             show(advance=1, description=f"{len(failed)} failed" if failed else "")
 
 
-def drawing_paths(pictures: dict[Path, Path], folder: Path) -> dict[Path, Path]:
-    """Where each picture's drawing goes: `NAME_boxes.SUFFIX` in the folder, below the folders that it was found in.
-
-    Pictures that would share a name get `_2`, `_3` and so on.
-    """
-    targets: dict[Path, Path] = {}
-    taken: set[Path] = set()
-    for path, relative in pictures.items():
-        suffix = relative.suffix if relative.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") else ".png"
-        target = folder / relative.with_name(f"{relative.stem}_boxes{suffix}")
-        number = 2
-        while target in taken:
-            target = folder / relative.with_name(f"{relative.stem}_boxes_{number}{suffix}")
-            number += 1
-        taken.add(target)
-        targets[path] = target
-    return targets
-
-
 def summary(detections: "Detections") -> str:
     """`3 person, 1 dog`, or `nothing`."""
     return ", ".join(f"{number} {name}" for name, number in detections.count().items()) or "nothing"
@@ -246,12 +245,14 @@ def summary(detections: "Detections") -> str:
 
 def finish(total: int, failed: list[dict[str, str]], save: Path | None, json_file: Path | None) -> None:
     """Says where the results are and what failed; leaves with exit code 1 if anything did."""
+    from ..inference.sources.searching import one_line
+
     if save is not None:
         typer.echo(f"Drawn pictures: {save}", err=True)
     if json_file is not None:
         typer.echo(f"Detections: {json_file}", err=True)
     for failure in failed:
-        typer.echo(f"Left out {failure['path']}: {failure['error']}", err=True)
+        typer.echo(one_line(f"Left out {failure['path']}: {failure['error']}"), err=True)
     if failed:
         typer.echo(f"{len(failed)} of {total} pictures could not be read.", err=True)
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .convert import Layout
+from .reading import Reading
 
 if TYPE_CHECKING:
     from ..model.modeling_detr import DETRForObjectDetection
@@ -32,6 +33,8 @@ def push(
         Path | None,
         typer.Option("--folder", help="Write what would be pushed into this new folder, and push nothing."),
     ] = None,
+    *,
+    reading: Reading,
 ) -> None:
     """Push a checkpoint to the Hub. The token is that of `hf auth login`, or HF_TOKEN."""
     from ..hub.pushing import Publication, lay_out, push as push_model
@@ -42,7 +45,7 @@ def push(
         raise typer.BadParameter(f"{folder} is not empty", param_hint="--folder")
     quiet_loading()
     detector = DETRForObjectDetection.from_pretrained(model)
-    known = {"format": to.value, "license": license, **measured(detector, data)}
+    known = {"format": to.value, "license": license, **measured(detector, data, reading)}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         lay_out(folder, detector, repo, Publication(**known))
@@ -60,16 +63,22 @@ def push(
     typer.echo(f"{model} is now at {commit.commit_url}")
 
 
-def measured(detector: "DETRForObjectDetection", data: str | None) -> dict[str, object]:
+def measured(detector: "DETRForObjectDetection", data: str | None, reading: Reading) -> dict[str, object]:
     """Returns AP and pictures of a data set's validation split, as arguments of a push."""
     if data is None:
+        if reading != Reading():
+            raise typer.BadParameter("is missing, and there are options of how to read it", param_hint="--data")
         return {}
     from ..data import load_detection_dataset
     from ..evaluation import evaluate
     from ..hub.pushing import validation_rows
 
-    loaded = load_detection_dataset(data)
+    loaded = load_detection_dataset(data, **reading.options())
     rows = validation_rows(loaded)
     if rows is None:
-        raise typer.BadParameter(f"{data} has no validation or test split to measure on", param_hint="--data")
+        raise typer.BadParameter(
+            f"{data} has no validation or test split to measure on: there are {', '.join(map(repr, loaded))}. Name "
+            f"one so, as in --split validation={next(iter(loaded))}, or give --validation_share",
+            param_hint="--data",
+        )
     return {"data": loaded, "examples": rows, "evaluation": evaluate(detector, rows)}

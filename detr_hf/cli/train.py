@@ -1,9 +1,11 @@
 """`detr-hf train`: fine-tune or train on a data set, with every argument of `DETRTrainingArguments` as a flag."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from .reading import FLAG_OF, Reading, in_flags, speaking_of_flags
 
 if TYPE_CHECKING:
     from ..training.arguments import DETRTrainingArguments
@@ -23,9 +25,6 @@ class DataArguments:
     model: str | None = field(
         default="facebook/detr-resnet-50",
         metadata={"help": "Where to start: a folder, a .pth file or a Hub id. 'scratch' builds a new ResNet-50 DETR."},
-    )
-    data_format: str | None = field(
-        default=None, metadata={"help": "coco, yolo, voc or hf, where a folder could be several."}
     )
     shortest_edge: int | None = field(
         default=None, metadata={"help": "Resize pictures so; the checkpoint's by default, else 800."}
@@ -49,11 +48,13 @@ class DataArguments:
 def train(context: typer.Context) -> None:
     """Train on a data set: --data DATA --model M --output_dir OUT and every TrainingArguments flag (--help lists
     them)."""
-    data_args, args = parse(context.args)
+    data_args, reading, args = parse(context.args)
     from .console import quiet_loading
 
     quiet_loading()
-    trainer = build(data_args, args)
+    arguments = {one.name: f"--{one.name}" for one in (*fields(DataArguments), *fields(args))}
+    with speaking_of_flags(FLAG_OF | arguments):
+        trainer = build(data_args, reading, args)
     result = trainer.train(resume_from_checkpoint=resume_choice(args.resume_from_checkpoint))
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)
@@ -72,14 +73,12 @@ def train(context: typer.Context) -> None:
         typer.echo(f"Model: {args.output_dir}", err=True)
 
 
-def parse(flags: list[str]) -> "tuple[DataArguments, DETRTrainingArguments]":
+def parse(flags: list[str]) -> "tuple[DataArguments, Reading, DETRTrainingArguments]":
     """Returns the arguments from flags; shows help or a wrong flag as argparse does, and leaves."""
-    from transformers import HfArgumentParser
-
     from ..training.arguments import DETRTrainingArguments
+    from .dataclass_flags import Parser
 
-    parser = HfArgumentParser([DataArguments, DETRTrainingArguments], prog="detr-hf train")
-    return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    return Parser([DataArguments, Reading, DETRTrainingArguments], prog="detr-hf train").parse(flags)
 
 
 def resume_choice(value: str | None) -> str | bool | None:
@@ -87,12 +86,13 @@ def resume_choice(value: str | None) -> str | bool | None:
     return {"true": True, "false": None}.get(str(value).lower(), value) if value else None
 
 
-def build(data_args: DataArguments, args: "DETRTrainingArguments") -> "DETRTrainer":
+def build(data_args: DataArguments, reading: Reading, args: "DETRTrainingArguments") -> "DETRTrainer":
     """Returns the trainer: data read and checked, model loaded."""
     from ..data import load_detection_dataset
     from ..training.trainer import DETRTrainer
 
-    data = load_detection_dataset(data_args.data, format=data_args.data_format)
+    data = load_detection_dataset(data_args.data, **reading.options())
+    data.split_for("train")  # says what to do where there is none
     model = load_model(data_args, data.id2label)
     if not data_args.skip_check and args.process_index == 0:
         report_check(data, model, data_args.strict)
@@ -132,7 +132,7 @@ def report_check(data: Any, model: Any, strict: bool) -> None:
     from ..data.checking.check import check
 
     report = check(data, model.config)
-    typer.echo(report.text(5), err=True)
+    typer.echo(in_flags(report.text(5)), err=True)
     if report.exit_code(strict):
         typer.echo("detr-hf train: the data has faults, see above. --skip_check trains all the same.", err=True)
         raise typer.Exit(1)

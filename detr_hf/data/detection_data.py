@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = {
     "train": "train|training|train[-_ ]?val",
-    "validation": "val|valid|validate|validation|dev|eval",
+    "validation": "val|valid|validate|validation|dev|development|eval|evaluation",
     "test": "test|testing",
 }
 # What people put after it: `train2017`, `train_set`, `train-v2`, `valid-split`.
-SPLIT_SUFFIX = r"([-_ ]?(set|split|data|images))?([-_ ]?v?\d{1,4})?"
+SPLIT_SUFFIX = r"([-_ ]?(set|split|data|images))?([-_ ]?v?\d+(\.\d+)*)?"
 
 
 @dataclass
@@ -87,7 +87,7 @@ def detection_features(names: list[str], source_ids: bool = False, panoptic: boo
 def split_kind(name: str) -> str | None:
     """Returns what a split's name says it is for: `"train"`, `"validation"`, `"test"` or None."""
     for kind, names in SPLIT_NAMES.items():
-        if re.match(rf"({names}){SPLIT_SUFFIX}$", name, re.IGNORECASE):
+        if re.fullmatch(rf"({names}){SPLIT_SUFFIX}", name, re.IGNORECASE):
             return kind
     return None
 
@@ -157,10 +157,12 @@ class DetectionData(Mapping):
         ]
         if len(found) == 1:
             return found[0]
+        likely = [name for name in found or self.splits if name.startswith(kind[:3])] or list(found or self.splits)
+        share = " A part of the training pictures serves too: validation_share=0.1." if kind == "validation" else ""
         raise LayoutError(
             f"{len(found) or 'No'} splits of {self.source} are named for {kind}: there are "
             f"{', '.join(map(repr, self.splits))}. Rename one when loading, as in "
-            f"load_detection_dataset(..., splits={{{kind!r}: 'its name'}})."
+            f"load_detection_dataset(..., splits={{{kind!r}: {likely[0]!r}}}).{share}"
         )
 
     def mapping_text(self) -> str:

@@ -7,29 +7,25 @@ in the annotations is refused by name before training, and a layout that can be 
 import logging
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetInfo, Features, Image as ImageFeature, IterableDataset, concatenate_datasets
 
-from ..errors import AnnotationError
+from ..errors import AnnotationError, did_you_mean
+from .checking.picture_checks import check_pictures
+from .checking.splits import check_shared_files, check_splits
 from .detection_data import DetectionData
-from .findings import FindingLog
+from .findings import left_out_for
+from .read_options import ReadOptions
 from .readers.hf_objects import peek_box_format, stream_split
-from .readers.recognising import ReadData, ReadOptions, has_hf_files, judge, read_source
+from .readers.recognising import ReadData, has_hf_files, judge, read_source
 from .readers.records import JudgedSplit, build_table
+from .readers.shares import set_aside
 
 logger = logging.getLogger(__name__)
-
-# Faults that leaving out single annotations or images does not cure.
-WHOLE_FAULTS = (
-    "categories-missing",
-    "category-conflict",
-    "category-name-duplicate",
-    "boxes-look-xyxy",
-    "boxes-look-normalised",
-)
 
 SHOWN_CLASSES = 12
 
@@ -40,10 +36,12 @@ def load_detection_dataset(
     *,
     format: str | None = None,
     task: str | None = None,
-    image_root: str | Path | None = None,
+    image_root: str | Path | Mapping[str, str | Path] | None = None,
     box_format: str | None = None,
-    id2label: Mapping[Any, str] | None = None,
+    id2label: Mapping[Any, str] | Iterable[str] | None = None,
     masks: bool = True,
+    validation_share: float | None = None,
+    validation_seed: int = 0,
     streaming: bool = False,
     on_fault: str = "raise",
     **load_options: Any,
@@ -55,31 +53,56 @@ def load_detection_dataset(
         splits: the splits to read (all by default); a dict renames: `{"train": "train2017"}`.
         format: `"coco"`, `"yolo"`, `"voc"` or `"hf"`, where a folder could be several.
         task: `"detection"` (taken when both are there) or `"panoptic"`, for COCO.
-        image_root: the folder that the annotations' file names start from, where it is not found by itself.
+        image_root: the folder that the annotations' file names start from, where it is not found by itself; a dict
+            gives it by split.
         box_format: of COCO and `objects` boxes: `"xywh"` (default), `"xyxy"`, `"cxcywh"`, or one of them with
             `"_norm"`.
-        id2label: class names by the id in the data, where the data does not name them.
-        masks: keep the segmentations (as text, decoded when used).
+        id2label: class names by the id in the data (a list: from 0), where the data does not name them; of VOC, whose
+            ids are names, which classes there are and their order.
+        masks: keep the segmentations (as text, decoded when used). Without, a faulty one is a warning.
+        validation_share: set this part of the training pictures aside as the split `validation`; the same ones each
+            time, drawn with `validation_seed`.
         streaming: for `datasets`: read nothing before it is iterated.
-        on_fault: `"raise"`, or `"drop"` to leave faulty annotations and images out with a warning.
+        on_fault: `"raise"`, or `"drop"` to leave out what is faulty, with a warning: an object, a picture (every one
+            is opened to see), or a mask, whose box stays. `findings.CODES` says what is left out for what; faults of
+            the data set as a whole are refused all the same.
         load_options: go to `datasets.load_dataset` (a configuration's `name`, `revision`, `token`, ...).
 
     Raises:
         LayoutError: it is no known data set, or could be read in two ways; the message lists what was looked for.
         AnnotationError: annotations are faulty; the message counts them and names the first.
     """
-    if on_fault not in ("raise", "drop"):
-        raise ValueError(f"on_fault is {on_fault!r}; expected 'raise' or 'drop'.")
-    if splits is not None and not isinstance(splits, str | Mapping):
-        splits = list(splits)
+    options = ReadOptions(
+        splits=splits,
+        format=format,
+        task=task,
+        image_root=image_root,
+        box_format=box_format,
+        id2label=id2label,
+        masks=masks,
+        validation_share=validation_share,
+        validation_seed=validation_seed,
+        on_fault=on_fault,
+        streaming=streaming,
+        load_options=load_options,
+    )
     local = Path(str(path_or_id))
     if load_options and local.exists() and format != "hf" and not (local.is_dir() and has_hf_files(local)):
-        raise TypeError(f"Unknown options for a local data set: {', '.join(load_options)}.")
-    root = Path(image_root) if image_root is not None else None
-    names = dict(id2label) if id2label else None
-    options = ReadOptions(splits, format, task, root, box_format, names, masks, streaming, load_options)
+        known = [one.name for one in fields(ReadOptions)]
+        raise TypeError(
+            f"Unknown options for a local data set: {', '.join(load_options)}; there are {', '.join(known)}."
+            + did_you_mean(next(iter(load_options)), known)
+        )
     read = read_source(path_or_id, options)
+    if validation_share is not None:
+        set_aside(read, validation_share, validation_seed)
     judged = judge(read)
+    if on_fault == "drop":
+        check_pictures(read, judged)
+        read.log.tolerate()
+    else:
+        check_shared_files(read, judged)
+    check_splits(read, judged)
     _refuse_faults(read, on_fault)
     built: dict[str, Any] = {name: build_split(split, read) for name, split in judged.items()}
     for name, split in read.hf_splits.items():
@@ -94,19 +117,16 @@ def load_detection_dataset(
 
 def _refuse_faults(read: ReadData, on_fault: str) -> None:
     errors = read.log.of("error")
-    whole = [code for code in errors if code in WHOLE_FAULTS]
-    if not errors or (on_fault == "drop" and not whole):
+    if not errors:
         return
-    log = read.log
     if on_fault == "drop":
-        log = FindingLog()
-        for finding in read.log:
-            if finding.code in whole:
-                log.add(finding.code, "error", finding.message, split=finding.split)
-    advice = "" if whole else " Correct them, or pass on_fault='drop' to leave them out."
+        advice = " Leaving out single objects or pictures does not cure them."
+    else:
+        curable = all(left_out_for(code) for code in errors)
+        advice = " Correct them, or pass on_fault='drop' to leave them out." if curable else ""
     raise AnnotationError(
-        f"{read.source} has {sum(log.of('error').values())} faults that training would suffer from.{advice} "
-        f"`detr-hf check` lists all.\n" + "\n".join(log.lines("error"))
+        f"{read.source} has {sum(errors.values())} faults that training would suffer from.{advice} `detr-hf check` "
+        "lists all.\n" + "\n".join(read.log.lines("error"))
     )
 
 
@@ -131,6 +151,7 @@ def _log_what_was_read(data: DetectionData) -> None:
     if len(lines) > SHOWN_CLASSES:
         lines[SHOWN_CLASSES:] = [f"... and {len(lines) - SHOWN_CLASSES} more: DetectionData.mapping_text() shows all"]
     logger.log(level, "Class ids of %s (index <- id in the data: name):\n%s", data.source, "\n".join(lines))
-    tolerated = data.findings.lines("warning") + data.findings.lines("error")
-    if tolerated:
-        logger.warning("Findings in %s:\n%s", data.source, "\n".join(tolerated))
+    for severity, level in (("warning", logging.WARNING), ("info", logging.INFO)):
+        found = data.findings.lines(severity)
+        if found:
+            logger.log(level, "Findings in %s:\n%s", data.source, "\n".join(found))

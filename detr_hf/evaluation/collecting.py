@@ -90,6 +90,7 @@ class DetectionEvaluator:
         Raises:
             ValueError: the picture has come before, and `repeats` is off.
         """
+        image_id = image_id.item() if isinstance(image_id, np.generic) else image_id  # results are written as JSON
         if image_id in self._images:
             if self.repeats:
                 return False

@@ -48,6 +48,8 @@ PREPROCESSING_KEYS = (
     "do_normalize",
     "image_mean",
     "image_std",
+    "do_pad",
+    "pad_size",
 )
 
 
@@ -113,6 +115,8 @@ def describe(
     name = str(getattr(config, "name_or_path", "") or config.model_type)
     constants = json.loads(json.dumps(image_processor.to_dict(), default=str))  # enums and tuples as a file has them
     packages = ("detr_hf", "torch", "transformers", "timm", *_packages(to, dtype))
+    size_hw = None if size_hw is None else (int(size_hw[0]), int(size_hw[1]))
+    _check_canvas(constants, size_hw, masked)
     return ArtefactInfo(
         format=to,
         model=Path(name).name if os.path.exists(name) else name,
@@ -121,11 +125,29 @@ def describe(
         num_channels=config.num_channels,
         dtype=dtype,
         batch=batch,
-        size_hw=None if size_hw is None else (int(size_hw[0]), int(size_hw[1])),
+        size_hw=size_hw,
         masked=masked,
         preprocessing={key: constants[key] for key in PREPROCESSING_KEYS if key in constants},
         versions={package: found for package in packages if (found := version_of(package)) is not None},
     )
+
+
+def _check_canvas(constants: dict[str, Any], size_hw: tuple[int, int] | None, masked: bool) -> None:
+    """Raises a ValueError where pictures would not be padded as the image processor pads them."""
+    pad_size = constants.get("pad_size") if constants.get("do_pad", True) else None
+    if not pad_size:
+        return
+    canvas_hw = pad_size["height"], pad_size["width"]
+    if not masked:
+        raise ValueError(
+            f"The image processor pads to (height, width) {canvas_hw}, which needs the mask: export with masked=True "
+            "(--mask)."
+        )
+    if size_hw is not None and size_hw != canvas_hw:
+        raise ValueError(
+            f"The image processor pads to (height, width) {canvas_hw}, and the fixed size is {size_hw}: export with "
+            "that size, or for any (--dynamic)."
+        )
 
 
 def _checked_output(output: Path, to: str, overwrite: bool) -> Path:
@@ -136,9 +158,23 @@ def _checked_output(output: Path, to: str, overwrite: bool) -> Path:
         raise ValueError(f"output={str(output)!r}: {to} writes {wanted}.")
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists. Choose another name, or pass overwrite=True (--overwrite).")
+    if to != "openvino" and output.is_dir():
+        raise FileExistsError(f"{output} is a folder: it is not replaced by a file. Choose another name.")
+    beside = output.with_suffix(".json")
+    if to == "executorch" and beside.exists() and not (overwrite and _is_metadata(beside)):
+        raise FileExistsError(f"{beside} exists, where {output} would keep its metadata. Choose another name.")
     if to == "openvino" and output.exists() and not (output.is_dir() and _is_openvino_folder(output)):
         raise FileExistsError(f"{output} holds more than an OpenVINO model: it is not overwritten.")
     return output
+
+
+def _is_metadata(path: Path) -> bool:
+    """Whether a file is what an export writes beside an ExecuTorch program."""
+    try:
+        ArtefactInfo.from_json(path.read_text(encoding="utf-8"), path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True
 
 
 def _is_openvino_folder(folder: Path) -> bool:

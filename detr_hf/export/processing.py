@@ -13,12 +13,12 @@ import numpy as np
 import PIL.Image
 
 from ..model.predictions_detr import Predictions
-from ..processing.image_opening_detr import opened_image, upright_image
+from ..processing.image_opening_detr import divides_by_255, opened_image, upright_image
 from ..processing.image_sizes_detr import resized_by_pillow, resized_hw
+from ..processing.image_sources_detr import as_array, plain_source
 from .artefact import ArtefactInfo
 
 CHANNEL_COUNTS = (1, 3, 4)  # as in image_reading_detr
-ENCODED = (str, os.PathLike, bytes, bytearray, memoryview)
 
 
 class NumpyProcessor:
@@ -47,37 +47,56 @@ class NumpyProcessor:
     def __call__(self, source: Any) -> tuple[tuple[int, int], np.ndarray]:
         """Returns the upright picture's (height, width), and its `pixel_values (1, 3, H, W)` float32.
 
-        An artefact of fixed size gets the image at the top left of its canvas, the rest zero; one of fixed size that
-        takes no mask gets it stretched over the canvas.
+        An artefact of fixed size, or whose image processor pads to one, gets the image at the top left of the canvas,
+        the rest zero; one of fixed size that takes no mask gets it stretched over the canvas.
         """
-        pixels = read_pixels(source)  # (H, W, 3)
-        image_hw = pixels.shape[0], pixels.shape[1]
-        height, width = hw = self.content_hw(image_hw)
+        pixels = read_pixels(source, expects_0_255=self.expects_0_255)  # (H, W, 3)
+        return (pixels.shape[0], pixels.shape[1]), self.processed(pixels)
+
+    @property
+    def expects_0_255(self) -> bool:
+        """Whether pixels are read in 0..255, so that floats in 0..1 would come out black."""
+        constants = self.info.preprocessing
+        return divides_by_255(constants.get("do_rescale", True), constants.get("rescale_factor"))
+
+    def processed(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns `pixel_values (1, 3, H, W)` float32 of upright pixels (H, W, 3)."""
+        height, width = hw = self.content_hw((pixels.shape[0], pixels.shape[1]))
         resized = resized_by_pillow(pixels, hw, self.info.preprocessing.get("resample", 2))
-        canvas = np.zeros((1, 3, *(self.info.size_hw or hw)), dtype=np.float32)
+        canvas = np.zeros((1, 3, *(self.padded_hw or hw)), dtype=np.float32)
         content = canvas[0, :, :height, :width]
         np.multiply(resized.transpose(2, 0, 1), self._scale, out=content, dtype=np.float32)
         content += self._shift
-        return image_hw, canvas
+        return canvas
+
+    @property
+    def padded_hw(self) -> tuple[int, int] | None:
+        """(height, width) of the canvas: the artefact's own, or the one that its image processor pads to."""
+        pad_size = self.info.preprocessing.get("pad_size") if self.info.preprocessing.get("do_pad", True) else None
+        return self.info.size_hw or (pad_size and (int(pad_size["height"]), int(pad_size["width"]))) or None
 
     def content_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """Returns the (height, width) that an image of `image_hw` is resized to."""
-        constants, canvas_hw = self.info.preprocessing, self.info.size_hw
+        constants, canvas_hw = self.info.preprocessing, self.padded_hw
         if canvas_hw is not None and not self.info.masked:
             return canvas_hw
         hw = image_hw
         if constants.get("do_resize", True):
-            size = {key: side for key, side in constants["size"].items() if side is not None}
-            hw = resized_hw(image_hw, size, constants.get("resize_rule", "original"))
+            hw = resized_hw(image_hw, constants["size"], constants.get("resize_rule", "original"))
         if canvas_hw is None or (hw[0] <= canvas_hw[0] and hw[1] <= canvas_hw[1]):
             return hw
+        if self.info.size_hw is None:
+            raise ValueError(
+                f"The image processor pads to (height, width) {canvas_hw}, which is smaller than an image of {hw}. "
+                "Enlarge its pad_size, or make its size smaller, and export again."
+            )
         return resized_hw(image_hw, {"max_height": canvas_hw[0], "max_width": canvas_hw[1]})
 
     def pixel_mask(self, sizes_hw: list[tuple[int, int]]) -> np.ndarray | None:
         """Returns (B, H, W) bool for these upright sizes, True on the image; None where nothing is padded."""
-        if self.info.size_hw is None or not self.info.masked:
+        if self.padded_hw is None or not self.info.masked:
             return None
-        mask = np.zeros((len(sizes_hw), *self.info.size_hw), dtype=bool)
+        mask = np.zeros((len(sizes_hw), *self.padded_hw), dtype=bool)
         for canvas, image_hw in zip(mask, sizes_hw, strict=True):
             height, width = self.content_hw(image_hw)
             canvas[:height, :width] = True
@@ -120,25 +139,28 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(0.5 * logits)  # no exponential that could overflow
 
 
-def read_pixels(source: Any) -> np.ndarray:
-    """Returns the upright image as (H, W, 3), uint8 or float32, both in 0..255.
+def read_pixels(
+    source: Any, name: str = "image 0", *, expects_0_255: bool = True, takes_options: bool = True
+) -> np.ndarray:
+    """Returns the upright image as (H, W, 3), uint8 or float32, both in 0..255 where that is expected.
 
-    Raises:
-        ValueError, TypeError, OSError: as `read_images` does.
+    The arguments and errors are those of `read_image`, which reads all that needs torch.
     """
-    name, image = "image 0", source
-    if isinstance(source, ENCODED):
-        image, name = opened_image(source, name)
+    image, name = plain_source(source, name)
+    if isinstance(image, str | os.PathLike | bytes):
+        image = opened_image(image, name)
+    plain = image
     if isinstance(image, PIL.Image.Image):
-        image, name = upright_image(image, name)
-        if image.mode in ("RGB", "RGBA"):
-            image = np.asarray(image)
-    if isinstance(image, np.ndarray) and _is_plain(image):
-        return _rgb(image if image.ndim == 3 else image[..., None])
-    from ..processing.image_reading_detr import read_images  # imports torch
+        plain, _ = upright_image(image, name)
+        if plain.mode in ("RGB", "RGBA"):
+            plain = np.asarray(plain)
+    elif isinstance(image, np.ndarray):
+        plain = as_array(image, name)
+    if isinstance(plain, np.ndarray) and _is_plain(plain):
+        return _rgb(plain if plain.ndim == 3 else plain[..., None])
+    from ..processing.image_reading_detr import read_image  # imports torch
 
-    (pixels,) = read_images(source)
-    return pixels.numpy(force=True)
+    return read_image(image, name, expects_0_255=expects_0_255, takes_options=takes_options).numpy(force=True)
 
 
 def _is_plain(pixels: np.ndarray) -> bool:

@@ -29,6 +29,7 @@ def push_dataset(
 
     Raises:
         TypeError: for streamed splits, which have no length.
+        ValueError: two splits would have one name on the Hub.
         HubError: the push failed; the message says why and what to do.
     """
     from datasets import Dataset, DatasetDict, NamedSplit
@@ -39,6 +40,12 @@ def push_dataset(
         raise TypeError(
             "data must be what load_detection_dataset returns, or a mapping of split names to `datasets.Dataset`; "
             "load it without streaming=True."
+        )
+    names = [_split_name(name) for name in data]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"The splits {', '.join(map(repr, data))} would be {', '.join(names)} on the Hub, where each needs a name "
+            "of its own. Rename one first."
         )
     splits = DatasetDict({_split_name(name): rows.with_format(None) for name, rows in data.items()})
     for name, rows in splits.items():

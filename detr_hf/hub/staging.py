@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.conversion import FORMATS, processor_for_transformers
-from ..model.configuration_detr import NOT_PLAIN_DETR
 from ..model.heads_detr import AUTO_MAP
 from ..processing.image_processing_base_detr import CLASS_OF_BACKEND
 from .card import render_card
@@ -97,7 +96,7 @@ def add_code(folder: Path) -> None:
         own = sys.modules[cls.__module__].__file__
         for file in (own, *get_relative_import_files(own)):
             shutil.copyfile(file, folder / Path(file).name)
-    _enter(folder / "config.json", auto_map=dict(AUTO_MAP), **dict([NOT_PLAIN_DETR]))
+    _enter(folder / "config.json", auto_map=dict(AUTO_MAP))
     _enter(folder / "preprocessor_config.json", auto_map={"AutoImageProcessor": dict(CLASS_OF_BACKEND)})
 
 

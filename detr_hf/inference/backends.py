@@ -1,7 +1,8 @@
 """What a `Detector` runs on: a checkpoint's model in torch, or an exported model without torch and transformers.
 
-Both are never given a padded batch: pictures of one processed size come together. An artefact of fixed size takes each
-picture on its canvas, with a mask, and one of fixed batch size gets its missing pictures filled up with copies.
+Neither pads pictures to each other: those of one processed size come together. Where the image processor pads to a
+canvas of its own, or an artefact is of fixed size, a picture comes with its mask; an artefact of fixed batch size gets
+its missing pictures filled up with copies.
 """
 
 import hashlib
@@ -14,10 +15,24 @@ import numpy as np
 from ..export.artefact import each_field
 from ..export.processing import NumpyProcessor, detections_of
 from ..export.runtimes import Runtime, load_runtime
+from ..processing.image_opening_detr import divides_by_255
 from .batching import Prepared
 
 if TYPE_CHECKING:
     from ..model.modeling_detr import DETRForObjectDetection
+
+
+def expects_0_255(image_processor: Any) -> bool:
+    """Whether an image processor in torch reads pixels in 0..255."""
+    do_rescale = getattr(image_processor, "do_rescale", True)
+    return divides_by_255(do_rescale, getattr(image_processor, "rescale_factor", 1 / 255))
+
+
+def processed(image_processor: Any, pixels: np.ndarray) -> tuple[Any, Any]:
+    """Returns what `ModelBackend.processed` does, with any image processor in torch."""
+    features = image_processor(pixels, input_data_format="channels_last", return_tensors="pt")
+    pixel_mask = features.get("pixel_mask")
+    return features["pixel_values"], None if pixel_mask is None or pixel_mask.all() else pixel_mask.bool()
 
 
 class ModelBackend:
@@ -27,13 +42,14 @@ class ModelBackend:
         self.model = model.eval()
         self.image_processor = image_processor
 
-    def processed(self, source: Any) -> tuple[tuple[int, int], Any]:
-        """Returns the upright picture's (height, width), and its `pixel_values (1, C, H, W)`."""
-        from ..processing.image_reading_detr import read_images
+    @property
+    def expects_0_255(self) -> bool:
+        """Whether pixels are read in 0..255, so that floats in 0..1 would come out black."""
+        return expects_0_255(self.image_processor)
 
-        (pixels,) = read_images(source)  # (H, W, 3)
-        features = self.image_processor(pixels, input_data_format="channels_last", return_tensors="pt")
-        return tuple(pixels.shape[:2]), features["pixel_values"]
+    def processed(self, pixels: np.ndarray) -> tuple[Any, Any]:
+        """Returns `pixel_values (1, C, H, W)` of upright pixels (H, W, 3), and `pixel_mask (1, H, W)` if padded."""
+        return processed(self.image_processor, pixels)
 
     def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
         """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels.
@@ -46,7 +62,12 @@ class ModelBackend:
         parameter = next(self.model.parameters())
         with torch.inference_mode():
             pixel_values = torch.cat([item.pixel_values for item in batch])
-            outputs = self.model(pixel_values.to(parameter.device, parameter.dtype))
+            inputs = {"pixel_values": pixel_values.to(parameter.device, parameter.dtype)}
+            if any(item.pixel_mask is not None for item in batch):
+                whole = torch.ones(1, *pixel_values.shape[-2:], dtype=torch.bool)
+                masks = [whole if item.pixel_mask is None else item.pixel_mask.cpu() for item in batch]
+                inputs["pixel_mask"] = torch.cat(masks).to(parameter.device)
+            outputs = self.model(**inputs)
             outputs = type(outputs)(logits=outputs.logits.cpu(), pred_boxes=outputs.pred_boxes.cpu())
             results = self.image_processor.post_process_object_detection(
                 outputs, threshold=threshold, target_sizes=torch.tensor([item.size_hw for item in batch])
@@ -105,8 +126,13 @@ class ArtefactBackend:
             )
         return cls(runtime, path)
 
-    def processed(self, source: Any) -> tuple[tuple[int, int], np.ndarray]:
-        return self.image_processor(source)
+    @property
+    def expects_0_255(self) -> bool:
+        return self.image_processor.expects_0_255
+
+    def processed(self, pixels: np.ndarray) -> tuple[np.ndarray, None]:
+        """Returns `pixel_values`; the mask of a batch follows from its sizes."""
+        return self.image_processor.processed(pixels), None
 
     def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
         step = self.model.info.batch or len(batch)

@@ -17,7 +17,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
@@ -35,12 +34,19 @@ PICTURE_ERRORS = (OSError, TypeError, ValueError)
 
 
 class Prepared(NamedTuple):
-    """A picture on its way: place in the order, source, upright (height, width), and `pixel_values (1, C, H, W)`."""
+    """A picture on its way: place in the order, source, upright (height, width), and `pixel_values (1, C, H, W)`.
+
+    `pixel_mask (1, H, W)` is there where its image processor pads. What was looked at is in the file of the source as
+    long as that stands as `stamp` says; otherwise it is `shown`.
+    """
 
     index: int
     source: Any
     size_hw: tuple[int, int]
     pixel_values: Any
+    pixel_mask: Any = None
+    stamp: tuple[int, int] | None = None
+    shown: Any = None
 
 
 class Failure(NamedTuple):
@@ -132,7 +138,7 @@ def prepare_ahead(
     """
     pending: deque[Future] = deque()
     for index, source in enumerate(sources):
-        if pool is not None and (unchanging or isinstance(source, str | Path | bytes)):
+        if pool is not None and (unchanging or isinstance(source, str | os.PathLike | bytes)):
             pending.append(pool.submit(_attempt, prepare, index, source))
         else:
             pending.append(Future())

@@ -68,7 +68,7 @@ def benchmark(
     info = detector.model.info if artefact is not None else None
     device = device or ("cuda" if artefact is None and torch.cuda.is_available() else "cpu")
     if size_hw is None:
-        _, pixels = detector.backend.processed(np.zeros((*USUAL_PICTURE_HW, 3), np.uint8))
+        pixels, _ = detector.backend.processed(np.zeros((*USUAL_PICTURE_HW, 3), np.uint8))
         size_hw = (info and info.size_hw) or tuple(pixels.shape[-2:])
     channels = info.num_channels if info else detector.model.config.num_channels
     shape = (batch or (info and info.batch) or 1, channels, *size_hw)

@@ -1,9 +1,9 @@
 """A DETR with its image processor: pictures in, `Detections` out.
 
-Pictures are never padded here. Each is processed alone, and those whose processed sizes are equal share a batch. So
-what is found in a picture does not depend on the pictures beside it (padding would move the outputs, as it does in the
-original), and no time goes into padding. Pictures of a camera share one size and fill their batches; a folder where
-every size is different runs one by one. Threads read and process the next pictures while the model runs
+Pictures are never padded to each other. Each is processed alone, and those whose processed sizes are equal share a
+batch. So what is found in a picture does not depend on the pictures beside it (padding would move the outputs, as it
+does in the original), and no time goes into padding. Pictures of a camera share one size and fill their batches; a
+folder where every size is different runs one by one. Threads read and process the next pictures while the model runs
 (`batching.py`).
 
 This module does not import torch: an exported model needs none (`backends.py`).
@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from ..export.artefact import find_artefact
+from ..export.processing import read_pixels
+from ..processing.image_sources_detr import plain_source
 from .backends import ArtefactBackend, ModelBackend
 from .batching import (
     BATCHES_PREPARED,
@@ -28,8 +31,8 @@ from .batching import (
     preparing_threads,
 )
 from .embedded import embedded_model_path
-from .pictures import is_single_picture, path_of
-from .results import Detections
+from .pictures import is_single_picture, path_of, stamp_of_source
+from .results import Detections, shown_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +70,7 @@ class Detector:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        **loading: Any,
     ) -> "Detector":
         """Returns a detector with the weights and the preprocessing of a checkpoint.
 
@@ -79,10 +83,14 @@ class Detector:
             dtype: of weights and computation, as `"bfloat16"` or `torch.bfloat16`; float32 by default. What
                 is exported keeps its own.
             revision, token, cache_dir, local_files_only: as in transformers, for a Hub id.
+            **loading: further arguments of `DETRForObjectDetection.from_pretrained`, such as `subfolder`, `variant` or
+                `use_safetensors`, or `nheads` of a weight file that does not show it.
         """
         source = embedded_model_path() if name_or_path is None else name_or_path
         artefact = find_artefact(source)
         if artefact is not None:
+            if loading:
+                raise TypeError(f"{source} is an exported model, for which {', '.join(loading)} cannot be given.")
             return cls.on(ArtefactBackend.from_artefact(artefact, device=device, dtype=dtype))
         import torch
 
@@ -92,18 +100,18 @@ class Detector:
         from ..model.modeling_detr import DETRForObjectDetection
 
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        model = DETRForObjectDetection.from_pretrained(source, dtype=dtype or torch.float32, **hub)
+        model = DETRForObjectDetection.from_pretrained(source, dtype=dtype or torch.float32, **hub, **loading)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         warn_of_slow_bfloat16(model.dtype, device)
-        return cls(model.to(device), processor_of(source, Hub(**hub)))
+        return cls(model.to(device), processor_of(source, Hub(loading.get("subfolder") or "", **hub)))
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:
         """Returns the objects that score more than `threshold`: one `Detections` for one picture, a list for several.
 
         Args:
-            images: a path, `Path`, encoded bytes, PIL image, array or tensor; or a list, an iterator or a 4-D batch of
-                them.
+            images: a path, URL, encoded bytes, opened file or upload, row of `datasets.Image`, PIL image, array or
+                tensor; or a list, an iterator or a 4-D batch of them.
             threshold: in [0, 1]; objects with a higher score are kept.
             batch_size: how many pictures of equal size go through the model together, at most.
 
@@ -164,16 +172,20 @@ class Detector:
                 on_error(outcome.source, outcome.error)
 
     def _prepare(self, index: int, source: Any) -> Prepared:
-        """Returns one picture, read and processed."""
+        """Returns one picture, read and processed, with what shows it again: its file, its bytes, or a copy of it."""
+        plain, name = plain_source(source, f"image {index}")
+        stamp = stamp_of_source(plain)
+        pixels = read_pixels(plain, name, expects_0_255=self.backend.expects_0_255, takes_options=False)
         try:
-            size_hw, pixel_values = self.backend.processed(source)
+            pixel_values, pixel_mask = self.backend.processed(pixels)
         except PICTURE_ERRORS as error:
-            # The reader saw a list of one; the caller's list may be longer.
-            kind = next(
-                kind for kind in (FileNotFoundError, PermissionError, *PICTURE_ERRORS) if isinstance(error, kind)
-            )
-            raise kind(f"image {index}{str(error).removeprefix('image 0')}") from error
-        return Prepared(index, source, size_hw, pixel_values)
+            kind = next(kind for kind in PICTURE_ERRORS if isinstance(error, kind))
+            raise kind(f"{name}: {error}") from error
+        shown = None
+        if stamp is None:
+            shown = plain if isinstance(plain, bytes) else Image.fromarray(shown_pixels(pixels))
+        size_hw = (pixels.shape[0], pixels.shape[1])
+        return Prepared(index, source, size_hw, pixel_values, pixel_mask, stamp, shown)
 
     def _detect_each(self, batch: list[Prepared], threshold: float) -> list[Detections | Failure]:
         """Returns what is found in a batch; where outputs are not finite, each picture runs alone, to find whose."""
@@ -191,13 +203,13 @@ class Detector:
     def _detections(self, item: Prepared, result: dict[str, np.ndarray]) -> Detections:
         order = np.argsort(-result["scores"], kind="stable")
         found = {field: values[order] for field, values in result.items()}
-        path = path_of(item.source)
         return Detections(
             **found,
             names=[self.id2label.get(label, str(label)) for label in found["labels"].tolist()],
             size_hw=item.size_hw,
-            path=path,
-            source=None if path is not None else item.source,
+            path=path_of(item.source),
+            source=item.shown,
+            stamp=item.stamp,
         )
 
     @property

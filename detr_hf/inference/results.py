@@ -2,11 +2,13 @@
 
 Boxes are `(x0, y0, x1, y1)` in pixels of the upright picture (turned as its EXIF tag says), cut at its edges.
 Everything is NumPy, so reading results needs no torch, and no picture is kept that can be opened again from its file:
-the results of 100,000 files are small.
+the results of 100,000 files are small. What is shown is the picture that was looked at: of one in memory a copy is
+kept, and a file that was changed since is noticed.
 """
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,7 +18,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import install_hint
-from ..whole_files import whole_file
+from ..visualize.saving import picture_format, save_drawing
+from ..whole_files import refuse_overwriting
+from .pictures import Stamp, stamp_of
 
 if TYPE_CHECKING:
     import pandas
@@ -37,6 +41,28 @@ def plain_value(value: Any, digits: int | None) -> Any:
     if isinstance(value, tuple):
         return [plain_value(part, digits) for part in value]
     return value if digits is None else round(value, digits)
+
+
+def plain_id(value: Any) -> int | str:
+    """Returns the id of an image as JSON holds it: whole numbers as int, from whatever library, and texts.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    plain = value.item() if getattr(value, "shape", None) in ((), (1,)) else value
+    if isinstance(plain, str):
+        return str(plain)
+    if isinstance(plain, bool) or not isinstance(plain, numbers.Real) or plain % 1 != 0:  # also true for NaN
+        raise TypeError(f"The id of an image must be a whole number or a text, got {value!r}.")
+    return int(plain)
+
+
+def shown_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Returns pixels (H, W, 3) as uint8; floats that end at 1 are in 0..1, as where nothing rescales them."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    brightest = float(pixels.max())
+    return (pixels * 255 if brightest <= 1 else pixels).clip(0, 255).round().astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -69,8 +95,8 @@ class Detections:
     """The objects found in one picture, best first; iterates over `Detection`, and slices like an array.
 
     `boxes (N, 4)` float32 xyxy pixels, `scores (N,)` float32, `labels (N,)` int64, `names` a list of N class names,
-    `size_hw` the picture's `(height, width)`, `path` its file if it came from one, and `source` the picture itself
-    (PIL image, array, tensor or bytes) if it did not.
+    `size_hw` the picture's `(height, width)`, `path` its file if it came from one, `stamp` how that file stood, and
+    `source` the picture itself (PIL image, array, tensor or bytes) if no file shows it.
     """
 
     boxes: np.ndarray = field(
@@ -94,6 +120,7 @@ class Detections:
     size_hw: tuple[int, int] = field(kw_only=True)
     path: Path | None = field(default=None, kw_only=True)
     source: Any = field(default=None, kw_only=True)
+    stamp: Stamp | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self.size_hw = (int(self.size_hw[0]), int(self.size_hw[1]))
@@ -115,7 +142,7 @@ class Detections:
 
     @property
     def image(self) -> Image.Image:
-        """The upright RGB image, opened anew at each access."""
+        """The upright RGB image that was looked at, opened anew each time; an error where its file was changed."""
         source = self.path if self.source is None else self.source
         if source is None:
             raise ValueError(
@@ -123,8 +150,13 @@ class Detections:
             )
         from ..export.processing import read_pixels
 
-        pixels = read_pixels(source)  # (H, W, 3)
-        return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+        pixels = read_pixels(source, "the picture", takes_options=False)  # (H, W, 3)
+        if pixels.shape[:2] != self.size_hw or (self.source is None and self.stamp not in (None, stamp_of(self.path))):
+            raise ValueError(
+                f"{self.path or 'The picture'} was changed since these objects were found in it (then {self.size_hw}, "
+                f"now {pixels.shape[:2]}, height and width): detect in it again."
+            )
+        return Image.fromarray(shown_pixels(pixels))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -192,8 +224,12 @@ class Detections:
             "objects": self.plain_objects(),
         }
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Returns COCO result records: `bbox` is `[x, y, width, height]` in pixels, `category_id` the label."""
+    def to_coco(self, image_id: Any) -> list[dict[str, Any]]:
+        """Returns COCO result records: `bbox` is `[x, y, width, height]` in pixels, `category_id` the label.
+
+        `image_id` is a whole number or a text, also one of NumPy, pandas or torch.
+        """
+        image_id = plain_id(image_id)
         return [
             {"image_id": image_id, "category_id": label, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
             for _, label, score, (x0, y0, x1, y1) in self
@@ -221,28 +257,23 @@ class Detections:
 
     # What people look at
 
-    def draw(self) -> Image.Image:
-        """Returns a copy of the picture with the boxes, names and scores drawn on it."""
+    def draw(self, font: str | Path | None = None) -> Image.Image:
+        """Returns a copy of the picture with the boxes, names and scores drawn on it.
+
+        `font` is the file of a font; by default one that has the letters of the names is looked for.
+        """
         from ..visualize.boxes import draw_boxes
 
-        return draw_boxes(self.image, self.boxes, self.names, labels=self.labels, scores=self.scores)
+        return draw_boxes(self.image, self.boxes, self.names, labels=self.labels, scores=self.scores, font=font)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, font: str | Path | None = None) -> Path:
         """Returns `path` after writing the picture with its boxes there, whole; the ending decides the format.
 
         Folders are made as needed. The picture that was looked at is never written over.
         """
-        path = Path(path)
-        Image.init()
-        kind = Image.EXTENSION.get(path.suffix.lower())
-        if kind not in Image.SAVE:
-            raise ValueError(f"Cannot tell the picture format from {str(path)!r}: end it in .png, .jpg or .webp.")
-        if self.path is not None and path.exists() and self.path.exists() and path.samefile(self.path):
-            raise ValueError(f"{path} is the picture that was looked at; choose another name to keep it unharmed.")
-        drawn = self.draw()
-        with whole_file(path) as unfinished:
-            drawn.save(unfinished, kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
-        return path
+        picture_format(path)
+        refuse_overwriting({"path": path}, [self.path])
+        return save_drawing(self.draw(font), path)
 
 
 _OF_EACH: dict[str, Field] = {

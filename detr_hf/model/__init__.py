@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .configuration_detr import DETRConfig as DETRConfig
     from .loss_detr import SetCriterion as SetCriterion
     from .matcher_detr import HungarianMatcher as HungarianMatcher, Matches as Matches, PackedTargets as PackedTargets
+    from .mlp_detr import MLP as MLP
     from .modeling_detr import (
-        MLP as MLP,
         DETRForObjectDetection as DETRForObjectDetection,
         DETRForSegmentation as DETRForSegmentation,
         DETRModel as DETRModel,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from .configuration_detr import DETRConfig
+from .fast_linear_detr import apply_linear
 
 
 def eager_attention(
@@ -82,14 +83,14 @@ class MultiheadAttention(nn.Module):
             attend = self.attention_functions.get_interface(implementation, eager_attention)
         attended, weights = attend(
             self,
-            self._split_heads(self.q_proj(query)),
-            self._split_heads(self.k_proj(key)),
-            self._split_heads(self.v_proj(value)),
+            self._split_heads(apply_linear(self.q_proj, query)),
+            self._split_heads(apply_linear(self.k_proj, key)),
+            self._split_heads(apply_linear(self.v_proj, value)),
             attention_mask,
             scaling=self.scaling,
             dropout=self.dropout if self.training else 0.0,
         )
-        attended = self.out_proj(attended.reshape(*query.shape[:-1], -1))
+        attended = apply_linear(self.out_proj, attended.reshape(*query.shape[:-1], -1))
         return attended, weights if output_attentions else None
 
     def _split_heads(self, states: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ class FrozenBatchNorm2d(nn.Module):
         return frozen
 
     def forward(self, features: Tensor) -> Tensor:
-        if features.requires_grad and features.dtype == self.weight.dtype == torch.float32:
+        trained = type(features) is Tensor and features.requires_grad and not torch.jit.is_tracing()
+        if trained and features.dtype == self.weight.dtype == torch.float32:
             # the same numbers, and unlike batch norm autograd need not keep the input for them
             scale = self.weight * (self.running_var + self.eps).rsqrt()
             bias = self.bias - self.running_mean * scale
@@ -136,10 +137,33 @@ class Backbone(FoldsForInference, nn.Module):
 
         The mask is None without one.
         """
-        features = self.form_for(pixel_values)(pixel_values.contiguous(memory_format=torch.channels_last))
+        form = self.form_for(pixel_values)
+        if not torch._C._are_functorch_transforms_active():  # vmap knows no such order
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        features = form(pixel_values)
         if self.channels_come_last:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
         return [(feature, resize_mask(pixel_mask, feature)) for feature in features]
+
+
+def check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int) -> None:
+    """Raises ValueError where a model's inputs are not what the image processor makes."""
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != num_channels:
+        raise ValueError(
+            f"pixel_values has shape {shape}; expected (B, {num_channels}, H, W), as the image processor makes it."
+        )
+    if shape[0] == 0:
+        raise ValueError("pixel_values has no image: the batch size is 0.")
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values is {pixel_values.dtype}; expected floating point, normalised by the image processor."
+        )
+    if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
+        raise ValueError(
+            f"pixel_mask has shape {tuple(pixel_mask.shape)}, but pixel_values {shape}; expected "
+            f"{(shape[0], *shape[2:])}."
+        )
 
 
 def resize_mask(pixel_mask: Tensor | None, features: Tensor) -> Tensor | None:
@@ -185,6 +209,8 @@ def drop_full_mask(mask: Tensor) -> Tensor | None:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or mask.is_meta:
         return mask  # a traced graph must serve padded batches as well
+    if torch._C._are_functorch_transforms_active():
+        return mask  # vmap cannot ask for values
     whole, empty = torch.stack([mask.all(), (~mask.flatten(1).any(dim=1)).any()]).tolist()
     if empty:
         images = (~mask.flatten(1).any(dim=1)).nonzero().flatten().tolist()

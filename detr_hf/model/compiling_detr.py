@@ -37,8 +37,8 @@ def optimize_for_inference(
             float16 can overflow. None keeps the dtype.
         compile: run the forward pass through `torch.compile`, once for all sizes of pictures (a batch of one, and
             padded batches, are compiled apart), without a graph break. A string is torch's mode: "reduce-overhead"
-            uses CUDA graphs, which are recorded for each size. The compiled model runs without gradients; on the CPU
-            its weights are frozen at the first call. `compile=False` undoes it.
+            uses CUDA graphs, which are recorded for each size. The compiled model runs without gradients, and calls no
+            hooks that come after its first call; on the CPU its weights are frozen then. `compile=False` undoes it.
 
     Raises:
         ValueError: for a dtype or a mode that there is not.

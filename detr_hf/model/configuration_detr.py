@@ -10,63 +10,33 @@ What differs on purpose:
 
 import copy
 import difflib
+import json
 import math
-from collections.abc import Mapping, Sequence
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
+from .arguments_detr import LOADING_ARGUMENTS, TRANSFORMERS_ARGUMENTS, refuse_unknown, take_foreign
+from .classes_detr import check_labels, normal_class_weights, normal_labels, whole_number
+
 logger = logging.get_logger(__name__)
 
 POSITION_EMBEDDINGS = {"sine": "sine", "v2": "sine", "learned": "learned", "v3": "learned"}
 
-# Keyword arguments that transformers itself hands to a configuration, beside its dataclass fields.
-_TRANSFORMERS_ARGUMENTS = frozenset(
-    {
-        "num_labels",
-        "name_or_path",
-        "torch_dtype",
-        "dtype",
-        "attn_implementation",
-        "experts_implementation",
-        "output_attentions",
-        "per_layer_config",
-        "auto_map",
-        "custom_pipelines",
-        "quantization_config",
-        "model_type",
-        "transformers_version",
-        "tie_word_embeddings",
-        "task_specific_params",
-        "finetuning_task",
-        "use_bfloat16",
-        "tokenizer_class",
-        "prefix",
-        "bos_token_id",
-        "pad_token_id",
-        "eos_token_id",
-        "sep_token_id",
-        "decoder_start_token_id",
-        "is_decoder",
-        "cross_attention_hidden_size",
-        "add_cross_attention",
-        "use_cache",
-        "tie_encoder_decoder",
-        "torchscript",
-        "pruned_heads",
-        "return_unused_kwargs",
-    }
-)
+_CLASSES = ("id2label", "label2id", "num_labels")
+_NOT_BY_CALLER = ("dtype", "architectures", "transformers_version")  # transformers' loading has its own use for them
 
-# A field that a pushed config.json has for transformers' own DETR classes. They would make a random model of the names
-# that both configurations share, and only warn; at a text where they expect a number they stop. Here it is dropped.
-NOT_PLAIN_DETR = (
-    "init_std",
-    "not a checkpoint of transformers' DETR, but of detr_hf: pip install detr_hf, or use trust_remote_code=True with "
-    "an auto class",
+# What every config.json has besides, for transformers' own classes. They would make a random model of the names that
+# both configurations share, and only warn; at a text where they expect a number (DETR and its kin) or the name of an
+# attention (all) they stop; at one for a backbone's configuration they do not look for `backbone` on the Hub first.
+_REFUSAL = (
+    "not a checkpoint of transformers' own models, but of detr_hf: pip install detr_hf and import it, or (where its "
+    "code is beside it) use trust_remote_code=True; load it with an auto class"
 )
+NOT_PLAIN_DETR = {"init_std": _REFUSAL, "attn_implementation": _REFUSAL, "backbone_config": _REFUSAL}
 
 
 @strict
@@ -104,6 +74,9 @@ class DETRConfig(PreTrainedConfig):
         mask_score_threshold (`float`): masks only of queries whose score is above it; `None` for all.
         freeze_detector (`bool`): train the mask head alone (the original's recipe for masks).
         eos_coef (`float`): weight of the no-object class in the cross-entropy.
+        class_weights (`dict`): weights of classes in the cross-entropy, by name or index, or a list of all; 1 where
+            none is given. As torch's `cross_entropy(weight=...)`: every query counts with the weight of the class that
+            it should give, and the loss is divided by the sum of these weights. Kept by name. None is the original.
         iou_label_power (`float`): the probability that a query matched to an object should give the object's class is
             the IoU of their boxes to this power, the rest being no-object's, so that scores tell how well a box fits
             (as varifocal loss, H. Zhang et al., 2021). 0 is the original's 1.
@@ -126,8 +99,8 @@ class DETRConfig(PreTrainedConfig):
     """
 
     model_type = "detr_hf"
+    # loss_dict is kept, as with transformers' DETR: whoever reads predictions by position finds logits second
     keys_to_ignore_at_inference = [  # noqa: RUF012 - the type that transformers reads
-        "loss_dict",
         "auxiliary_outputs",
         "last_hidden_state",
         "intermediate_hidden_states",
@@ -191,6 +164,7 @@ class DETRConfig(PreTrainedConfig):
     mask_score_threshold: float | None = None
     freeze_detector: bool = False
     eos_coef: float | int = 0.1
+    class_weights: Any = None
     iou_label_power: float | int = 0.0
     reference_points: bool = False
     encoder_aux_head: bool = False
@@ -203,16 +177,20 @@ class DETRConfig(PreTrainedConfig):
     is_encoder_decoder: bool = True
 
     def __post_init__(self, **kwargs):
-        self._refuse_unknown(kwargs)
+        kwargs = self.take_arguments(kwargs)
+        if kwargs.get("num_labels") is not None:
+            kwargs["num_labels"] = whole_number("num_labels", kwargs["num_labels"])
+        if self.id2label is None and self.label2id is not None:
+            self.id2label = {index: name for name, index in self.label2id.items()}
         if self.id2label is not None:
             self.id2label = normal_labels(self.id2label)
-            self._check_labels(kwargs.get("num_labels"))
+            check_labels(self.id2label, kwargs.get("num_labels"), self.label2id)
+            self.label2id = {name: index for index, name in self.id2label.items()}
         super().__post_init__(**kwargs)
         if self.position_embedding not in POSITION_EMBEDDINGS:
             raise ValueError(_choice_error("position_embedding", self.position_embedding, POSITION_EMBEDDINGS))
         self.position_embedding = POSITION_EMBEDDINGS[self.position_embedding]
-        if self.label2id is None and self.id2label is not None:
-            self.label2id = {name: index for index, name in self.id2label.items()}
+        self.class_weights = normal_class_weights(self.class_weights, self.id2label)
         # `strict` runs these as well, here and before saving, but wraps what they raise in an error of its own
         self.validate_transformer()
         self.validate_loss()
@@ -235,48 +213,84 @@ class DETRConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """Returns the configuration that a `config.json` holds.
+        """Returns the configuration that a `config.json` holds, with the fields among `kwargs` instead of its own.
 
         What a file holds besides is kept and said, not refused: somebody wrote it there, and the weights beside it
         must still load.
         """
-        config_dict = {name: value for name, value in config_dict.items() if (name, value) != NOT_PLAIN_DETR}
+        config_dict = {name: value for name, value in config_dict.items() if NOT_PLAIN_DETR.get(name) != value}
+        changes = {name: kwargs.pop(name) for name in list(kwargs) if cls.has_field(name)}
+        config_dict = cls.with_changes(config_dict, changes)
         unknown = {name: value for name, value in config_dict.items() if not cls._knows(name)}
         result = super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
         for name, value in unknown.items():
             logger.warning(f"The configuration has a field {name!r} that DETR does not know; it is kept and not used.")
             setattr(config, name, value)
+        if config is result:  # otherwise who asked for what is unused looks at it
+            config.take_arguments({name: kwargs[name] for name in kwargs if name not in LOADING_ARGUMENTS})
         return result
 
     @classmethod
+    def with_changes(cls, fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        """Returns `fields` of a configuration with `changes`, under any of their names.
+
+        Whatever names classes decides them all: the weights of classes that are gone are left out, and that is said.
+        """
+        changes = {cls.attribute_map.get(name, name): value for name, value in changes.items()}
+        changes = {name: value for name, value in changes.items() if value is not None or name not in _CLASSES}
+        named = [name for name in _CLASSES if name in changes]
+        old = normal_labels(fields.get("id2label") or {})
+        if named == ["num_labels"] and changes["num_labels"] == len(old):
+            named = []
+            del changes["num_labels"]  # it names no other classes
+        if named:
+            fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
+        changed = fields | changes
+        if named and changed.get("class_weights") and "class_weights" not in changes:
+            names = set(cls(**{name: changes[name] for name in named}).id2label.values())
+            weights = normal_class_weights(changed["class_weights"], old)
+            gone = [name for name in weights if name not in names]
+            if gone:
+                logger.warning(f"The class_weights of {gone[:8]} are left out: these classes are gone.")
+            changed["class_weights"] = {name: weight for name, weight in weights.items() if name in names}
+        return changed
+
+    @classmethod
+    def has_field(cls, name: str) -> bool:
+        """Whether a caller may change this by its name when loading."""
+        known = (cls.__dataclass_fields__, cls.attribute_map, ("num_labels", "output_attentions"))
+        return not name.startswith("_") and name not in _NOT_BY_CALLER and any(name in names for names in known)
+
+    @classmethod
     def _knows(cls, name: str) -> bool:
-        fields = (cls.__dataclass_fields__, cls.attribute_map, _TRANSFORMERS_ARGUMENTS)
+        fields = (cls.__dataclass_fields__, cls.attribute_map, TRANSFORMERS_ARGUMENTS)
         return name.startswith("_") or any(name in known for known in fields)
 
-    def _refuse_unknown(self, arguments: dict) -> None:
-        for name in arguments:
-            if self._knows(name):
-                continue
-            known = [field for field in self.__dataclass_fields__ if not field.startswith("_")]
-            known += [*self.attribute_map, "num_labels"]
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"DETRConfig has no argument {name!r}. The nearest one is {nearest!r}.")
+    def take_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Takes over what arguments of transformers' DETR mean here, and returns those that are transformers' own.
 
-    def _check_labels(self, num_labels: int | None) -> None:
-        ids = sorted(self.id2label)
-        if ids != list(range(len(ids))):
-            missing = sorted(set(range(max(ids, default=0) + 1)) - set(ids))[:5]
-            raise ValueError(
-                f"id2label must map 0..K-1 without gaps to names; it has {len(ids)} ids from {ids[0]} to {ids[-1]} "
-                f"and lacks {missing}. Remap the ids to 0..{len(ids) - 1}, or name the unused ones (the COCO "
-                "checkpoints use 'N/A')."
-            )
-        if num_labels is not None and num_labels != len(ids):
-            raise ValueError(
-                f"num_labels={num_labels} disagrees with id2label, which names {len(ids)} classes. Give id2label "
-                "alone."
-            )
+        Raises:
+            ValueError: for one that cannot be taken, with what to do instead, or is unknown, with the nearest field.
+        """
+        fields, rest = take_foreign(arguments, self.dropout)
+        for name, value in fields.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        known = [field for field in self.__dataclass_fields__ if not field.startswith("_")]
+        refuse_unknown((name for name in rest if not self._knows(name)), [*known, *self.attribute_map, "num_labels"])
+        return rest
+
+    def class_weight_values(self) -> tuple[float, ...] | None:
+        """Returns the weight of every class in the cross-entropy, or None where all are 1 and nothing is weighed."""
+        weights = normal_class_weights(self.class_weights, self.id2label)
+        return weights and tuple(weights.get(self.id2label[index], 1.0) for index in range(self.num_labels))
+
+    def to_json_file(self, json_file_path, use_diff: bool = True) -> None:
+        """Writes config.json, with what stops transformers' own classes from making a random model of it."""
+        with open(json_file_path, "w", encoding="utf-8") as file:
+            fields = json.loads(self.to_json_string(use_diff)) | NOT_PLAIN_DETR
+            file.write(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
     def validate_transformer(self):
         """Refuses widths, layers and probabilities that no transformer can have."""
@@ -352,29 +366,6 @@ class DETRConfig(PreTrainedConfig):
                 "dilation for the output stride and backbone_weights for pretrained weights; DETR reads the last "
                 "feature map."
             )
-
-
-def normal_labels(labels: Mapping | Sequence) -> dict[int, str]:
-    """Returns class names by index, from a mapping whose keys are numbers or their text (as in JSON), or from a list.
-
-    Raises:
-        TypeError: for anything else.
-        ValueError: for a key that is no whole number, and for a class without a name.
-    """
-    if isinstance(labels, Sequence) and not isinstance(labels, str):
-        labels = dict(enumerate(labels))
-    if not isinstance(labels, Mapping):
-        raise TypeError(f"id2label is {labels!r}; expected a mapping of index to name, or a list of names.")
-    try:
-        named = {int(index): name for index, name in labels.items()}
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"id2label maps {list(labels)[:3]}; its keys are the indices 0..K-1. Name to index is label2id."
-        ) from None
-    nameless = [index for index, name in named.items() if name is None or not str(name).strip()]
-    if nameless:
-        raise ValueError(f"id2label gives no name to class {nameless[:5]}; unused ids of COCO are called 'N/A'.")
-    return {index: str(name) for index, name in named.items()}
 
 
 def _choice_error(name: str, value: str, choices, listing: str = "") -> str:

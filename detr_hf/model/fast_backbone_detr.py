@@ -1,12 +1,17 @@
 """A second form of the backbone for inference: frozen batch norm folded into the convolutions, in channels-last order.
 
 The model's own modules stay what they are, in memory and on disk. `InferenceBody` keeps a private copy of the timm
-body beside them, which shares every tensor that folding does not touch, and makes it again when a weight has changed.
+body beside them, which shares every tensor that folding does not touch, and makes it again after a change.
 It answers with None wherever a second form could be wrong or is of no use (see `usable_for`), and the caller then
 runs the model's own modules.
 
 Which convolution a norm belongs to is found by running the copy once on the meta device, so any timm model will do:
 the pair is folded when nothing but the norm reads what the convolution gives.
+
+What a user does to the body shows in the next call: a hook, a patch or a mode runs the plain modules, and every
+change makes the copy again (`fast_rules_detr`). Two things are not noticed: on a GPU an edit through `.data`, until
+the next `train()`, `eval()` or `forget()`; and any edit after a CUDA graph was recorded, which keeps its folded
+weights.
 """
 
 import copy
@@ -19,14 +24,12 @@ from torch.overrides import TorchFunctionMode
 from transformers.utils import logging
 
 from .fast_blocks_detr import fuse_blocks
-from .fast_kernels_detr import only_runs
+from .fast_rules_detr import State, is_dense, is_untouched, only_runs, tensors_of
 from .kept_memory_detr import KeptMemory
 
 logger = logging.get_logger(__name__)
 
 DEVICES = ("cpu", "cuda")
-SAMPLES = 64  # values of a large tensor that are compared at every call on the CPU
-SMALL = 4096  # tensors up to this size, which norms have, are compared whole
 
 
 class FoldsForInference:
@@ -46,7 +49,7 @@ class FoldsForInference:
         return self.inference_body.of(self.body, pixel_values) or self.body
 
     def train(self, mode: bool = True):
-        self.inference_body.forget()  # no counter sees edits through `.data`: look again after a change of mode
+        self.inference_body.forget()  # on a GPU nothing sees edits through `.data`: look again after a change of mode
         return super().train(mode)
 
     def _apply(self, fn, recurse: bool = True):
@@ -64,7 +67,7 @@ class InferenceBody:
         self.norm_class = norm_class
         self.memory = KeptMemory()
         self._lock = threading.Lock()
-        self._made: tuple[_Watch, nn.Module | None] | None = None
+        self._made: tuple[State, nn.Module | None] | None = None
 
     def __deepcopy__(self, memo: dict) -> "InferenceBody":
         return InferenceBody(self.norm_class)
@@ -78,7 +81,7 @@ class InferenceBody:
         self.memory.release()
 
     def usable_for(self, pixel_values: Tensor) -> bool:
-        """Whether the folded form may run at all: without gradients, on real tensors, and not while being traced."""
+        """Whether the folded form may run at all: without gradients, on real tensors, and with nobody looking on."""
         return (
             not torch.is_grad_enabled()
             and type(pixel_values) is Tensor
@@ -96,94 +99,33 @@ class InferenceBody:
                     made = self._made = self._make(body, pixel_values)
         return made[1]
 
-    def _make(self, body: nn.Module, pixel_values: Tensor) -> "tuple[_Watch, nn.Module | None]":
+    def _make(self, body: nn.Module, pixel_values: Tensor) -> tuple[State, nn.Module | None]:
         with torch.inference_mode(False), torch.no_grad():
-            watch = _Watch(body)
-            if any(tensor.is_inference() for tensor in watch.tensors):
-                logger.warning_once(
-                    "This model was made, loaded or converted inside torch.inference_mode(), where torch does not "
-                    "notice that a weight changes: its norms are not folded, and it is slower by half. Load it "
-                    "outside; only the call belongs inside."
-                )
-            if not watch.foldable(pixel_values.device):
-                return watch, None
-            return watch, _folded_copy(body, self.norm_class, pixel_values, self.memory)
+            if not _is_foldable(body, pixel_values.device):
+                return State(body), None
+            pairs = find_pairs(body, self.norm_class, pixel_values)
+            parts = [body.get_submodule(name) for pair in pairs for name in pair]
+            state = State(body, tensors_of(parts))
+            return state, _folded_copy(body, pairs, self.memory)
 
 
-class _Watch:
-    """Notices when a module is no longer what it was: other modules, hooks, tensors or values.
-
-    torch counts the versions of a tensor, but not edits through `.data`. On the CPU a sample of all values is compared
-    besides; on a GPU that would wait for the device, and such an edit is seen after the next `train()` or `eval()`.
-    """
-
-    def __init__(self, module: nn.Module):
-        self.modules = list(module.modules())
-        self.tensors = _tensors(self.modules)
-        # These references, and aliases of the tensors' memory, keep identities and addresses from being used again.
-        self.identities = _identities(self.modules, self.tensors)
-        self.special = _special(self.modules)
-        plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in self.tensors)
-        plain = plain and not any(tensor.is_meta or tensor.is_inference() for tensor in self.tensors)
-        self.plain = plain and not self.special
-        self.aliases = [tensor.detach() for tensor in self.tensors] if self.plain else []
-        self.versions = [tensor._version for tensor in self.aliases]
-        self.addresses = [tensor.data_ptr() for tensor in self.aliases]
-        samples = [_sample(tensor) for tensor in self.aliases if tensor.is_cpu and tensor.is_floating_point()]
-        dtypes = {sample.dtype for sample in samples}
-        self.samples = [[sample for sample in samples if sample.dtype == dtype] for dtype in dtypes]
-        self.sampled = [torch.cat(group) for group in self.samples]
-
-    def foldable(self, device: torch.device) -> bool:
-        """Whether the module is made of plain tensors on one device, and nobody listens in."""
-        return self.plain and all(tensor.device == device for tensor in self.tensors)
-
-    def holds(self, module: nn.Module) -> bool:
-        """Whether `module` still is what it was when this watch was made."""
-        tensors = _tensors(self.modules)
-        if module is not self.modules[0] or _identities(self.modules, tensors) != self.identities:
-            return False
-        if not self.plain:
-            return _special(self.modules) == self.special
-        return (
-            not _special(self.modules)
-            and [tensor._version for tensor in tensors] == self.versions
-            and [tensor.data_ptr() for tensor in tensors] == self.addresses
-            and all(
-                torch.equal(torch.cat(group), before) for group, before in zip(self.samples, self.sampled, strict=True)
-            )
+def _is_foldable(body: nn.Module, device: torch.device) -> bool:
+    """Whether a copy can stand in for `body`: untouched modules in eval mode, plain tensors on one device."""
+    modules = list(body.modules())
+    tensors = tensors_of(modules)
+    if any(tensor.is_inference() for tensor in tensors):
+        logger.warning_once(
+            "This model was made, loaded or converted inside torch.inference_mode(), where torch does not "
+            "notice that a weight changes: its norms are not folded, and it is slower by half. Load it "
+            "outside; only the call belongs inside."
         )
-
-
-def _special(modules: list[nn.Module]) -> list[nn.Module]:
-    """Returns the modules that a copy cannot stand in for: they train, have hooks, or a forward of their own."""
-    return [
-        module
-        for module in modules
-        if module.training or module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-    ]
-
-
-def _identities(modules: list[nn.Module], tensors: list[Tensor]) -> list[int]:
-    children = [id(child) for module in modules for child in module._modules.values()]
-    return children + [id(tensor) for tensor in tensors]
-
-
-def _tensors(modules: list[nn.Module]) -> list[Tensor]:
-    return [
-        tensor
-        for module in modules
-        for tensor in (*module._parameters.values(), *module._buffers.values())
-        if tensor is not None
-    ]
-
-
-def _sample(tensor: Tensor) -> Tensor:
-    """Returns a view (n,) of the tensor's memory: all of it if small, else values spread over it."""
-    if not tensor.is_contiguous() and not tensor.is_contiguous(memory_format=torch.channels_last):
-        return tensor.flatten()[:0]
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    return flat if len(flat) <= SMALL else flat[:: len(flat) // SAMPLES]
+        return False
+    return (
+        all(is_untouched(module) and not module.training for module in modules)
+        and all(type(tensor) in (Tensor, nn.Parameter) and tensor.device == device for tensor in tensors)
+        # a copy would have its own of these
+        and not any(isinstance(value, Tensor) for module in modules for value in vars(module).values())
+    )
 
 
 class _Readers(TorchFunctionMode):
@@ -219,7 +161,7 @@ def find_pairs(body: nn.Module, norm_class: type[nn.Module], pixel_values: Tenso
 
     `body` is left as it was. `pixel_values` (B, C, H, W) gives the shape of the trial run, on the meta device.
     """
-    trial = copy.deepcopy(body, {id(tensor): tensor.to("meta") for tensor in _tensors(list(body.modules()))})
+    trial = copy.deepcopy(body, {id(tensor): tensor.to("meta") for tensor in tensors_of(list(body.modules()))})
     for parameter in trial.parameters():
         parameter.requires_grad_(False)
     readers, made_by, calls, pairs, foldable = _Readers(), {}, {}, [], _foldable_classes()
@@ -249,14 +191,16 @@ def find_pairs(body: nn.Module, norm_class: type[nn.Module], pixel_values: Tenso
     return [
         (convolution, norm)
         for convolution, norm, output in pairs
-        if readers.reads[output] == 1 and output not in returned and calls[convolution] == calls[norm] == 1
+        if readers.reads[output] == 1
+        and output not in returned
+        and calls[convolution] == calls[norm] == 1
+        and all(map(is_dense, tensors_of([body.get_submodule(convolution), body.get_submodule(norm)])))
     ]
 
 
-def _folded_copy(body: nn.Module, norm_class: type[nn.Module], pixel_values: Tensor, memory: KeptMemory) -> nn.Module:
-    """Returns a copy of `body` without the norms that could be folded; all other tensors are shared with it."""
-    pairs = find_pairs(body, norm_class, pixel_values)
-    folded = copy.deepcopy(body, {id(tensor): tensor for tensor in _tensors(list(body.modules()))})
+def _folded_copy(body: nn.Module, pairs: list[tuple[str, str]], memory: KeptMemory) -> nn.Module:
+    """Returns a copy of `body` with the norms of `pairs` folded; all other tensors are shared with it."""
+    folded = copy.deepcopy(body, {id(tensor): tensor for tensor in tensors_of(list(body.modules()))})
     for convolution, norm in pairs:
         norm_module = folded.get_submodule(norm)
         fold_norm(folded.get_submodule(convolution), norm_module)

@@ -9,8 +9,9 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers.utils import logging
+
+from .fast_rules_detr import only_runs
 
 logger = logging.get_logger(__name__)
 
@@ -98,19 +99,8 @@ def kernels_for(x: Tensor, weight: Tensor) -> FusedKernels | None:
 
 def allowed_on(x: Tensor) -> bool:
     """Whether private operators may run on `x` as torch is set now."""
-    if torch.is_autocast_enabled(x.device.type) or (x.is_cpu and not torch.backends.mkldnn.enabled):
-        return False
-    return only_runs()
-
-
-def only_runs() -> bool:
-    """Whether operations are run and nothing else: no compiler, mode (FLOP counters) or transform looks at each.
-
-    Those know torch's public operations alone.
-    """
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or is_in_torch_dispatch_mode()
-        or torch._C._are_functorch_transforms_active()
-    )
+    if x.is_cpu:
+        allowed = torch.backends.mkldnn.enabled
+    else:
+        allowed = torch.backends.cudnn.enabled and not torch.are_deterministic_algorithms_enabled()
+    return allowed and not torch.is_autocast_enabled(x.device.type) and only_runs()

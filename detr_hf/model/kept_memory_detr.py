@@ -51,7 +51,7 @@ class KeptMemory:
             self._remove(free.pop())
         while free and sum(map(len, self._blocks)) + needed > KEPT_AT_MOST:
             self._remove(free.pop())
-        block = torch.empty(needed, dtype=torch.uint8)
+        block = torch.empty(needed, dtype=torch.uint8, device="cpu")
         if sum(map(len, self._blocks)) + needed <= KEPT_AT_MOST:
             self._blocks.append(block)
         return block
@@ -69,7 +69,7 @@ def _uses(block: Tensor) -> int:
 @functools.cache
 def _counts_uses() -> bool:
     """Whether this build of torch tells how many tensors share a memory."""
-    block = torch.empty(8)
+    block = torch.empty(8, device="cpu")  # whatever the default device is
     try:
         alone = _uses(block)
         view = block[2:].view(2, 3)

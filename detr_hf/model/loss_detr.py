@@ -2,6 +2,7 @@
 
 The numbers are the original's. What differs on purpose:
 
+- classes may have weights, as in torch's `cross_entropy(weight=...)`; the original has that of no-object alone;
 - there is no loop over layers, and everything is computed in float32, whatever the model's dtype;
 - in a distributed run the normalisers (objects, and class weights) are summed over all processes, so that the mean of
   the processes' losses and gradients is that of one process with the whole batch. The original normalises the class
@@ -46,6 +47,8 @@ class SetCriterion:
         matcher: assigns queries to objects, anew for every layer.
         weights: weight of each loss in the total, by name: `loss_ce`, `loss_bbox`, `loss_giou`.
         eos_coef: weight of the no-object class in the cross-entropy.
+        class_weights: one for each of the K classes, else 1; with eos_coef the `weight` of torch's cross_entropy:
+            every query counts with the weight of the class that it should give, and the loss is divided by their sum.
         iou_label_power: p in the wanted probability IoU^p of a matched query's class, the rest being no-object's; with
             0 it is 1, the original's.
         mask_loss_on_padding: count pixels outside of the images in the losses of masks, as the original does.
@@ -64,6 +67,7 @@ class SetCriterion:
     weights: dict[str, float]
     eos_coef: float = 0.1
     iou_label_power: float = 0.0
+    class_weights: tuple[float, ...] | None = None
     mask_loss_on_padding: bool = False
 
     def __call__(
@@ -83,7 +87,7 @@ class SetCriterion:
         predictions = Predictions(logits.float(), pred_boxes.float())
         packed = PackedTargets.from_list(targets, logits.shape[1], logits.device)
         matches = self.matcher(predictions.logits, predictions.boxes_cxcywh_norm, packed)
-        num_objects, class_weight = self._normalisers(packed.counts, logits)
+        num_objects, class_weight = self._normalisers(packed, matches, logits)
 
         parts = self.loss_labels(predictions, packed, matches, class_weight)
         parts |= self.loss_boxes(predictions, packed, matches, num_objects)
@@ -103,11 +107,14 @@ class SetCriterion:
         classes = torch.full(logits.shape[:3], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
         weight = torch.full(logits.shape[:3], self.eos_coef, device=logits.device)
         classes.view(-1)[matches.prediction] = labels
-        weight.view(-1)[matches.prediction] = 1.0
+        weight.view(-1)[matches.prediction] = 1.0 if self.class_weights is None else self._weights_of(labels, logits)
         loss = (matches.scores.cross_entropy(logits, classes) * weight).sum(dim=(1, 2))
         if self.iou_label_power:
             boxes = _matched_boxes(predictions, targets, matches)
-            loss = loss + self._softening(logits.flatten(0, 2)[matches.prediction], labels, *boxes).sum(dim=1)
+            softening = self._softening(logits.flatten(0, 2)[matches.prediction], labels, *boxes)
+            if self.class_weights is not None:
+                softening = softening * self._weights_of(labels, logits)
+            loss = loss + softening.sum(dim=1)
         return {"loss_ce": loss / class_weight}
 
     def loss_boxes(
@@ -140,16 +147,30 @@ class SetCriterion:
         parts = {"loss_mask": focal, "loss_dice": dice}
         return sum(self.weights[name] * value for name, value in parts.items()), parts
 
-    def _normalisers(self, counts: list[int], logits: Tensor) -> Tensor:
-        """Returns the number of objects and the sum of class weights: those of the whole batch, per process.
+    def _normalisers(self, targets: PackedTargets, matches: Matches, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the number of objects, and the queries' weights summed (L or 1,): of the whole batch, per process.
 
-        Every layer matches the same number of pairs, so both are known before the predictions are.
+        Every layer matches the same number of pairs, so that both are known before the predictions are, unless classes
+        have weights and some object gets no query.
         """
         _, batch_size, num_queries, _ = logits.shape
-        matched = sum(min(count, num_queries) for count in counts)
+        matched = sum(min(count, num_queries) for count in targets.counts)
         weight = matched + self.eos_coef * (batch_size * num_queries - matched)
-        sums = torch.tensor([sum(counts), weight], dtype=torch.float32)
-        return share_of_sums(sums.to(logits.device, non_blocking=True))
+        sums = torch.tensor([sum(targets.counts), weight], dtype=torch.float32).to(logits.device, non_blocking=True)
+        if self.class_weights is not None:
+            labels = targets.labels.flatten()[matches.target]
+            beyond_1 = (self._weights_of(labels, logits) - 1).sum(dim=1)  # (L,)
+            sums = torch.cat([sums[:1], sums[1:] + beyond_1])
+        shares = share_of_sums(sums)
+        return shares[0], shares[1:]
+
+    def _weights_of(self, classes: Tensor, logits: Tensor) -> Tensor:
+        """Returns the weight of each of `classes`, K being no-object."""
+        num_classes = logits.shape[-1] - 1
+        if len(self.class_weights) != num_classes:
+            raise ValueError(f"class_weights has {len(self.class_weights)} weights for {num_classes} classes.")
+        weights = torch.tensor([*self.class_weights, self.eos_coef], dtype=torch.float32)
+        return weights.to(logits.device, non_blocking=True)[classes]
 
     def known_assignment(self, predictions: Predictions, known: KnownObjects) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted total and the parts of the last layer, for queries that know their object: no matching.
@@ -160,7 +181,10 @@ class SetCriterion:
         """
         logits, pred_boxes = predictions.logits.float(), predictions.boxes_cxcywh_norm.float()
         positive = known.valid & (known.classes != logits.shape[-1] - 1)
-        weight = torch.where(positive, 1.0, self.eos_coef) * known.valid
+        if self.class_weights is None:
+            weight = torch.where(positive, 1.0, self.eos_coef) * known.valid
+        else:
+            weight = self._weights_of(known.classes, logits) * known.valid
         num_objects, class_weight = share_of_sums(torch.stack([positive.sum(), weight.sum()]).float())
         classes = known.classes.expand(len(logits), -1, -1)
         entropy = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(classes)

@@ -13,11 +13,9 @@ Dimension letters, everywhere in this package: B batch, Q queries, C channels, D
 feature cells, S = h * w, L decoder layers, K classes, N objects of one image, M heads.
 """
 
-import itertools
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import PreTrainedModel
@@ -25,40 +23,20 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_detr import Backbone, Joiner
+from .backbone_detr import Backbone, Joiner, check_inputs
 from .compiling_detr import optimize_for_inference
 from .configuration_detr import DETRConfig
 from .loss_detr import SetCriterion
 from .matcher_detr import HungarianMatcher
+from .mlp_detr import MLP
 from .outputs_detr import Decoded, DETRModelOutput, DETRObjectDetectionOutput, DETRSegmentationOutput
 from .position_encoding_detr import build_position_encoding
 from .predictions_detr import Predictions
 from .pretrained_detr import MASK_PARTS, DETRPreTrainedModel
 from .queries_detr import DecoderQueries
 from .segmentation_detr import MaskHeadSmallConv, MHAttentionMap, image_sizes_hw, predict_masks, train_masks
-from .training_aids_detr import PREFIX, TrainingAids, forward_with_aids
+from .training_aids_detr import HasTrainingAids, TrainingAids, forward_with_aids
 from .transformer_detr import Transformer
-
-
-class MLP(nn.Module):
-    """A stack of linear layers with ReLU between them (the box head has three).
-
-    >>> import torch
-    >>> from detr_hf.model import MLP
-    >>> bbox_embed = MLP(input_dim=256, hidden_dim=256, output_dim=4, num_layers=3)
-    >>> bbox_embed(torch.randn(6, 2, 100, 256)).sigmoid().shape  # cxcywh of 100 queries, 2 images, 6 layers
-    torch.Size([6, 2, 100, 4])
-    """
-
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
-        super().__init__()
-        widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(n, k) for n, k in itertools.pairwise(widths))
-
-    def forward(self, states: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            states = F.relu(layer(states))
-        return self.layers[-1](states)
 
 
 class DETRModel(DETRPreTrainedModel):
@@ -77,7 +55,10 @@ class DETRModel(DETRPreTrainedModel):
         r"^(class_embed|bbox_embed|refpoint_embed|bbox_attention|mask_head)\.",
     }
 
-    def __init__(self, config: DETRConfig):
+    def __init__(self, config: DETRConfig, **arguments):
+        left_over = config.take_arguments(arguments)
+        if left_over:
+            raise ValueError(f"A model is made of a configuration alone: give DETRConfig {', '.join(left_over)}.")
         super().__init__(config)
         backbone = Backbone(config, return_interm_layers=self.has_mask_head)
         self.transformer = Transformer(config)
@@ -131,7 +112,7 @@ class DETRModel(DETRPreTrainedModel):
         `queries` go into the decoder; with `every_layer` the states of all its layers come back. The other arguments
         are those of `forward`.
         """
-        self._check_inputs(pixel_values, pixel_mask)
+        check_inputs(pixel_values, pixel_mask, self.config.num_channels)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
@@ -183,27 +164,8 @@ class DETRModel(DETRPreTrainedModel):
             encoder_attentions=tuple(encoder_attentions) if attentions else None,
         )
 
-    def _check_inputs(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
-        shape = tuple(pixel_values.shape)
-        if len(shape) != 4 or shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values has shape {shape}; expected (B, {self.config.num_channels}, H, W), as the image "
-                "processor makes it."
-            )
-        if shape[0] == 0:
-            raise ValueError("pixel_values has no image: the batch size is 0.")
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values is {pixel_values.dtype}; expected floating point, normalised by the image processor."
-            )
-        if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
-            raise ValueError(
-                f"pixel_mask has shape {tuple(pixel_mask.shape)}, but pixel_values {shape}; expected "
-                f"{(shape[0], *shape[2:])}."
-            )
 
-
-class DETRForObjectDetection(DETRModel):
+class DETRForObjectDetection(HasTrainingAids, DETRModel):
     """DETR with its class head and box head.
 
     >>> import torch
@@ -244,7 +206,7 @@ class DETRForObjectDetection(DETRModel):
         config = self.config
         matcher = HungarianMatcher(config.set_cost_class, config.set_cost_bbox, config.set_cost_giou)
         weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coef, "loss_giou": config.giou_loss_coef}
-        return SetCriterion(matcher, weights, config.eos_coef, config.iou_label_power)
+        return SetCriterion(matcher, weights, config.eos_coef, config.iou_label_power, config.class_weight_values())
 
     @loss_function.setter
     def loss_function(self, value) -> None:
@@ -316,55 +278,6 @@ class DETRForObjectDetection(DETRModel):
         if labels is None:
             return None, None
         return self.loss_function(predictions.logits, predictions.boxes_cxcywh_norm, labels)
-
-    def add_training_aids(self, **options) -> "DETRForObjectDetection":
-        """Returns this model with options of its configuration on that help training, such as `num_denoising=20`.
-
-        Further query groups start as noisy copies of the queries. `reference_points`, which is part of inference too,
-        starts at zero, which is plain DETR, in a model whose weights were loaded, and at random in another.
-        """
-        for name, value in options.items():
-            if not hasattr(self.config, name):
-                raise ValueError(f"add_training_aids has no option {name!r}; it takes fields of DETRConfig.")
-            setattr(self.config, name, value)
-        self.config.validate_transformer()
-        self.config.validate_loss()
-        place = {"device": self.device, "dtype": self.dtype}
-        if self.config.reference_points and not hasattr(self, "refpoint_embed"):
-            self.refpoint_embed = nn.Embedding(self.config.num_queries, 2, **place)
-            if self.config.name_or_path:
-                nn.init.zeros_(self.refpoint_embed.weight)
-        if self.config.has_training_aids:
-            self.training_aids = TrainingAids(self.config).to(**place)
-            self.training_aids.copy_queries(self)
-        return self
-
-    def strip_training_aids(self) -> "DETRForObjectDetection":
-        """Returns this model without what only training needs: weights and configuration of a plain DETR."""
-        if self.config.has_training_aids:
-            del self.training_aids
-            self.config.switch_off_training_aids()  # in place: every layer reads this object
-        return self
-
-    def save_pretrained(self, save_directory, inference_only: bool = False, **kwargs) -> None:
-        """Writes weights and configuration.
-
-        Args:
-            save_directory: a folder, made if it is not there.
-            inference_only: leave out what only training needs, as `strip_training_aids` does; this model keeps it.
-            **kwargs: as in transformers.
-        """
-        config = self.config
-        if not (inference_only and config.has_training_aids):
-            super().save_pretrained(save_directory, **kwargs)
-            return
-        state_dict = kwargs.pop("state_dict", None) or self.state_dict()
-        kwargs["state_dict"] = {name: value for name, value in state_dict.items() if not name.startswith(PREFIX)}
-        self.config = config.without_training_aids()
-        try:
-            super().save_pretrained(save_directory, **kwargs)
-        finally:
-            self.config = config
 
     def optimize_for_inference(
         self, dtype: torch.dtype | str | None = None, compile: bool | str = False

@@ -7,10 +7,12 @@ What differs on purpose from transformers: initialisation is the original's, fro
 import math
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -112,18 +114,52 @@ class DETRPreTrainedModel(PreTrainedModel):
         name = pretrained_model_name_or_path
         if kwargs.pop("verify", False):
             kwargs = cls._verify(name, kwargs)
+        source = "The state dict" if name is None else name
         if state_dict is None and name is not None:
             name, config, state_dict = cls._translate(name, config, kwargs)
+        elif state_dict and cls.workshop is not None:
+            state_dict = cls.workshop.own_state_dict(state_dict)
         model, info = super().from_pretrained(
             name, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs
         )
         if pretrained_model_name_or_path is not None:
             model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+        if pretrained_model_name_or_path is not None or state_dict:
             new = model._fill_new_parts(set(info["missing_keys"]))
             missing, left_over = set(info["missing_keys"]) - new, set(info["unexpected_keys"])
-            model._refuse_foreign_weights(missing, left_over, pretrained_model_name_or_path)
+            model._refuse_foreign_weights(missing, left_over, source)
         model.freeze()  # loading has rebuilt every parameter with requires_grad
         return (model, info) if output_loading_info else model
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """Loads a state dict as torch does, also one in the names of the original, of transformers or of a wrapper.
+
+        Raises:
+            RuntimeError: as in torch; and where not one name is this model's, also if not `strict`.
+        """
+        own = self.state_dict().keys()
+        if self.workshop is not None and not state_dict.keys() <= own:
+            state_dict = self.workshop.own_state_dict(state_dict)
+        if state_dict and not own & state_dict.keys():
+            raise RuntimeError(
+                f"None of {len(state_dict)} names ({', '.join(map(str, list(state_dict)[:3]))}, ...) is one of this "
+                f"{type(self).__name__}: nothing would be loaded. Give the state dict itself, as "
+                "torch.load(file)['model'] of an original file, or the file to from_pretrained."
+            )
+        missing, left_over = own - state_dict.keys(), state_dict.keys() - own
+        if not strict and (missing or left_over):
+            logger.warning(
+                f"load_state_dict(strict=False): {len(own) - len(missing)} of {len(own)} tensors are loaded, "
+                f"{len(missing)} stay as they were ({', '.join(sorted(missing)[:3])}, ...), {len(left_over)} of the "
+                f"state dict have no place ({', '.join(sorted(left_over)[:3])}, ...)."
+            )
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{error}\n\tfrom_pretrained(file) reads the original's and transformers' files as well, makes the "
+                "configuration that fits, and the class head anew for other classes."
+            ) from error
 
     @classmethod
     def _verify(cls, name, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -220,6 +256,9 @@ class DETRPreTrainedModel(PreTrainedModel):
 
 
 def _is_broken(tensor: Tensor) -> bool:
+    """Whether a value is not finite; of a quantised or sharded tensor the parts that it is made of are looked at."""
+    if is_traceable_wrapper_subclass(tensor):
+        return any(_is_broken(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     return tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all())
 
 

@@ -15,7 +15,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention_detr import MultiheadAttention
 from .configuration_detr import DETRConfig
-from .fast_layers_detr import use_fast_layers
+from .fast_attention_detr import use_fast_attention
+from .fast_linear_detr import apply_linear
 from .queries_detr import DecoderQueries, QuerySet, attend_within_groups
 
 
@@ -46,7 +47,8 @@ class _Layer(GradientCheckpointingLayer):
 
     def feed_forward(self, states: Tensor) -> Tensor:
         """Returns two linear layers with the activation between them, (B, S, D)."""
-        return self.linear2(self.dropout(self.activation(self.linear1(states))))
+        states = self.activation(apply_linear(self.linear1, states))
+        return apply_linear(self.linear2, self.dropout(states))
 
 
 class TransformerEncoderLayer(_Layer):
@@ -191,7 +193,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.encoder = TransformerEncoder(config)
         self.decoder = TransformerDecoder(config)
-        use_fast_layers(self)
+        use_fast_attention(self)
 
     def forward(
         self,

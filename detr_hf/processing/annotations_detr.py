@@ -221,11 +221,12 @@ def _image_id(value: Any, index: int) -> int | str:
     value = _plain(value)
     if isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    number = _whole(value)
+    if number is None:
         raise TypeError(f"The annotation of image {index} has image_id {value!r}: expected an integer or a string.")
-    if not -(2**63) <= value < 2**63:
+    if not -(2**63) <= number < 2**63:
         raise ValueError(f"The annotation of image {index} has image_id {value}, which needs more than 64 bits.")
-    return int(value)
+    return number
 
 
 def _object_name(index: int, item: Mapping[str, Any], image_name: str) -> str:
@@ -239,10 +240,9 @@ def _class_label(item: Mapping[str, Any], name: str) -> int:
     """Returns the category id; raises for anything that is not a whole number from 0 up."""
     if "category_id" not in item:
         raise ValueError(f"{name} has no 'category_id'; its keys are {sorted(map(str, item))}.")
-    value = item["category_id"]
-    if isinstance(value, (bool, np.bool_)) or not isinstance(_plain(value), numbers.Integral):
-        raise TypeError(f"{name} has category_id {value!r}: expected an integer from 0 up.")
-    label = int(_plain(value))
+    label = _whole(item["category_id"])
+    if label is None:
+        raise TypeError(f"{name} has category_id {_plain(item['category_id'])!r}: expected a whole number from 0 up.")
     if not 0 <= label <= _LARGEST_LABEL:
         raise ValueError(f"{name} has category_id {label}: expected an integer from 0 to the number of classes - 1.")
     return label
@@ -315,6 +315,14 @@ def _warn_of_duplicates(
 def _listed(items: list[str], limit: int = 10) -> str:
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def _whole(value: Any) -> int | None:
+    """Returns a whole number as int, also one that an augmentation made a float; None for anything else."""
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else None
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Opening pictures: a path, a URL, encoded bytes or a PIL image becomes one upright PIL image of a known mode.
+"""Opening pictures: a path, encoded bytes or a PIL image becomes one upright PIL image of a known mode.
 
 This half of the reading needs no torch, so that a process that runs an exported model need not load it; the rules are
 told in `image_reading_detr`, which turns the result into a tensor.
@@ -6,19 +6,24 @@ told in `image_reading_detr`, which turns the result into a tensor.
 
 import io
 import logging
+import math
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import PIL.Image
 
 logger = logging.getLogger(__name__)
 
-# What a folder is searched for. A picture that is named itself is opened whatever its ending: its content decides.
-PICTURE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+# What a folder is searched for: the endings of the formats of Pillow that hold photographs, and not of documents,
+# icons, textures and measurements. A picture that is named itself is opened whatever its ending: its content decides.
+# fmt: off
+PICTURE_SUFFIXES = frozenset({
+    ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe",
+    ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".ras",
+    ".sgi", ".tga", ".tif", ".tiff", ".webp",
+})
+# fmt: on
 
 _EXIF_ORIENTATION_TAG = 0x0112
 _EXIF_TRANSPOSITIONS = {
@@ -31,33 +36,30 @@ _EXIF_TRANSPOSITIONS = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 _BYTE_MODES = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
+# Formats whose further frames are no pictures of their own: a phone's preview and depth, layers, sizes.
+_ONE_PICTURE_IN_PARTS = {"MPO", "PSD", "ICO", "ICNS"}
 _UNCONVERTED_MODES = {"L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"}
 
 
-def opened_image(source: Any, name: str) -> tuple[PIL.Image.Image, str]:
-    """Opens a path, a URL or encoded bytes; returns the loaded picture and the name to use in later errors."""
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        from transformers.image_utils import load_image
+def opened_image(source: str | os.PathLike | bytes, name: str) -> PIL.Image.Image:
+    """Returns the loaded picture of a path or of encoded bytes, as `plain_source` gives them."""
+    if isinstance(source, bytes):
+        return _open(io.BytesIO(source), name)
+    path = os.fspath(source)
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"{name}: no such file. A string is read as a path or as an http(s) URL, not as base64."
+        )
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{name} is a folder, not an image file. Pass the files in it as a list.")
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"{name} is an empty file (0 bytes).")
+    return _open(Path(os.fsdecode(path)), name)
 
-        name = f"{name} ({_shorten(source)})"
-        try:
-            return load_image(source), name
-        except Exception as error:  # httpx, sockets, TLS and Pillow: the address is what helps, whatever went wrong
-            raise ValueError(f"{name} could not be fetched and decoded: {error}") from error
-    if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        name = f"{name} ({_shorten(path)})"
-        if not os.path.exists(path):
-            raise FileNotFoundError(
-                f"{name}: no such file. A string is read as a path or as an http(s) URL, not as base64."
-            )
-        if os.path.isdir(path):
-            raise IsADirectoryError(f"{name} is a folder, not an image file. Pass the files in it as a list.")
-        if os.path.getsize(path) == 0:
-            raise ValueError(f"{name} is an empty file (0 bytes).")
-        return _open(Path(os.fsdecode(path)), name), name
-    name = f"{name} ({len(source)} bytes)"
-    return _open(io.BytesIO(source), name), name
+
+def divides_by_255(do_rescale: bool | None, rescale_factor: float | None) -> bool:
+    """Whether an image processor with these settings expects pixels in 0..255."""
+    return bool(do_rescale) and rescale_factor is not None and math.isclose(rescale_factor, 1 / 255, rel_tol=1e-3)
 
 
 def _open(source: Path | io.BytesIO, name: str) -> PIL.Image.Image:
@@ -74,17 +76,22 @@ def _open(source: Path | io.BytesIO, name: str) -> PIL.Image.Image:
 def _frame(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     """Returns the decoded picture; a lazily opened file that is cut short or damaged fails here, by name.
 
-    Of an animation it is the frame the image stands at, the first one after opening.
+    Of an animation or a file of several pages it is the one the image stands at, the first after opening.
     """
     try:
         image.load()
-        if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
-            _warn_once(f"{name} is an animation: one frame of it is used.")
+        if image.format not in _ONE_PICTURE_IN_PARTS and getattr(image, "is_animated", False):
+            _warn_once(_which_page(image, name))
             image = image.copy()
     # decoders raise OSError, SyntaxError, struct.error, zlib.error, DecompressionBombError and more
     except Exception as error:
         raise ValueError(f"{name} cannot be decoded, the file is probably cut short or damaged: {error}") from error
     return image
+
+
+def _which_page(image: PIL.Image.Image, name: str) -> str:
+    what, part = ("has several pages", "page") if image.format in ("TIFF", "DCX") else ("is an animation", "frame")
+    return f"{name} {what}: one {part} of it is used, number {image.tell() + 1}."
 
 
 def upright_image(image: PIL.Image.Image, name: str, do_convert_rgb: bool = True) -> tuple[PIL.Image.Image, str]:
@@ -97,7 +104,7 @@ def upright_image(image: PIL.Image.Image, name: str, do_convert_rgb: bool = True
     """
     file_name = getattr(image, "filename", "")
     if file_name and "(" not in name:
-        name = f"{name} ({_shorten(file_name)})"
+        name = f"{name} ({file_name})"
     image = _frame(image, name)
     transposition = _EXIF_TRANSPOSITIONS.get(_exif_orientation(image))
     if transposition is not None:
@@ -144,8 +151,3 @@ def _exif_orientation(image: PIL.Image.Image) -> int:
 @lru_cache(maxsize=1024)
 def _warn_once(message: str) -> None:
     logger.warning(message)
-
-
-def _shorten(text: str) -> str:
-    text = os.fsdecode(text)
-    return text if len(text) <= 200 else f"{text[:120]}... ({len(text)} characters)"

@@ -15,7 +15,7 @@ post-processing say of themselves:
 """
 
 import difflib
-import math
+import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -37,10 +37,11 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .annotations_detr import check_annotations, detection_target, panoptic_target
+from .image_opening_detr import divides_by_255
 from .image_reading_detr import read_images
 from .image_sizes_detr import DEFAULT_LONGEST_EDGE, DEFAULT_SHORTEST_EDGE, check_resize_rule, resized_hw
 from .pixel_batch_detr import BatchWriter, padded_hw, pixel_mask, scale_and_shift
-from .post_processing_detr import detections
+from .post_processing_detr import detections, logits_and_boxes
 
 logger = logging.get_logger(__name__)
 
@@ -49,6 +50,12 @@ _OWN_TYPES = ("DETRImageProcessor", "DETRImageProcessorPil")
 CLASS_OF_BACKEND = {
     "torchvision": "image_processing_detr.DETRImageProcessor",
     "pil": "image_processing_detr.DETRImageProcessorPil",
+}
+# A field of every preprocessor_config.json for transformers' own processors. They would resize by another rule without
+# a word; at a text where they expect a size they stop. Here it is dropped.
+NOT_PLAIN_DETR = {
+    "crop_size": "not of transformers' own image processors, but of detr_hf: pip install detr_hf and import it, or "
+    "(where its code is beside it) use trust_remote_code=True; load it with AutoImageProcessor"
 }
 # Read in the constructor: what older configurations of transformers' DETR hold, and what naming the class costs.
 _LEGACY_KEYS = {"max_size", "pad_and_return_pixel_mask", "image_processor_type", "feature_extractor_type"}
@@ -109,10 +116,16 @@ class DETRImageProcessingMixin:
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):
         """Returns a processor from a dict as in `preprocessor_config.json`; keys it does not know are left out."""
+        given = image_processor_dict.items()
+        image_processor_dict = {key: value for key, value in given if NOT_PLAIN_DETR.get(key) != value}
         known = set(cls.valid_kwargs.__annotations__) | _LEGACY_KEYS | _IGNORED_KEYS
         unknown = set(image_processor_dict) - known
-        if unknown:
-            logger.info("Keys of the image processor's file that DETR has no use for: %s", ", ".join(sorted(unknown)))
+        for level, keys in (
+            (logging.WARNING, sorted(key for key in unknown if image_processor_dict[key] is True)),  # a step left out
+            (logging.INFO, sorted(key for key in unknown if image_processor_dict[key] is not True)),
+        ):
+            if keys:
+                logger.log(level, "Keys of the image processor's file that DETR has no use for: %s", ", ".join(keys))
         return super().from_dict(
             {key: image_processor_dict[key] for key in image_processor_dict if key in known}, **kwargs
         )
@@ -128,7 +141,8 @@ class DETRImageProcessingMixin:
         """Returns the batch that the model reads; calling the processor does the same.
 
         Args:
-            images: one image or a list: paths, URLs, bytes, PIL images, arrays, tensors. EXIF orientation is applied.
+            images: one image or several: paths, URLs, bytes, opened files, PIL images, arrays, tensors. EXIF
+                orientation is applied.
             annotations: for training, one COCO annotation per image, boxes in pixels of the upright image.
             return_segmentation_masks: also make masks; default no for "coco_detection", yes for "coco_panoptic".
             masks_path: the folder of the PNG files of "coco_panoptic".
@@ -143,7 +157,7 @@ class DETRImageProcessingMixin:
         return super().preprocess(images, annotations, return_segmentation_masks, masks_path, **kwargs)
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
-        if isinstance(kwargs.get("size"), int):
+        if isinstance(kwargs.get("size"), (int, np.integer)):
             kwargs["size"] = _size_dict(kwargs["size"], None)
         kwargs["format"] = kwargs.get("format") or self.format
         if kwargs["format"] not in _FORMATS:
@@ -171,11 +185,10 @@ class DETRImageProcessingMixin:
         **kwargs: Any,
     ) -> list[Tensor]:
         """Returns one (H, W, C) tensor per image."""
-        expects_0_255 = bool(do_rescale) and math.isclose(rescale_factor, 1 / 255, rel_tol=1e-3)
         return read_images(
             images,
             do_convert_rgb=bool(do_convert_rgb),
-            expects_0_255=expects_0_255,
+            expects_0_255=divides_by_255(do_rescale, rescale_factor),
             input_data_format=input_data_format,
         )
 
@@ -293,15 +306,17 @@ class DETRImageProcessingMixin:
         """Returns, per image, `scores` (N,), `labels` (N,) and `boxes` (N, 4).
 
         Args:
-            outputs: the model's, with `logits` (B, Q, K + 1) and `pred_boxes` (B, Q, 4).
+            outputs: the model's, with `logits` (B, Q, K + 1) and `pred_boxes` (B, Q, 4): its output, a dict, any
+                object with these attributes, or the tuple that `return_dict=False` gives.
             threshold: keep scores above it; None keeps every query, as the COCO evaluation of the original does.
             target_sizes: (height, width) of each upright image, a (B, 2) tensor or a list. Boxes are then xyxy in
                 those pixels, clipped to the image; without it xyxy in [0, 1].
 
         Raises:
             ValueError: a threshold outside [0, 1], a wrong number of sizes, outputs with NaN or infinity.
+            TypeError: `outputs` without logits and boxes.
         """
-        return detections(outputs["logits"], outputs["pred_boxes"], threshold, target_sizes)
+        return detections(*logits_and_boxes(outputs), threshold, target_sizes)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str | type = "AutoImageProcessor") -> None:
@@ -317,13 +332,24 @@ class DETRImageProcessingMixin:
             processor_dict["auto_map"] = {self._auto_class: dict(CLASS_OF_BACKEND)}
         return processor_dict
 
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Writes `preprocessor_config.json`, with what stops transformers' own processors from misreading it."""
+        with open(json_file_path, "w", encoding="utf-8") as file:
+            fields = json.loads(self.to_json_string())
+            file.write(json.dumps(NOT_PLAIN_DETR | fields, indent=2, sort_keys=True) + "\n")
+
 
 def _size_dict(size: Any, max_size: int | None) -> Any:
-    """Returns a size given the old way, an int with `max_size` beside it, as a dict; anything else as it is."""
-    if size is None or isinstance(size, int):
-        return {"shortest_edge": size or DEFAULT_SHORTEST_EDGE, "longest_edge": max_size or DEFAULT_LONGEST_EDGE}
-    if max_size is not None and isinstance(size, dict) and set(size) == {"shortest_edge"}:
-        return {**size, "longest_edge": max_size}
+    """Returns a size given the old way, an int with `max_size` beside it, as a dict; a dict without empty keys."""
+    if size is None or isinstance(size, (int, np.integer)):
+        shortest, longest = int(size or DEFAULT_SHORTEST_EDGE), max_size or DEFAULT_LONGEST_EDGE
+        return {"shortest_edge": shortest, "longest_edge": longest}
+    if isinstance(size, dict):
+        size = {key: side for key, side in size.items() if side is not None}
+        if max_size is not None and set(size) == {"shortest_edge"}:
+            return {**size, "longest_edge": max_size}
+    if max_size is not None:
+        logger.warning("max_size %s does nothing beside size %s, which says all.", max_size, size)
     return size
 
 

@@ -1,15 +1,15 @@
 """Reading pictures: whatever a person calls an image becomes one upright (H, W, C) tensor.
 
-Accepted are paths (`str`, `pathlib.Path`), URLs, encoded bytes, PIL images of any byte mode, 16-bit greyscale, numpy
-arrays and torch tensors in either channel order, and lists, nested lists and 4-D batches of these. Both image
-processors read through here, so a picture gives the same pixels by whichever road it comes. What differs from
+Accepted are paths, URLs, encoded bytes, opened files, PIL images of any byte mode, 16-bit greyscale, arrays and torch
+tensors in either channel order, and several of these (`image_sources_detr`). Image processors, `Detector` and the
+pipeline read through here, so a picture gives the same pixels by whichever road it comes. What differs from
 transformers on purpose:
 
 - grey, palette, 1-bit, CMYK, YCbCr, HSV and alpha become RGB by default; alpha is laid on white. COCO itself holds
   grey JPEGs;
 - the EXIF orientation is applied to opened PIL images as well as to paths. Annotation boxes and `target_sizes`
   therefore refer to the upright image;
-- a file is recognised by its content, a string is a path or a URL and never base64;
+- a file is recognised by its content; a string is a path, or a URL that says so, and never bare base64;
 - pixels that would silently become nonsense (0..1 floats rescaled twice, NaN, 16-bit values, a layout that cannot be
   told) are scaled by a stated rule or refused, and every refusal names the image by its place in the batch and by its
   file.
@@ -18,7 +18,6 @@ An array in BGR order, as OpenCV reads it, cannot be told from RGB: convert it f
 """
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,9 @@ from torch import Tensor
 from transformers.image_utils import ChannelDimension
 
 from .image_opening_detr import opened_image, upright_image
+from .image_sources_detr import as_array, is_array, pictures_in, plain_source
 
+_OWN_CHANNELS = ", or pass do_convert_rgb=False, input_data_format and a mean and std of that length."
 CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA: what an array without a stated layout may hold
 
 
@@ -56,43 +57,49 @@ def read_images(
     is_told = input_data_format is not None and str(input_data_format) != "none"
     input_data_format = ChannelDimension(input_data_format) if is_told else None
     pixels = [
-        _read_image(image, f"image {index}", do_convert_rgb, expects_0_255, input_data_format)
-        for index, image in enumerate(_flat(images))
+        read_image(
+            image,
+            f"image {index}",
+            do_convert_rgb=do_convert_rgb,
+            expects_0_255=expects_0_255,
+            input_data_format=input_data_format,
+        )
+        for index, image in enumerate(pictures_in(images))
     ]
     if not pixels:
         raise ValueError("There are no images: expected at least one, got an empty list.")
     return pixels
 
 
-def _flat(images: Any) -> Iterator[Any]:
-    """Yields single images from an image, a list, a list of lists, or arrays of four dimensions."""
-    if isinstance(images, (list, tuple)):
-        for image in images:
-            yield from _flat(image)
-    elif isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
-        yield from images
-    else:
-        yield images
-
-
-def _read_image(
-    image: Any, name: str, do_convert_rgb: bool, expects_0_255: bool, input_data_format: ChannelDimension | None
+def read_image(
+    image: Any,
+    name: str,
+    *,
+    do_convert_rgb: bool = True,
+    expects_0_255: bool = True,
+    input_data_format: ChannelDimension | None = None,
+    takes_options: bool = True,
 ) -> Tensor:
-    if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
-        image, name = opened_image(image, name)
+    """Returns the (H, W, C) pixels of one picture, as `read_images` does, with a name for errors.
+
+    `takes_options` says that the caller takes the options of an image processor, so that errors may advise them.
+    """
+    image, name = plain_source(image, name)
+    if isinstance(image, (str, os.PathLike, bytes)):
+        image = opened_image(image, name)
     if isinstance(image, PIL.Image.Image):
         pixels = _pil_pixels(image, name, do_convert_rgb)
-    elif isinstance(image, (np.ndarray, Tensor)):
-        pixels = _channels_last(_as_tensor(image, name), input_data_format, name)
+    elif is_array(image):
+        pixels = _channels_last(_as_tensor(image, name), input_data_format, name, takes_options)
     else:
         kind = "None" if image is None else f"a {type(image).__name__}"
         raise TypeError(
-            f"{name} is {kind}, not an image. Expected a path, a URL, bytes, a PIL image, a numpy array or a "
-            "torch tensor."
+            f"{name} is {kind}, not an image. Expected a path, a URL, bytes, an opened file, a PIL image, a numpy "
+            "array or a torch tensor."
         )
     if 0 in pixels.shape[:2]:
         raise ValueError(f"{name} has height {pixels.shape[0]} and width {pixels.shape[1]}: both must be at least 1.")
-    pixels = _in_byte_range(pixels, name, expects_0_255)
+    pixels = _in_byte_range(pixels, name, expects_0_255, takes_options)
     return _to_rgb(pixels, name, expects_0_255) if do_convert_rgb else pixels
 
 
@@ -103,9 +110,10 @@ def _pil_pixels(image: PIL.Image.Image, name: str, do_convert_rgb: bool) -> Tens
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _as_tensor(image: np.ndarray | Tensor, name: str) -> Tensor:
+def _as_tensor(image: Any, name: str) -> Tensor:
     if isinstance(image, Tensor):
-        return image.detach()
+        return image.detach().as_subclass(Tensor)  # what a subclass does of its own is not asked for here
+    image = as_array(image, name)
     if image.dtype.kind not in "buif":
         raise TypeError(f"{name} is an array of dtype {image.dtype}: expected booleans, integers or floats.")
     if image.dtype.itemsize > 8 or not image.dtype.isnative:
@@ -115,8 +123,12 @@ def _as_tensor(image: np.ndarray | Tensor, name: str) -> Tensor:
     return torch.from_numpy(image)
 
 
-def _channels_last(pixels: Tensor, input_data_format: ChannelDimension | None, name: str) -> Tensor:
+def _channels_last(
+    pixels: Tensor, input_data_format: ChannelDimension | None, name: str, takes_options: bool
+) -> Tensor:
     shape = tuple(pixels.shape)
+    if pixels.ndim == 4 and len(pixels) == 1:  # a batch of one in a list
+        pixels, shape = pixels[0], shape[1:]
     if pixels.ndim == 2:
         return pixels[..., None]
     if pixels.ndim != 3:
@@ -128,19 +140,22 @@ def _channels_last(pixels: Tensor, input_data_format: ChannelDimension | None, n
         if not candidates:
             raise ValueError(
                 f"{name} has shape {shape}, in which neither the first nor the last dimension is a number of channels "
-                f"{CHANNEL_COUNTS}. Pick the channels to use, or pass do_convert_rgb=False, input_data_format and a "
-                "mean and std of that length."
+                f"{CHANNEL_COUNTS}. Pick the channels to use" + (_OWN_CHANNELS if takes_options else ".")
             )
         if len(candidates) == 2:
             raise ValueError(
                 f"{name} has shape {shape}, which can be read as channels first and as channels last. "
-                'Say which: input_data_format="channels_last" (or "channels_first").'
+                + (
+                    'Say which: input_data_format="channels_last" (or "channels_first").'
+                    if takes_options
+                    else "Make it a PIL image, which has no such doubt: PIL.Image.fromarray(pixels)."
+                )
             )
         input_data_format = ChannelDimension.FIRST if candidates == [0] else ChannelDimension.LAST
     return pixels.permute(1, 2, 0) if input_data_format == ChannelDimension.FIRST else pixels
 
 
-def _in_byte_range(pixels: Tensor, name: str, expects_0_255: bool) -> Tensor:
+def _in_byte_range(pixels: Tensor, name: str, expects_0_255: bool, takes_options: bool) -> Tensor:
     """Returns uint8 pixels in 0..255, or float32 pixels once it is clear what range they are in.
 
     Booleans become 0 and 255. Sixteen bits are scaled from 0..65535, as the dtype says.
@@ -171,21 +186,26 @@ def _in_byte_range(pixels: Tensor, name: str, expects_0_255: bool) -> Tensor:
     if not torch.isfinite(pixels).all():
         raise ValueError(f"{name} holds pixels that are not finite (NaN or infinity). Remove them before processing.")
     if expects_0_255:
-        _check_float_range(float(pixels.min()), float(pixels.max()), name)
+        _check_float_range(float(pixels.min()), float(pixels.max()), name, takes_options)
     return pixels
 
 
-def _check_float_range(low: float, high: float, name: str) -> None:
+def _check_float_range(low: float, high: float, name: str, takes_options: bool) -> None:
     """Raises for floats that dividing by 255 would ruin; one grey level outside 0..255 is interpolation, and fine."""
-    if high <= 1 and (low, high) != (0, 0):
+    if low >= 0 and high <= 1 and high > 0:
         raise ValueError(
             f"{name} holds floats from {low:.4g} to {high:.4g}, which dividing by 255 would turn almost black. "
-            "Pass do_rescale=False if they are in 0..1 already, or multiply them by 255."
+            + ("Pass do_rescale=False if they are in 0..1 already, or m" if takes_options else "M")
+            + "ultiply them by 255."
         )
-    if low < -1 or high > 256:
+    if low < -1 or high > 256 or (low < 0 and high <= 1):
         raise ValueError(
             f"{name} holds floats from {low:.4g} to {high:.4g}: expected 0..255. If it is normalised already, "
-            "pass do_rescale=False and do_normalize=False."
+            + (
+                "pass do_rescale=False and do_normalize=False."
+                if takes_options
+                else "undo that first: multiply by the std, add the mean, multiply by 255."
+            )
         )
 
 

@@ -6,6 +6,7 @@ rounded value, which may give 1332 or, for long pictures, a little more than 133
 unrounded value. Other than both, no side is ever below one pixel: 10000 x 3 is a picture.
 """
 
+import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -27,26 +28,31 @@ def resized_hw(
 
     Args:
         image_hw: (height, width) in pixels.
-        size: `shortest_edge` with or without `longest_edge`, or `height` and `width`, or `max_height` and `max_width`.
+        size: `shortest_edge` with or without `longest_edge`, or `height` and `width`, or `max_height` and `max_width`;
+            or `longest_edge` alone, which then is the longest side, as Table Transformer v1.1 was trained.
         rule: "original" (facebookresearch/detr, datasets/transforms.py) or "transformers"; for `shortest_edge` only.
 
     Raises:
-        ValueError: another combination of keys, or a side that is not positive.
+        ValueError: another combination of keys, or a side that is no whole number from 1 up.
     """
-    given = dict(size)
-    if any(side <= 0 for side in given.values()):
-        raise ValueError(f"size must have positive sides, got {given}.")
+    given = {key: side for key, side in dict(size).items() if side is not None}
+    if not all(isinstance(side, numbers.Real) and side > 0 and side == int(side) for side in given.values()):
+        raise ValueError(f"size must have positive sides in whole pixels, got {given}.")
+    given = {key: int(side) for key, side in given.items()}
     keys = set(given)
     if keys == {"height", "width"}:
         return given["height"], given["width"]
     if keys == {"max_height", "max_width"}:
         scale = min(given["max_height"] / image_hw[0], given["max_width"] / image_hw[1])
         return _at_least_one((int(image_hw[0] * scale), int(image_hw[1] * scale)))
+    if keys == {"longest_edge"}:  # transformers refuses it; rounded as MaxResize of microsoft/table-transformer
+        scale = given["longest_edge"] / max(image_hw)
+        return _at_least_one((round(image_hw[0] * scale), round(image_hw[1] * scale)))
     if keys in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}):
         return _shortest_edge_hw(image_hw, given["shortest_edge"], given.get("longest_edge"), rule)
     raise ValueError(
-        f"size has the keys {sorted(keys)}. Expected 'shortest_edge' and 'longest_edge', or 'height' and 'width', "
-        "or 'max_height' and 'max_width'."
+        f"size has the keys {sorted(keys)}. Expected 'shortest_edge' and 'longest_edge' or one of them, or 'height' "
+        "and 'width', or 'max_height' and 'max_width'."
     )
 
 

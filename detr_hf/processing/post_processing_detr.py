@@ -6,14 +6,42 @@ copy to the host, not three a picture; `threshold=None` keeps every query, which
 with.
 """
 
+import itertools
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
+
+
+def logits_and_boxes(outputs: Any) -> tuple[Tensor, Tensor]:
+    """Returns `logits` (B, Q, K + 1) and `pred_boxes` (B, Q, 4) of whatever holds a model's outputs.
+
+    They are found by their names in an output of transformers, a dict, or an object with attributes. In a tuple or
+    list, as `return_dict=False` and Trainer's predictions are, losses may stand before them: they are the first two
+    neighbours of these shapes.
+
+    Raises:
+        TypeError: it holds none.
+    """
+    if isinstance(outputs, (tuple, list)) and not hasattr(outputs, "logits"):
+        for logits, boxes in itertools.pairwise(outputs):
+            shape, box_shape = getattr(logits, "shape", ()), getattr(boxes, "shape", ())
+            if len(shape) == len(box_shape) == 3 and (*shape[:2], 4) == tuple(box_shape):
+                return torch.as_tensor(logits), torch.as_tensor(boxes)
+    found = [
+        outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        for name in ("logits", "pred_boxes")
+    ]
+    if any(values is None for values in found):
+        raise TypeError(
+            f"outputs is a {type(outputs).__name__} without logits (B, Q, K + 1) and pred_boxes (B, Q, 4). Pass the "
+            "model's output, or a dict, object or tuple that holds both."
+        )
+    return torch.as_tensor(found[0]), torch.as_tensor(found[1])
 
 
 def detections(
@@ -68,7 +96,8 @@ def target_sizes_hw(
     if not isinstance(target_sizes, Tensor):
         target_sizes = [size.tolist() if hasattr(size, "tolist") else size for size in target_sizes]
         for index, size in enumerate(target_sizes):
-            if len(size) != 2 or not all(math.isfinite(side) and side > 0 for side in size):
+            sides = list(size) if isinstance(size, Sequence) else []  # of one size alone, a number
+            if len(sides) != 2 or not all(math.isfinite(side) and side > 0 for side in sides):
                 raise ValueError(f"target_sizes[{index}] is {size}: expected (height, width) in pixels, both above 0.")
         target_sizes = torch.tensor(target_sizes, dtype=torch.float32).reshape(-1, 2)
     if target_sizes.ndim != 2 or target_sizes.shape[1] != 2:

@@ -49,6 +49,19 @@ MODEL_OPTIONS: dict[str, dict[str, bool | int | float]] = {
 TRAINING_OPTIONS: dict[str, dict[str, float]] = {"fast": {"ema_decay": 0.999}, "fast_ref": {"ema_decay": 0.999}}
 
 
+# transformers' arguments that would do nothing here, or harm: the values that are allowed, and why no other is.
+MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "label_smoothing_factor": ((0, None), "its targets are sets of boxes. Leave it at 0."),
+    "neftune_noise_alpha": ((None, 0), "it adds noise to the embeddings of words. Leave it out."),
+    "use_liger_kernel": ((False, None), "its kernels are those of language models. Leave it out."),
+    "train_sampling_strategy": (
+        ("random", "sequential"),
+        "pictures have no length to group them by, and finding one would read all of them. Take 'random'; "
+        "pad_to_multiple_of makes batches of few shapes.",
+    ),
+}
+
+
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
@@ -97,13 +110,13 @@ class DETRTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Constant with one drop (lr_drop) from scratch, as the original; 'cosine' when fine-tuning, where "
-            "runs are too short to choose a drop."
+            "runs are too short to choose a drop. A schedule that is given stays as it is."
         },
     )
     lr_drop: float | None = _option(
         None,
-        "Divide all learning rates by 10 after this part of the training (0 to 1), with a constant schedule; 2/3 from "
-        "scratch: the original drops after 200 of 300 epochs. 0: never.",
+        "Divide all learning rates by 10 after this part of the training (0 to 1), with a constant schedule. Where no "
+        "lr_scheduler_type is given, 2/3 from scratch: the original drops after 200 of 300 epochs. 0: never.",
     )
     warmup_steps: float | None = _option(
         None,
@@ -132,6 +145,12 @@ class DETRTrainingArguments(TrainingArguments):
         "a GPU, where cuDNN plans every convolution anew for each new size (on an H100 0.2 to 0.6 s with a ResNet-50, "
         "2 to 4 s with an EfficientNet), and 1 on a CPU. Evaluation pads to the largest picture.",
     )
+    balance_classes: float = _option(
+        0.0,
+        "Draw pictures of rare classes more often: one of a class that less than this part of the pictures shows is "
+        "drawn sqrt(balance_classes / part) times an epoch (repeat factors, arXiv:1908.03195; 0.001 for LVIS; 0.1 or "
+        "more for few classes). 0: off.",
+    )
     freeze_backbone: bool = _option(
         False, "Train the transformer and heads only: faster, and safer on a few hundred pictures."
     )
@@ -146,11 +165,19 @@ class DETRTrainingArguments(TrainingArguments):
     save_total_limit: int | None = _option(
         2, "The last and the best checkpoint: one of ResNet-50 DETR takes half a gigabyte."
     )
+    earlier_checkpoints: str = _option(
+        "set_aside",
+        "What a new run does with checkpoints of an earlier one in output_dir: 'set_aside' moves them into a folder "
+        "beside ('_earlier_run_1'), 'delete' deletes them, 'refuse' stops. They are never resumed unasked, and no "
+        "checkpoint is deleted in favour of theirs.",
+    )
     load_best_model_at_end: bool | None = _option(
         None, "On when checkpoints are saved as often as they are evaluated."
     )
     metric_for_best_model: str | None = _option(
-        "ap", "The best checkpoint is the one with the best AP, not the least loss."
+        None,
+        "The best checkpoint is the one with the best AP ('ap'), not the least loss; 'loss' where only the loss is "
+        "measured (prediction_loss_only). Of several evaluation sets their mean, or one set's: 'night_ap'.",
     )
     logging_steps: float = _option(50, "Often enough to see a small data set learn.")
     logging_nan_inf_filter: bool = _option(
@@ -178,6 +205,8 @@ class DETRTrainingArguments(TrainingArguments):
         self._fill(RECIPES["finetune" if self.recipe == "finetune" else "scratch"])
         if self.data_seed is None:
             self.data_seed = self.seed
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss" if self.prediction_loss_only else "ap"
         self._match_saving_to_evaluation()
         super().__post_init__()
         if self.use_cpu and (self.bf16 or self.bf16_full_eval):
@@ -187,6 +216,10 @@ class DETRTrainingArguments(TrainingArguments):
         if self.recipe not in ("auto", *RECIPES, *MODEL_OPTIONS):
             choices = " or ".join(map(repr, (*RECIPES, *MODEL_OPTIONS)))
             raise ValueError(f"recipe is {self.recipe!r}; choose 'auto', {choices}.")
+        if self.earlier_checkpoints not in ("set_aside", "delete", "refuse"):
+            raise ValueError(
+                f"earlier_checkpoints is {self.earlier_checkpoints!r}; choose 'set_aside', 'delete' or 'refuse'."
+            )
         if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
             raise ValueError(
                 f"pad_to_multiple_of is {self.pad_to_multiple_of}; expected 1 (off) or more, such as 128."
@@ -198,10 +231,14 @@ class DETRTrainingArguments(TrainingArguments):
                 f"lr_drop is {self.lr_drop}; expected a part of the training between 0 and 1, such as 0.67, or 0 for "
                 "no drop."
             )
-        if self.label_smoothing_factor:
+        if not 0 <= self.balance_classes <= 1:
             raise ValueError(
-                "label_smoothing_factor has no meaning for DETR: its targets are sets of boxes. Leave it at 0."
+                f"balance_classes is {self.balance_classes}; expected a part of the pictures between 0 (off) and 1, "
+                "such as 0.1."
             )
+        for name, (allowed, why) in MEANINGLESS.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no meaning for DETR: {why}")
 
     def _fill(self, recipe: dict[str, float | str | None]) -> None:
         for name in self.unset:
@@ -231,12 +268,26 @@ class DETRTrainingArguments(TrainingArguments):
         """
         name = self.recipe if self.recipe in RECIPES else "finetune" if loaded else "scratch"
         self._fill(RECIPES[name])
-        if SchedulerType(self.lr_scheduler_type) not in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP):
-            if self.lr_drop and "lr_drop" not in self.unset:
-                raise ValueError(
-                    "lr_drop goes with a constant schedule, and lr_scheduler_type is "
-                    f"{SchedulerType(self.lr_scheduler_type).value!r}. Set "
-                    "lr_scheduler_type='constant_with_warmup', or leave lr_drop out."
-                )
-            self.lr_drop = None
+        self.keep_given_schedule()
         return name
+
+    def keep_given_schedule(self) -> None:
+        """Takes the recipe's drop away where the schedule is not the recipe's.
+
+        Raises:
+            ValueError: two arguments that were given contradict each other.
+        """
+        kind = SchedulerType(self.lr_scheduler_type)
+        constant = kind in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+        if "lr_drop" in self.unset and (not constant or "lr_scheduler_type" not in self.unset):
+            self.lr_drop = None
+        if self.lr_drop and not constant:
+            raise ValueError(
+                f"lr_drop goes with a constant schedule, and lr_scheduler_type is {kind.value!r}. Set "
+                "lr_scheduler_type='constant_with_warmup', or leave lr_drop out."
+            )
+        if self.lr_drop and self.lr_scheduler_kwargs:
+            raise ValueError(
+                f"lr_scheduler_kwargs {self.lr_scheduler_kwargs} would be ignored: the schedule is constant with one "
+                "drop (lr_drop). Give the lr_scheduler_type that they are for, or leave them out."
+            )

@@ -1,30 +1,40 @@
 """The life of a trainer's checkpoints: saved, resumed from, the best one loaded.
 
 Different on purpose from transformers' Trainer: a checkpoint is whole or absent (`checkpointing.py`), one that does
-not fit the model by exact name is refused, and where weights are averaged (`ema.py`) the average is what is evaluated,
-saved and loaded as the best, while a resumed run goes on from the weights themselves.
+not fit the model by exact name is refused, two runs are not mixed (`runs.py`), and where weights are averaged
+(`ema.py`) the average is what is evaluated, saved and loaded as the best, while a resumed run goes on from the weights
+themselves.
 """
 
+import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import SaveStrategy
 
 from ..errors import CheckpointError
 from .checkpointing import (
+    STATE_NAME,
     cannot_write,
     checkpoints_in,
     delete_old_checkpoints,
     finish_writing,
-    last_complete_checkpoint,
+    noted_run,
     remove_leftovers,
+    run_of,
     start_writing,
 )
 from .ema import TRAINING_WEIGHTS, EMACallback
+from .runs import Run, check_resumed, chosen_checkpoint, clear_the_way, new_id, off_the_way, refuse_others
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 
@@ -33,26 +43,104 @@ class WholeCheckpoints:
     """What `DETRTrainer` does in place of Trainer's own saving and loading; a mixin that stands before Trainer."""
 
     _ema: EMACallback | None = None  # where weights are averaged
+    _run: Run | None = None  # from its start
+    _resumed: Path | None = None  # what it goes on from
 
-    def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | bool | None:
-        """Returns what Trainer shall resume from, see `DETRTrainer.train`; removes what a killed run left unfinished.
+    def _begin_run(self, wanted: str | Path | bool | None, trial: Any) -> str | None:
+        """Returns the checkpoint that Trainer shall resume from, see `DETRTrainer.train`, or None to start.
+
+        What a killed run left unfinished is removed, and checkpoints that this run does not lie on are out of its way
+        (`runs.py`). Every process comes to the same.
 
         Raises:
-            CheckpointError: `wanted` is True and there is no complete checkpoint.
+            CheckpointError: what is wanted is not there, is of other classes, or another run's are to be refused.
         """
-        output_dir = Path(self.args.output_dir)
+        output_dir = Path(self._get_output_dir(trial))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             remove_leftovers(output_dir)
-        if wanted is not True and wanted != "auto":
-            return wanted
-        last = last_complete_checkpoint(output_dir)
-        if last is None and wanted is True:
-            there = ", ".join(path.name for path in checkpoints_in(output_dir)) or "none at all"
+        self.accelerator.wait_for_everyone()
+        run, checkpoint, others = self._agreed(lambda: self._plan_run(output_dir, wanted))
+        self._run = run
+        run.id = broadcast_object_list([run.id or new_id()])[0]
+        self.accelerator.wait_for_everyone()  # before anything moves, all have looked
+        if self.args.should_save:
+            clear_the_way(others, getattr(self.args, "earlier_checkpoints", "set_aside"))
+            if checkpoint is not None:
+                for path in checkpoints_in(output_dir):
+                    if run_of(path) is None:
+                        run.write(path)
+        self.accelerator.wait_for_everyone()
+        self._resumed = checkpoint
+        return None if checkpoint is None else str(checkpoint)
+
+    def _plan_run(self, output_dir: Path, wanted: str | Path | bool | None) -> tuple[Run, Path | None, list[Path]]:
+        """Returns the run, the checkpoint that it goes on from, and those that it does not lie on."""
+        names = getattr(self.accelerator.unwrap_model(self.model).config, "id2label", None) or {}
+        pictures = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
+        run = Run("", [str(names[label]) for label in sorted(names)], pictures, self.args.metric_for_best_model)
+        checkpoint = chosen_checkpoint(output_dir, wanted)
+        if checkpoint is not None:
+            check_resumed(checkpoint, run)
+            run.id = run_of(checkpoint) or ""
+        elif self.args.save_strategy == SaveStrategy.NO:
+            return run, None, []
+        others = off_the_way(output_dir, run.id, checkpoint)
+        if getattr(self.args, "earlier_checkpoints", None) == "refuse":
+            refuse_others(others)
+        return run, checkpoint, others
+
+    def _agreed(self, plan: Callable[[], tuple[Run, Path | None, list[Path]]]) -> tuple[Run, Path | None, list[Path]]:
+        """Returns a plan that every process has come to; an error in one is an error in all."""
+        error = found = None
+        try:
+            found = plan()
+        except CheckpointError as caught:
+            error = caught
+        seen = str(error) if error else f"{found[0].id} from {found[1]}"
+        all_seen = gather_object([seen])
+        if len(set(all_seen)) > 1:
             raise CheckpointError(
-                f"There is no complete checkpoint to resume from in {output_dir}; there are: {there}."
+                f"The processes see other checkpoints: {' | '.join(all_seen)}. output_dir must be one folder for all."
             )
-        return None if last is None else str(last)
+        if error:
+            raise error
+        return found
+
+    def _init_training_state(self, *args: Any, **options: Any) -> Any:
+        epochs = super()._init_training_state(*args, **options)
+        if self._resumed is not None:
+            self._find_best_again(self._resumed)
+            if self.state.global_step >= self.state.max_steps:
+                logger.warning(
+                    "The run is at step %d and ends at step %d: there is nothing left to train. Raise max_steps or "
+                    "num_train_epochs to go on.",
+                    *(self.state.global_step, self.state.max_steps),
+                )
+        return epochs
+
+    def _find_best_again(self, resumed: Path) -> None:
+        """Makes the best checkpoint so far that of this run, wherever its folder is now."""
+        state, metric = self.state, noted_run(resumed).get("metric", self.args.metric_for_best_model)
+        if metric != self.args.metric_for_best_model:
+            logger.warning(
+                "%s chose the best checkpoint by %s; by %s, only those from here on are compared.",
+                *(resumed, metric, self.args.metric_for_best_model),
+            )
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        if not state.best_global_step:
+            return
+        beside = resumed.with_name(f"checkpoint-{state.best_global_step}")
+        best = beside if beside.is_dir() else Path(state.best_model_checkpoint or beside)
+        same = best.is_dir() and run_of(best) in (None, self._run.id)
+        state.best_model_checkpoint = str(best) if same else None
+
+    def _run_epoch(self, **options: Any) -> None:
+        """Runs an epoch, if any step is left: Trainer takes one more when it resumes a run that is at its end."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**options)
+        else:
+            self.control.should_training_stop = True
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes `checkpoint-N` whole or not at all: into a folder beside it that is renamed at the end."""
@@ -76,7 +164,8 @@ class WholeCheckpoints:
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
-            delete_old_checkpoints(final.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
+            run = self._run.id if self._run else None
+            delete_old_checkpoints(final.parent, self.args.save_total_limit, self.state.best_model_checkpoint, run)
 
     def _write_checkpoint(self, folder: Path, final: Path) -> None:
         """Writes everything of a checkpoint that will be called `final`."""
@@ -96,7 +185,9 @@ class WholeCheckpoints:
             for callback in (*self.callback_handler.callbacks, self.control):
                 if isinstance(callback, ExportableState):
                     self._note_state(type(callback).__name__, callback.state())
-            self.state.save_to_json(str(folder / "trainer_state.json"))
+            self.state.save_to_json(str(folder / STATE_NAME))
+            if self._run:
+                self._run.write(folder)
 
     def _note_state(self, name: str, state: dict[str, Any]) -> None:
         states = self.state.stateful_callbacks
@@ -116,7 +207,10 @@ class WholeCheckpoints:
         return self._ema.average.swapped_in(self.accelerator.unwrap_model(self.model))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except RuntimeError as error:  # tensors of another size
+            raise ValueError(f"{resume_from_checkpoint} does not fit the model: {error}") from error
         own = Path(resume_from_checkpoint) / TRAINING_WEIGHTS
         if own.exists():
             if self._ema is not None:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -25,6 +26,8 @@ UNFINISHED = "_unfinished-"  # transformers leaves names with an underscore out 
 DELETED = "_deleted-"
 CHECKPOINT_NAME = re.compile(r"^checkpoint-(\d+)$")
 STATE_NAME = "trainer_state.json"
+RUN_NAME = "training_run.json"  # see `runs.py`
+EARLIER = "_earlier_run_"
 WEIGHT_NAMES = ("model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -47,8 +50,10 @@ def finish_writing(unfinished: Path, final: Path) -> None:
         flush(path)
     for folder in {path.parent for path in files} | {unfinished}:
         flush(folder)
-    if final.exists():
+    if final.exists() and run_of(final) == run_of(unfinished):
         delete_checkpoint(final)
+    elif final.exists():
+        logger.warning("%s is of another run, and was moved to %s.", final, set_aside([final]))
     os.rename(unfinished, final)
     flush(final.parent)
 
@@ -60,6 +65,42 @@ def delete_checkpoint(folder: Path) -> None:
         shutil.rmtree(doomed)
     os.rename(folder, doomed)
     shutil.rmtree(doomed)
+
+
+def set_aside(checkpoints: list[Path]) -> Path:
+    """Returns the new folder beside that checkpoints of one folder were moved to."""
+    folder = checkpoints[0].parent
+    numbers = [
+        int(path.name[len(EARLIER) :])
+        for path in folder.glob(f"{EARLIER}[0-9]*")
+        if path.name[len(EARLIER) :].isdigit()
+    ]
+    aside = folder / f"{EARLIER}{max(numbers, default=0) + 1}"
+    aside.mkdir()
+    for checkpoint in checkpoints:
+        os.rename(checkpoint, aside / checkpoint.name)
+    return aside
+
+
+def noted_run(checkpoint: Path) -> dict[str, Any]:
+    """Returns what a checkpoint says of its run, see `runs.py`; nothing where it says nothing."""
+    try:
+        return json.loads((checkpoint / RUN_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def run_of(checkpoint: Path) -> str | None:
+    """Returns the id of the run that wrote a checkpoint; None where it does not say."""
+    return noted_run(checkpoint).get("id")
+
+
+def step_of(checkpoint: Path) -> int:
+    """Returns the step that a checkpoint was written at."""
+    match = CHECKPOINT_NAME.match(checkpoint.name)
+    if match:
+        return int(match[1])
+    return int(json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))["global_step"])
 
 
 def remove_leftovers(output_dir: Path) -> None:
@@ -82,11 +123,11 @@ def checkpoints_in(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def delete_old_checkpoints(output_dir: Path, keep: int | None, best: str | None) -> None:
-    """Deletes the oldest checkpoints beyond `keep`, never the last or the best."""
+def delete_old_checkpoints(output_dir: Path, keep: int | None, best: str | None, run: str | None = None) -> None:
+    """Deletes the oldest checkpoints of a run beyond `keep`, never its last or best, nor one of another run."""
     if keep is None or keep <= 0:
         return
-    checkpoints = checkpoints_in(output_dir)
+    checkpoints = [path for path in checkpoints_in(output_dir) if run_of(path) == run]
     protected = {checkpoints[-1].name} if checkpoints else set()
     protected |= {Path(best).name} if best else set()
     surplus = len(checkpoints) - max(keep, len(protected))

@@ -1,22 +1,30 @@
 """The trainer's evaluation: COCO's AP, streaming.
 
 Different on purpose from transformers' Trainer: its own keeps every output, and mixes the targets of different images.
-Here an image's outputs become its detections as soon as its batch is done, and prediction gives those.
+Here an image's outputs become its detections as soon as its batch is done, and prediction gives those. Its loss is a
+mean of batches; here it is that of the split as one batch (`monitoring.LossParts`), so that neither the batch size nor
+the order nor the number of processes change it, beyond what padding does to outputs. Of several sets it makes an
+evaluation each, which callbacks and log see one by one; here they are one evaluation, which has the mean of what the
+best checkpoint is chosen by.
 """
 
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_pt_utils import nested_detach
+from transformers.trainer_utils import EvalLoopOutput, speed_metrics
 
 from ..evaluation.coco import CocoMetrics
 from ..evaluation.collecting import DetectionEvaluator
 from ..evaluation.truth import ground_truth_of
+from ..model.loss_detr import SetCriterion
 from ..model.predictions_detr import Predictions
-from .monitoring import LossParts
+from .monitoring import LossParts, loss_divisors
 
 
 class StreamingEvaluation:
@@ -24,13 +32,49 @@ class StreamingEvaluation:
 
     Attributes:
         last_evaluation: the numbers of the last evaluation, with AP by class.
+        last_evaluations: the same by name, where several sets were evaluated.
     """
 
     last_evaluation: CocoMetrics | None = None
-    _eval_window: LossParts  # `compute_loss` adds to it
+    last_evaluations: dict[str, CocoMetrics | None] = {}  # noqa: RUF012 - replaced, never changed
+    _eval_window: LossParts
     _evaluated_step: int | None = None  # of the weights as they are
     _evaluator: DetectionEvaluator | None = None  # of the evaluation that is running
-    _truth: tuple[Any, dict[str, Any] | None] = (None, None)  # the split evaluated last, and its ground truth
+    _truths: list[tuple[Any, dict[str, Any] | None]] = []  # noqa: RUF012 - sets, and their ground truth
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Returns the metrics of a set; of several (a dictionary by name) `eval_<name>_ap` and so on of each.
+
+        Of several there is one more number, which the best checkpoint, early stopping and a search go by:
+        `metric_for_best_model`, the mean of all sets, unless it names one of them (`night_ap`).
+        """
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(sets, dict):
+            self.last_evaluations = {}
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        start, samples, metrics, evaluations = time.time(), 0, {}, {}
+        for name, rows in sets.items():
+            loader = self.get_eval_dataloader(name if eval_dataset is None else rows)
+            prefix = f"{metric_key_prefix}_{name}"
+            loss_only = True if self.compute_metrics is None else None
+            output = self.evaluation_loop(loader, "Evaluation", loss_only, ignore_keys, prefix)
+            metrics |= output.metrics
+            samples += output.num_samples
+            evaluations[name] = self.last_evaluation
+        self.last_evaluations = evaluations
+        metrics |= self._mean_of_sets(metrics, list(sets), metric_key_prefix)
+        batches = math.ceil(samples / (self.args.eval_batch_size * self.args.world_size))
+        metrics.update(speed_metrics(metric_key_prefix, start, samples, batches))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _mean_of_sets(self, metrics: Mapping[str, float], sets: list[str], prefix: str) -> dict[str, float]:
+        wanted = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        values = [metrics[f"{prefix}_{name}_{wanted}"] for name in sets if f"{prefix}_{name}_{wanted}" in metrics]
+        return {f"{prefix}_{wanted}": sum(values) / len(values)} if len(values) == len(sets) else {}
 
     def evaluation_loop(
         self,
@@ -42,18 +86,26 @@ class StreamingEvaluation:
     ) -> EvalLoopOutput:
         """Returns the loss of a split by part and, if there are labels, COCO's twelve numbers (`eval_ap`, ...).
 
+        `eval_loss` and its parts are those of the split as one batch: the class losses of all pictures over the sum of
+        their queries' weights, and the losses of boxes over the number of objects. Pictures that fill up the last
+        batches of several processes are left out. A loss that is not DETR's (`compute_loss_func`) is Trainer's mean.
+
         Training draws the same random numbers afterwards as it would have drawn without an evaluation.
         """
         id2label = self.accelerator.unwrap_model(self.model).config.id2label
         self._evaluator = DetectionEvaluator(
             id2label, self._ground_truth(dataloader, id2label), repeats=self.args.world_size > 1
         )
+        self.gather_function = self._gather  # Trainer sets its own again
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices), self._averaged_weights():
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        output.metrics.update(self._eval_window.drain(self.accelerator, prefix=f"{metric_key_prefix}_"))
+        losses = self._eval_window.drain(self.accelerator, prefix=f"{metric_key_prefix}_")
+        if self.args.logging_nan_inf_filter:  # Trainer has left them out of its mean
+            losses = {name: value for name, value in losses.items() if math.isfinite(value)}
+        output.metrics.update(losses)
         if self.args.world_size > 1:
             self._evaluator.gather()
         predictions = output.predictions
@@ -74,7 +126,8 @@ class StreamingEvaluation:
     ) -> tuple[Tensor | None, Any, Any]:
         """Returns the loss of a batch, and adds what was found to the evaluation.
 
-        Outputs and targets are returned only where `compute_metrics` asks for them.
+        Outputs and targets are returned only where `compute_metrics` asks for them, where transformers' DETR has them:
+        the parts of the loss first, then logits and boxes.
         """
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
@@ -84,19 +137,61 @@ class StreamingEvaluation:
             else:
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
                 loss = loss.detach().mean()
+                self._note_loss(loss, outputs, labels)
         if labels is not None and not self.args.prediction_loss_only:
             found = Predictions(outputs["logits"], outputs["pred_boxes"])
             self._evaluator.update(found, labels, inputs.get("pixel_mask"))
         if self.compute_metrics is None and labels is not None:
             return loss, None, None
-        return loss, (outputs["logits"], outputs["pred_boxes"]), labels
+        kept = ("logits", "pred_boxes") if labels is None else ("loss_dict", "logits", "pred_boxes")
+        return loss, nested_detach(tuple(outputs[name] for name in kept)), labels
+
+    def _gather(self, values: Any) -> Any:
+        """Returns what all processes have of a batch, without fillers.
+
+        Of the last batch Trainer keeps the first rows of every tensor: of targets, a list with a dictionary a picture,
+        that would be the first boxes of each picture.
+        """
+        if not isinstance(values, list):
+            return self.accelerator.gather_for_metrics(values)
+        if self.args.world_size > 1:
+            values = gather_object(send_to_device(values, "cpu"))
+        state = self.accelerator.gradient_state
+        return values[: state.remainder] if state.end_of_dataloader and state.remainder > 0 else values
+
+    def _note_loss(self, loss: Tensor, outputs: Any, labels: list[dict[str, Tensor]]) -> None:
+        """Adds the loss of a batch's pictures to the evaluation's, without those that only fill up the batch."""
+        parts = outputs.get("loss_dict") or {} if isinstance(outputs, dict) else {}
+        model = self.accelerator.unwrap_model(self.model)
+        criterion = getattr(model, "loss_function", None)
+        if self.compute_loss_func is not None or not isinstance(criterion, SetCriterion):
+            self._eval_window.add(parts, labels)
+            return
+        real = self._real_pictures(len(labels))
+        if real < len(labels):
+            layers, labels = [*(outputs.get("auxiliary_outputs") or []), outputs], labels[:real]
+            kept = ([layer[name][:real] for layer in layers] for name in ("logits", "pred_boxes"))
+            loss, parts = model.loss_of(Predictions(*map(torch.stack, kept)), labels) if real else (loss, {})
+        if real:
+            divisors = loss_divisors(labels, outputs["logits"].shape[1], criterion)
+            self._eval_window.add(parts, labels, loss, divisors)
+
+    def _real_pictures(self, count: int) -> int:
+        """Returns how many of this process's `count` pictures are no fillers, which end the last batch of all."""
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return count
+        return min(max(state.remainder - self.args.process_index * count, 0), count)
 
     def _ground_truth(self, dataloader: Any, id2label: Mapping[int, str]) -> dict[str, Any] | None:
-        """Returns the split's COCO ground truth where its rows are at hand; it is kept for the next evaluation."""
+        """Returns the split's COCO ground truth where its rows are at hand; those of the last sets are kept."""
         dataset = getattr(dataloader, "dataset", None)
-        if dataset is not self._truth[0]:
-            self._truth = (dataset, ground_truth_of(dataset, id2label))
-        return self._truth[1]
+        known = [pair for pair in self._truths if pair[0] is dataset]
+        if not known:
+            known = [(dataset, ground_truth_of(dataset, id2label))]
+            kept = len(self.eval_dataset) if isinstance(self.eval_dataset, dict) else 1
+            self._truths = [*known, *self._truths][:kept]
+        return known[0][1]
 
 
 def _named(metrics: CocoMetrics, prefix: str) -> dict[str, float]:

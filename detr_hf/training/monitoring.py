@@ -1,5 +1,6 @@
 """What is watched during training: the loss by part, and that it stays finite."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,25 +16,54 @@ class LossParts:
     Sums stay on the device, so that adding a batch costs no wait for it. The class error counts each matched object
     once, so that a batch of two objects does not weigh as much as one of fifty, and one without objects does not count
     as wrong.
+
+    Args:
+        as_one_batch: whether the means are those of one batch of all that was added, however it was divided: each loss
+            weighs what it was divided by (that of classes the weights of all queries, others the number of objects),
+            the cardinality's error the pictures; and `loss`, the total, is among them. Otherwise each batch counts
+            once, as each counts for one step of training.
     """
 
     NAMES = (
         *("loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "loss_mask", "loss_dice"),
         *(f"loss_{part}_{aid}" for aid in ("enc", "dn") for part in ("ce", "bbox", "giou")),
     )
+    # what the total is the sum of: that of every layer's class loss, and of all other losses
+    TOTALS = ("loss of classes", "loss of objects")
 
-    def __init__(self) -> None:
+    def __init__(self, as_one_batch: bool = False) -> None:
+        self.as_one_batch = as_one_batch
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
 
-    def add(self, parts: Mapping[str, Tensor], labels: Sequence[Mapping[str, Any]]) -> None:
-        """Adds a batch: the model's `loss_dict`, and its targets."""
-        objects = sum(len(label["class_labels"]) for label in labels)
+    def add(
+        self,
+        parts: Mapping[str, Tensor],
+        labels: Sequence[Mapping[str, Any]],
+        loss: Tensor | None = None,
+        divisors: tuple[float, float, float] | None = None,
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            parts: the model's `loss_dict`.
+            labels: the batch's targets.
+            loss: the total, and
+            divisors: what each kind was divided by, see `loss_divisors`, where all is one batch. A loss that is not
+                DETR's has none; then its parts count by pictures, and there is no total.
+        """
+        objects, pictures = sum(len(label["class_labels"]) for label in labels), float(len(labels))
+        classes, others, matched = divisors or (pictures, pictures, objects)
         for name in self.NAMES:
             if name in parts:
-                self._add(name, parts[name], 1.0)
-        if "class_error" in parts and objects:
-            self._add("class_error", parts["class_error"], float(objects))
+                weight = classes if name.startswith("loss_ce") else others if name.startswith("loss") else pictures
+                self._add(name, parts[name], weight if self.as_one_batch else 1.0)
+        if "class_error" in parts and matched:
+            self._add("class_error", parts["class_error"], float(matched))
+        if self.as_one_batch and divisors and loss is not None:
+            of_classes = sum(value for name, value in parts.items() if re.fullmatch(r"loss_ce(_\d+)?", name))
+            self._add(self.TOTALS[0], of_classes, classes)
+            self._add(self.TOTALS[1], loss - of_classes, others)
 
     def _add(self, name: str, value: Tensor, weight: float) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + value.detach().float() * weight
@@ -41,13 +71,34 @@ class LossParts:
 
     def drain(self, accelerator: Any, prefix: str = "") -> dict[str, float]:
         """Returns means since the last call, over all processes; call it in every process."""
-        names = (*self.NAMES, "class_error")  # the same in every process, whatever each has seen
-        zero = torch.zeros((), device=accelerator.device)
-        sums = [torch.as_tensor(self._sums.get(name, zero)).to(accelerator.device) for name in names]
+        names = (*self.NAMES, "class_error", *self.TOTALS)  # the same in every process, whatever each has seen
+        sums = [torch.as_tensor(self._sums.get(name, 0.0)).to(accelerator.device) for name in names]
         weights = torch.tensor([self._weights.get(name, 0.0) for name in names], device=accelerator.device)
         total, weight = accelerator.reduce(torch.stack([torch.stack(sums).float(), weights]), reduction="sum").tolist()
         self._sums, self._weights = {}, {}
-        return {prefix + name: total[i] / weight[i] for i, name in enumerate(names) if weight[i]}
+        means = {name: total[i] / weight[i] for i, name in enumerate(names) if weight[i]}
+        of_all = [means.pop(name) for name in self.TOTALS if name in means]
+        if of_all:
+            means["loss"] = sum(of_all)
+        return {prefix + name: value for name, value in means.items()}
+
+
+def loss_divisors(labels: Sequence[Mapping[str, Any]], num_queries: int, criterion: Any) -> tuple[float, float, float]:
+    """Returns what a `SetCriterion` divides a batch's losses by: those of classes by the weights of the queries, other
+    losses by the number of objects, and the error of classes by that of matched objects.
+
+    Where classes have weights and a picture has more objects than queries, those that get one are taken to weigh as
+    all do in the mean.
+    """
+    weights = getattr(criterion, "class_weights", None)
+    matched = weight = objects = 0.0
+    for label in labels:
+        count = len(label["class_labels"])
+        with_query = min(count, num_queries)
+        of_all = count if weights is None else sum(weights[index] for index in label["class_labels"].tolist())
+        objects, matched = objects + count, matched + with_query
+        weight += of_all * with_query / max(count, 1)
+    return weight + criterion.eos_coef * (len(labels) * num_queries - matched), objects, matched
 
 
 def describe_batch(inputs: Mapping[str, Any], file_names: Mapping[Any, str]) -> str:

@@ -1,10 +1,18 @@
 """From what the user gives to what Trainer needs: splits, and whether data and model mean the same classes."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from datasets import Dataset
+from transformers.trainer_utils import IntervalStrategy
+
 from ..data.detection_data import split_kind
 from ..data.preparing.transform import prepare
+from ..evaluation.coco import METRIC_NAMES
+from .monitoring import LossParts
+
+logger = logging.getLogger(__name__)
 
 
 def splits_of_run(args: Any, train: Any, validation: Any, data: Any, processor: Any) -> tuple[Any, Any]:
@@ -25,20 +33,79 @@ def splits_of_run(args: Any, train: Any, validation: Any, data: Any, processor: 
                 "data_collator."
             )
         train_name, validation_name = split_named(data, "train"), split_named(data, "validation")
+        if (
+            train is None
+            and train_name
+            and validation is None
+            and validation_name
+            and "trainval" in train_name.lower()
+        ):
+            logger.warning(
+                "%r is trained on and %r measured on: where the first holds the second, as in Pascal VOC, the numbers "
+                "are those of pictures that were learnt. Give splits={'train': ..., 'validation': ...} when loading.",
+                *(train_name, validation_name),
+            )
         if train is None and train_name:
             train = prepare(data[train_name], processor, augment=getattr(args, "augment", "none"))
         if validation is None and validation_name:
             validation = prepare(data[validation_name], processor)
-    for what, rows in (("training", train), ("validation", validation)):
+    sets = validation if isinstance(validation, dict) and validation else {"": validation}
+    named = [("training", train), *((f"validation {name}".strip(), rows) for name, rows in sets.items())]
+    for what, rows in named:
         if hasattr(rows, "__len__") and len(rows) == 0:
             raise ValueError(f"The {what} set is empty: it has no picture.")
+    if args.remove_unused_columns and any(_is_read_with_transform(rows) for _, rows in named):
+        raise ValueError(
+            "remove_unused_columns=True would take away the columns that rows are made of when they are read "
+            "(with_transform). Set remove_unused_columns=False, the default of DETRTrainingArguments."
+        )
     if validation is None and args.eval_strategy != "no":
         raise ValueError(
-            f"There is no validation split, and eval_strategy is {args.eval_strategy.value!r}, the default here. Give "
-            "eval_dataset, name a split validation (load_detection_dataset(..., splits={'validation': ...})), or "
-            "train without measuring: eval_strategy='no'."
+            f"There is no validation split{_splits_there(data)}, and eval_strategy is {args.eval_strategy.value!r}, "
+            "the default here. Give eval_dataset, name a split validation (load_detection_dataset(..., "
+            "splits={'validation': ...})), set a part of the training pictures aside (validation_share=0.1), or train "
+            "without measuring: eval_strategy='no'."
         )
     return train, validation
+
+
+def _is_read_with_transform(rows: Any) -> bool:
+    return isinstance(rows, Dataset) and rows.format["type"] == "custom"
+
+
+def _splits_there(data: Any) -> str:
+    return f" (there are {', '.join(map(repr, data))})" if isinstance(data, Mapping) and data else ""
+
+
+def nothing_to_train_on(data: Any) -> str:
+    """Returns the words for a run without training data, with the splits that there are."""
+    rename = " Name one when loading: load_detection_dataset(..., splits={'train': 'its name'})." if data else ""
+    return (
+        f"There is nothing to train on: give data with a train split{_splits_there(data)}, or train_dataset.{rename}"
+    )
+
+
+def check_metric(args: Any, sets: Any, compute_metrics: Any) -> None:
+    """Makes sure that what the best checkpoint is chosen by will be measured; without it the first evaluation fails.
+
+    Raises:
+        ValueError: it will not; the message says what will.
+    """
+    wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if IntervalStrategy(args.eval_strategy) == IntervalStrategy.NO or compute_metrics is not None:
+        return  # a function of the user's may measure anything
+    measured = ["loss", *LossParts.NAMES, "class_error"]
+    if not args.prediction_loss_only:
+        measured = [*(name.lower() for name in METRIC_NAMES), *measured]
+    names = sets if isinstance(sets, dict) else {}
+    if wanted in {*measured, "runtime", *(f"{name}_{metric}" for name in names for metric in measured)}:
+        return
+    of_sets = f", each also of one set, as '{next(iter(names))}_{measured[0]}'" if names else ""
+    only = " (prediction_loss_only=True)" if args.prediction_loss_only else ""
+    raise ValueError(
+        f"metric_for_best_model is {args.metric_for_best_model!r}, and an evaluation measures only "
+        f"{', '.join(measured)}{of_sets}{only}. Take {measured[0]!r}, or give compute_metrics, which measures it."
+    )
 
 
 def split_named(data: Mapping[str, Any], kind: str) -> str | None:

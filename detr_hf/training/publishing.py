@@ -214,7 +214,12 @@ class HubPublishing:
         name = data["name"] if data else "the validation split"
         where = {"dataset": name, "type": str((data or {}).get("hub_id") or name)}
         if self._evaluated_step == self.state.global_step and self.last_evaluation is not None:
-            return where | self.last_evaluation.to_dict()
+            if not self.last_evaluations:
+                return where | self.last_evaluation.to_dict()
+            first, evaluation = next(iter(self.last_evaluations.items()))
+            return where | {"dataset": f"{name} ({first})"} | evaluation.to_dict() if evaluation else None
+        if isinstance(self.eval_dataset, dict):
+            return None  # the log has a mean of sets
         best = self.state.best_global_step
         logged = [entry for entry in self.state.log_history if entry.get("step") == best and "eval_ap" in entry]
         if self._evaluated_step is not None or not best or not logged:

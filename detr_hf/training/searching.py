@@ -56,7 +56,12 @@ class HyperparameterSearch:
         args = self.args
         rate, head_rate = args.learning_rate, getattr(args, "head_learning_rate", None)
         before = {name: getattr(args, name, None) for name in READ_ONCE}
+        schedule = args.lr_scheduler_type
         super()._hp_search_setup(trial)
+        drawn = trial if isinstance(trial, Mapping) else getattr(trial, "params", {})
+        if ("lr_scheduler_type" in drawn or args.lr_scheduler_type != schedule) and hasattr(args, "unset"):
+            args.unset = tuple(name for name in args.unset if name != "lr_scheduler_type")
+            args.keep_given_schedule()
         for name, value in before.items():
             if getattr(args, name, None) != value:
                 raise ValueError(

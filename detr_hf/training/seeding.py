@@ -17,6 +17,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from transformers import TrainerCallback
 
+from .sampling import RepeatFactorSampler
+
 
 @contextmanager
 def drawn_from(*key: int) -> Iterator[None]:
@@ -98,6 +100,7 @@ class SeedingCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self.dataset: SeededDataset | SeededStream | None = None
+        self.sampler: RepeatFactorSampler | None = None
         self._next_epoch = 0
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -106,8 +109,9 @@ class SeedingCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         """Sets the epoch before the data loader starts on it."""
-        if self.dataset is not None:
-            self.dataset.set_epoch(self._next_epoch)
+        for drawn in (self.dataset, self.sampler):
+            if drawn is not None:
+                drawn.set_epoch(self._next_epoch)
         self._next_epoch += 1
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import SchedulerType, Trainer, TrainerCallback
+from transformers.trainer_utils import has_length
 
 from ..checkpoints.processors import processor_of
 from ..data.preparing.collate import DetectionCollator
@@ -33,8 +34,9 @@ from .ema import EMACallback
 from .evaluating import StreamingEvaluation
 from .monitoring import LossParts, describe_batch, describe_parts
 from .optimizing import drop_schedule, parameter_groups
-from .preparing import check_classes, splits_of_run
+from .preparing import check_classes, check_metric, nothing_to_train_on, splits_of_run
 from .publishing import HubPublishing
+from .sampling import balanced_sampler
 from .searching import HyperparameterSearch
 from .seeding import SeedingCallback, seeded
 
@@ -94,7 +96,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         self._data, self._id2label = data, getattr(data, "id2label", None)
         self._seeding = SeedingCallback()
         self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
-        self._window, self._eval_window, self._step_labels, self._group_rates = LossParts(), LossParts(), [], {}
+        self._window, self._eval_window = LossParts(), LossParts(as_one_batch=True)
+        self._step_labels, self._group_rates = [], {}
         super().__init__(
             model=model,
             args=args,
@@ -121,6 +124,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             logger.info("Recipe %r: %s", recipe, {name: getattr(self.args, name) for name in self.args.unset})
             if recipe == "scratch":
                 logger.warning(FROM_SCRATCH)
+        check_metric(self.args, self.eval_dataset, self.compute_metrics)
         if self._ema and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "ema_decay does not work with sharded weights (FSDP, DeepSpeed): set it to 0, or train with DDP."
@@ -156,15 +160,19 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
     ) -> Any:
         """Trains, and returns steps, loss and metrics as transformers' Trainer does.
 
+        A run that starts, and one that goes on from an older checkpoint, finds no other run's checkpoints in its way:
+        `args.earlier_checkpoints` says whether those are moved into a folder beside, deleted, or an error.
+
         Args:
             resume_from_checkpoint: a checkpoint; True for the last complete one of the output folder; "auto" for the
                 same, or from the start where there is none.
             trial, ignore_keys_for_eval: as in transformers' Trainer.
 
         Raises:
-            CheckpointError: True was given and there is no complete checkpoint.
+            CheckpointError: what is wanted is not there or not whole, was trained with other classes, or could be of
+                several runs.
         """
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        checkpoint = self._begin_run(resume_from_checkpoint, trial)
         self._step_labels, self._window = [], LossParts()
         return super().train(checkpoint, trial, ignore_keys_for_eval)
 
@@ -177,7 +185,13 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         """
         plain = self.train_dataset
         if plain is None:
-            raise ValueError("There is nothing to train on: give data with a train split, or train_dataset.")
+            raise ValueError(nothing_to_train_on(self._data))
+        threshold = getattr(self.args, "balance_classes", 0.0)
+        if threshold:
+            if self.args.train_sampling_strategy != "random":
+                raise ValueError("balance_classes draws pictures at random: leave train_sampling_strategy out.")
+            names = self.accelerator.unwrap_model(self.model).config.id2label
+            self._seeding.sampler = balanced_sampler(plain, names, threshold, self.args.data_seed or self.args.seed)
         self._seeding.dataset = self.train_dataset = seeded(plain, self.args.data_seed or self.args.seed)
         collator = self.data_collator
         if isinstance(collator, DetectionCollator) and collator.pad_to_multiple_of is None:
@@ -185,9 +199,37 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             on_gpu = self.args.device.type == "cuda"
             self.data_collator = collator.padding_to(GPU_PADDING if multiple is None and on_gpu else multiple)
         try:
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
         finally:
             self.train_dataset, self.data_collator = plain, collator
+        if has_length(loader) and not len(loader):
+            raise ValueError(
+                f"dataloader_drop_last leaves nothing to train on: {len(plain)} pictures do not fill a batch of "
+                f"{self._train_batch_size} in {self.args.world_size} process(es). Set it to False, or lower "
+                "per_device_train_batch_size."
+            )
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Returns Trainer's sampler, or with `balance_classes` one that draws pictures of rare classes more often."""
+        return super()._get_train_sampler(train_dataset) if self._seeding.sampler is None else self._seeding.sampler
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> Any:
+        """Returns a loader; `dataloader_drop_last` is for training, since an evaluation measures every picture."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     # --- optimisation ---
 
@@ -226,7 +268,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Returns the loss; its parts are noted for the log, and in training it must be finite.
+        """Returns the loss; in training its parts are noted for the log, and it must be finite.
 
         Raises:
             NonFiniteLossError: naming the pictures of the batch.
@@ -235,8 +277,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         batch = dict(inputs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         parts = outputs.get("loss_dict") or {} if isinstance(outputs, dict) else {}
-        (self._window if model.training else self._eval_window).add(parts, labels)
         if model.training:
+            self._window.add(parts, labels)
             self._step_labels.append(labels)
             if not torch.isfinite(loss).all():
                 raise NonFiniteLossError(

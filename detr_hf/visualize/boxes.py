@@ -2,15 +2,20 @@
 
 Sizes follow the image and the boxes: lines and letters that suit 4000 pixels would hide a thumbnail. A class has the
 same colour in every image. A label stays inside the image, is moved off the labels drawn before it where there is
-room, and is written in black or white, whichever reads better on its ground.
+room, and is written in black or white, whichever reads better on its ground. The time grows with the number of boxes,
+not with its square: how much of a place is taken is counted by pixels.
 """
 
 import colorsys
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .lettering import BUNDLED, Line, fitting_line
 
 # Twelve colours that neighbours in a list of classes can be told apart by, on photographs; more classes get generated
 # ones.
@@ -49,6 +54,21 @@ class Span(NamedTuple):
         return max(width, 0) * max(height, 0)
 
 
+class Taken:
+    """The pixels of an image of `size` (width, height) that labels stand on, and how many on each."""
+
+    def __init__(self, size: tuple[int, int]):
+        self._labels_on = np.zeros((size[1], size[0]), dtype=np.uint16)
+
+    def add(self, span: Span) -> None:
+        """Takes a place."""
+        self._labels_on[span.y0 : span.y1, span.x0 : span.x1] += 1
+
+    def overlap(self, span: Span) -> int:
+        """Returns the sum of the areas in common with each label, in pixels."""
+        return int(self._labels_on[span.y0 : span.y1, span.x0 : span.x1].sum())
+
+
 def class_color(label: int) -> tuple[int, int, int]:
     """Returns the RGB colour of a class, the same in every image and every process."""
     if 0 <= label < len(PALETTE):
@@ -71,18 +91,21 @@ def draw_boxes(
     *,
     labels: Sequence[int] | None = None,
     scores: Sequence[float] | None = None,
+    font: str | Path | None = None,
 ) -> Image.Image:
     """Returns a copy of `image` in RGB with a box and a label for each object.
 
     Args:
         image: of any mode.
         boxes_xyxy_abs: (N, 4), in pixels of `image`; cut at its edges, and left out where nothing of it is inside.
-        names: N texts.
+        names: N texts in any script, see `lettering.py`.
         labels: N class numbers that choose the colours; by default each different name gets the next colour.
         scores: N numbers in [0, 1], written after the name. The best is drawn last, on top.
+        font: the file of the font for the names; by default one that has their letters is looked for.
 
     Raises:
         ValueError: when the lengths differ, or a coordinate is not finite.
+        OSError: `font` is not the file of a font.
     """
     boxes = np.asarray(boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4)
     if labels is None:
@@ -102,10 +125,10 @@ def draw_boxes(
     for i, span in shown:
         _draw_outline(draw, span, class_color(int(labels[i])), drawn.size)
     # The best object's label takes its place first, so that it is the others that give way.
-    taken: list[Span] = []
+    taken = Taken(drawn.size)
     for i, span in reversed(shown):
-        score = None if scores is None else float(scores[i])
-        taken.append(_draw_label(draw, span, names[i], score, class_color(int(labels[i])), taken, drawn.size))
+        line = _fitting_line(names[i], int(labels[i]), None if scores is None else float(scores[i]), drawn.size, font)
+        _draw_label(draw, span, line, class_color(int(labels[i])), taken, drawn.size)
     return drawn
 
 
@@ -144,43 +167,41 @@ def _draw_outline(draw: ImageDraw.ImageDraw, span: Span, color: tuple[int, int, 
 def _draw_label(
     draw: ImageDraw.ImageDraw,
     span: Span,
-    name: str,
-    score: float | None,
+    line: Line,
     color: tuple[int, int, int],
-    taken: list[Span],
+    taken: Taken,
     size: tuple[int, int],
-) -> Span:
-    """Writes one label and returns the rectangle that it takes."""
-    text, font = _fitting_text(draw, name, score, size)
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+) -> None:
+    """Writes one label and takes its place."""
+    left, top, right, bottom = line.bbox()
     # The height of a tall and a low letter, whatever the text, so that neighbouring labels align.
-    _, line_top, _, line_bottom = draw.textbbox((0, 0), "Ag0", font=font)
+    line_top, line_bottom = _line_height(font_px(size))
     top, bottom = min(top, line_top), max(bottom, line_bottom)
     margin = max(1, round((bottom - top) * 0.18))
     ground = _place(round(right - left) + 2 * margin, round(bottom - top) + 2 * margin, span, taken, size)
+    taken.add(ground)
     draw.rectangle((ground.x0, ground.y0, ground.x1 - 1, ground.y1 - 1), fill=color)
-    draw.text((ground.x0 + margin - left, ground.y0 + margin - top), text, fill=text_color(color), font=font)
-    return ground
+    line.draw(draw, ground.x0 + margin - left, ground.y0 + margin - top, text_color(color))
 
 
-def _fitting_text(
-    draw: ImageDraw.ImageDraw, name: str, score: float | None, size: tuple[int, int]
-) -> tuple[str, ImageFont.ImageFont]:
+@lru_cache
+def _line_height(px: int) -> tuple[float, float]:
+    """Returns top and bottom of a line, from its base line."""
+    _, top, _, bottom = Line("Ag0", px).bbox()
+    return top, bottom
+
+
+def _fitting_line(name: str, label: int, score: float | None, size: tuple[int, int], font: str | Path | None) -> Line:
     """Returns the fullest text that is no wider than the image: name and score, else the name, else its beginning."""
-    font = ImageFont.load_default(font_px(size))
-    name = " ".join(name.split())
-    texts = [name] if score is None else [f"{name}  {score:.2f}", name]
-    room = size[0] - 4
-    for text in texts:
-        if draw.textlength(text, font=font) <= room:
-            return text, font
-    kept = name
-    while len(kept) > 1 and draw.textlength(kept + "…", font=font) > room:
-        kept = kept[:-1]
-    return kept + "…", font
+    px, room, file = font_px(size), size[0] - 4, str(font or BUNDLED)
+    if score is not None:
+        line = Line(name, px, label, file, after=f"  {score:.2f}")
+        if line.length <= room:
+            return line
+    return fitting_line(name, room, px, label, file)
 
 
-def _place(width: int, height: int, span: Span, taken: list[Span], size: tuple[int, int]) -> Span:
+def _place(width: int, height: int, span: Span, taken: Taken, size: tuple[int, int]) -> Span:
     """Returns the place for a label of this size: on the box's upper edge if free, else the best of the others."""
     candidates = (
         (span.x0, span.y0 - height),
@@ -198,7 +219,7 @@ def _place(width: int, height: int, span: Span, taken: list[Span], size: tuple[i
         y0 = min(max(y, 0), max(size[1] - height, 0))
         places.append(Span(x0, y0, x0 + width, y0 + height))
     # Over another label is worst; being pushed over the object itself is worse than a later candidate.
-    return min(places, key=lambda place: (sum(map(place.overlap, taken)), place.overlap(span) > 0))
+    return min(places, key=lambda place: (taken.overlap(place), place.overlap(span) > 0))
 
 
 def _relative_luminance(color: tuple[int, int, int]) -> float:

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
+from .lettering import Line
+
 CAPTION_PX = 14
+LETTERS_PX = 10
 
 
 def tile_grid(
@@ -40,7 +43,9 @@ def tile_grid(
     for index, (tile, caption) in enumerate(zip(tiles, captions or [""] * len(tiles), strict=True)):
         x, y = index % columns * step_x, index // columns * step_y
         grid.paste(tile, (x, y + caption_px))
-        draw.text((x + 2, y + 1), caption, fill="black")
+        if caption:
+            line = Line(caption, LETTERS_PX)
+            line.draw(draw, x + 2, y + 1 + LETTERS_PX, "black")
     return grid
 
 

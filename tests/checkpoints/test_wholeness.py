@@ -8,12 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForObjectDetection, DetrModel
+from transformers import (
+    AutoModelForObjectDetection,
+    ConditionalDetrConfig,
+    ConditionalDetrForObjectDetection,
+    DabDetrConfig,
+    DabDetrForObjectDetection,
+    DetrModel,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    RTDetrResNetConfig,
+    YolosConfig,
+    YolosForObjectDetection,
+    pipeline,
+)
 
 from detr_hf import Detector, DETRForObjectDetection, DETRModel
-from tests.checkpoints.foreign import save_original
+from tests.checkpoints.foreign import narrow_model, save_original, their_resnet
 
-from ..conftest import tiny_model
+from ..conftest import tiny_config, tiny_model
 
 OWN_PARTS = [
     "class_embed.weight",
@@ -133,6 +146,13 @@ def test_an_adapter_over_a_foreign_base_is_refused(folders, tmp_path):
         DETRForObjectDetection.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("changes", [{"id2label": ["x"]}, {"num_queries": 3}, {"num_labels": 9}])
+def test_an_adapter_is_not_fitted_to_other_classes(folders, tmp_path, changes):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folders["own"])}))
+    with pytest.raises(ValueError, match=rf"is an adapter.*{next(iter(changes))} cannot be given"):
+        DETRForObjectDetection.from_pretrained(tmp_path, **changes)
+
+
 @pytest.mark.parametrize("name", ["own", "theirs"])
 def test_the_checkpoints_own_number_of_classes_changes_nothing(folders, name):
     model = DETRForObjectDetection.from_pretrained(folders[name], num_labels=3)
@@ -163,3 +183,102 @@ def test_which_files_of_a_foreign_folder_are_read_can_be_said(folders, tmp_path)
         )
     with pytest.raises(FileNotFoundError, match=r"expected model\.safetensors"):
         DETRForObjectDetection.from_pretrained(tmp_path / "them", use_safetensors=True)
+
+
+OTHERS = {
+    "conditional": (ConditionalDetrForObjectDetection, ConditionalDetrConfig),
+    "yolos": (YolosForObjectDetection, YolosConfig),
+    "rt_detr": (RTDetrForObjectDetection, RTDetrConfig),
+    "dab": (DabDetrForObjectDetection, DabDetrConfig),
+}
+
+
+def of_another_kind(kind: str) -> torch.nn.Module:
+    """Returns a small random model that is a relative of DETR."""
+    cls, config = OTHERS[kind]
+    resnet = their_resnet(hidden_sizes=[8, 8, 16, 16], embedding_size=8, layer_type="basic")
+    layers = {"decoder_layers": 1, "decoder_ffn_dim": 32, "encoder_ffn_dim": 32, "num_queries": 7}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    detr = {"encoder_layers": 1, "backbone_config": resnet, **layers, **heads}
+    small = {
+        "conditional": {"d_model": 32, **detr},
+        "dab": {"hidden_size": 32, **detr},
+        "yolos": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64},
+        "rt_detr": {
+            "d_model": 32,
+            "encoder_hidden_dim": 32,
+            "encoder_in_channels": [8, 16, 16],
+            "backbone_config": RTDetrResNetConfig(
+                depths=[1] * 4,
+                hidden_sizes=[8, 8, 16, 16],
+                embedding_size=8,
+                out_features=["stage2", "stage3", "stage4"],
+            ),
+            **layers,
+            **heads,
+        },
+    }
+    return cls(config(**small[kind]))
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_weights_of_detrs_relatives_are_refused_whatever_they_call_themselves(folders, tmp_path, kind):
+    """As they are, with config.json of transformers' DETR or of ours beside them, as a file, and as a state dict."""
+    other = of_another_kind(kind)
+    other.save_pretrained(tmp_path / "itself")
+    torch.save(other.state_dict(), tmp_path / "weights.pth")
+    for name in ("own", "theirs"):
+        shutil.copytree(tmp_path / "itself", tmp_path / name)
+        shutil.copyfile(folders[name] / "config.json", tmp_path / name / "config.json")
+    for place in ("itself", "own", "theirs", "weights.pth"):
+        with pytest.raises(ValueError, match=r"not of a DETR|no DETR has|not a whole DETR|no plain ResNet|lacks"):
+            DETRForObjectDetection.from_pretrained(tmp_path / place)
+    with pytest.raises((ValueError, RuntimeError), match=r"beyond what|lacks|ignore_mismatched_sizes"):
+        DETRForObjectDetection.from_pretrained(None, config=tiny_config(), state_dict=other.state_dict())
+
+
+ROADS = {
+    "class": lambda path, **options: DETRForObjectDetection.from_pretrained(path, **options),
+    "base": lambda path, **options: DETRModel.from_pretrained(path, **options),
+    "auto": lambda path, **options: AutoModelForObjectDetection.from_pretrained(path, **options),
+    "detector": lambda path, **options: Detector.from_pretrained(path, device="cpu", **options).model,
+    "pipeline": lambda path, **options: (
+        pipeline("object-detection", str(path), image_processor=object(), model_kwargs=options).model
+    ),
+}
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_missing_shard_is_named_on_every_road(tmp_path, road):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="10MB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises((OSError, ValueError), match=rf"names the shard '{shard.name}', which is missing"):
+        ROADS[road](tmp_path)
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_which_file_is_read_can_be_said_on_every_road(tmp_path, road):
+    model = narrow_model()
+    model.save_pretrained(tmp_path, variant="half")
+    narrow_model(seed=1).save_pretrained(tmp_path)
+    assert torch.equal(ROADS[road](tmp_path, variant="half").query_embed.weight, model.query_embed.weight)
+    with pytest.raises((OSError, ValueError), match=r"expected (model\.x\.safetensors|pytorch_model\.half\.bin)"):
+        ROADS[road](tmp_path, variant="x")
+    with pytest.raises((OSError, ValueError), match=r"expected pytorch_model\.half\.bin"):
+        ROADS[road](tmp_path, variant="half", use_safetensors=False)
+
+
+@pytest.mark.parametrize("road", ["class", "base", "auto", "detector"])
+def test_a_subfolder_is_found_on_every_road(tmp_path, road):
+    model = narrow_model()
+    model.save_pretrained(tmp_path / "deep" / "er")
+    assert torch.equal(ROADS[road](tmp_path, subfolder="deep/er").query_embed.weight, model.query_embed.weight)
+
+
+def test_what_strict_false_leaves_out_is_counted(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    state_dict = {name: value for name, value in tiny_model().state_dict().items() if "bbox" not in name}
+    with caplog.at_level(logging.WARNING):
+        tiny_model().load_state_dict(state_dict | {"x": torch.zeros(1)}, strict=False)
+    assert "217 of 223 tensors are loaded, 6 stay as they were" in caplog.text and "1 of the state dict" in caplog.text

@@ -1,6 +1,10 @@
 """`detr-hf predict`: which model, which pictures, what is written, and the exit code."""
 
 import json
+import os
+import shutil
+import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +16,9 @@ from typer.testing import CliRunner
 
 from detr_hf import Detector, DETRImageProcessor
 from detr_hf.cli.main import app
-from detr_hf.cli.predict import drawing_paths, split_model
+from detr_hf.cli.predict import split_model
 from detr_hf.cli.predict_run import duration, process_device, process_name, progress_text
+from detr_hf.inference.runs.drawings import drawing_paths
 from detr_hf.inference.runs.prediction import Progress, read_predictions
 
 from ..conftest import tiny_model
@@ -181,3 +186,110 @@ def test_drawings_never_share_a_name():
     pictures = {Path("x/a.png"): Path("a.png"), Path("y/a.png"): Path("a.png"), Path("y/a.tiff"): Path("a.tiff")}
     targets = drawing_paths(pictures, Path("out"))
     assert list(targets.values()) == [Path("out/a_boxes.png"), Path("out/a_boxes_2.png"), Path("out/a_boxes_3.png")]
+
+
+def digests(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("photos/a.png", "--json", "photos/a.png"),
+        ("photos", "--json", "photos/sub/../a.png"),
+        ("photos", "--json", "linked.json"),
+        ("photos/a.png", "--json", "photos/b.jpg"),  # not given, and nothing that predict wrote
+        ("photos/a.png", "--json", "annotations.json"),
+        ("photos/a.png", "--json", "model/config.json"),
+        ("photos/a.png", "--save", "photos/b.jpg"),
+        ("photos/a.png", "--out", "photos/b.jpg"),
+        ("photos/a.png", "--out", "photos"),
+    ],
+    ids=" ".join,
+)
+def test_nothing_that_was_there_is_written_over(model, photos, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linked.json").hardlink_to(photos / "b.jpg")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "detr_hf"}')
+    (tmp_path / "annotations.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    before = digests(tmp_path)
+    monkeypatch.setattr(Detector, "outcomes", lambda *_, **__: pytest.fail("looked at a picture first"))
+    done = predict("--model", model, *arguments)
+    assert done.exit_code != 0 and not isinstance(done.exception, AssertionError)
+    assert digests(tmp_path) == before
+
+
+def test_a_json_file_of_an_earlier_run_is_written_over(model, photos, tmp_path):
+    for _ in range(2):
+        assert predict(model, photos, "--json", photos / "found.json").exit_code == 0
+    assert len(json.loads((photos / "found.json").read_text())["pictures"]) == 3
+
+
+def test_drawings_beside_their_pictures_spare_the_users_and_are_no_pictures_later(model, photos):
+    Image.new("L", (60, 80)).save(photos / "a_boxes.png")
+    before = digests(photos)
+    for _ in range(2):
+        done = predict(model, photos, "--save", photos)
+        assert done.exit_code == 0 and len(done.stdout.splitlines()) == 4  # the three, and the user's a_boxes.png
+    after = digests(photos)
+    assert {name: after[name] for name in before} == before
+    drawn = ["a_boxes_2.png", "a_boxes_boxes.png", "b_boxes.jpg", "sub/a_boxes.png"]
+    assert sorted(after.keys() - before.keys()) == drawn
+    assert predict(model, *sorted(photos.glob("*.*"))).stdout.count("\n") == 3  # as a shell writes out photos/*
+    assert predict(model, photos / "b_boxes.jpg").exit_code == 0  # named alone, it is meant
+
+
+def test_pictures_of_one_name_get_a_drawing_each(model, photos, tmp_path, caplog):
+    Image.open(photos / "a.png").save(photos / "a.bmp")
+    save = tmp_path / "boxes"
+    done = predict(model, photos / "a.png", photos / "a.bmp", photos / "sub" / "a.png", "--save", save)
+    assert done.exit_code == 0
+    assert sorted(path.name for path in save.iterdir()) == ["a_boxes.png", "a_boxes_2.png", "a_boxes_3.png"]
+    assert "2 drawings is taken" in caplog.text and str(photos / "sub" / "a.png") in caplog.text
+
+
+def test_a_run_in_which_nothing_could_be_read_has_failed(model, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "photos" / name).write_bytes(b"not a picture")
+    for out in (("--out", tmp_path / "run"), ("--out", tmp_path / "run"), ()):  # also where all was done before
+        assert predict(model, tmp_path / "photos", *out).exit_code == 1
+    with tarfile.open(tmp_path / "notes.tar", "w") as tar:
+        tar.add(tmp_path / "photos" / "a.png", "notes.txt")
+    assert predict(model, tmp_path / "notes.tar", "--out", tmp_path / "other").exit_code == 1
+    Image.new("RGB", (60, 80)).save(tmp_path / "photos" / "c.png")
+    assert predict(model, tmp_path / "photos", "--out", tmp_path / "third").exit_code == 0
+
+
+def test_what_a_folder_holds_besides_is_said_and_also_where_there_is_no_picture(model, photos, caplog):
+    (photos / "notes.txt").touch()
+    (photos / "film.mp4").touch()
+    done = predict(model, photos)
+    assert done.exit_code == 0 and ".mp4 hold many pictures: --out" in done.stderr
+    assert "1 .txt (notes.txt)" in caplog.text and "1 .mp4 (film.mp4)" in caplog.text
+    (photos / "only").mkdir()
+    (photos / "only" / "IMG.HEIC").touch()
+    done = predict(model, photos / "only")
+    assert done.exit_code == 2 and "IMG.HEIC" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names are not allowed there")
+def test_a_file_name_that_is_no_text_is_one_line_and_stops_nothing(model, photos):
+    for name in (b"a\xff.png", b"b\nc.png"):
+        shutil.copy(photos / "a.png", os.path.join(os.fsencode(photos), name))
+    Path(os.fsdecode(os.path.join(os.fsencode(photos), b"\xfe.png"))).write_bytes(b"no picture")
+    done = predict(model, photos)
+    assert done.exit_code == 1 and len(done.stdout.splitlines()) == 5
+    assert "a\\udcff.png" in done.stdout and "b\\nc.png" in done.stdout and "\\udcfe.png" in done.stderr
+
+
+def test_a_font_is_taken_for_the_names(model, photos, tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf"
+    for name, chosen in (("plain", ()), ("serif", ("--font", font))):
+        done = predict(model, photos / "a.png", "--threshold", 0.1, "--save", tmp_path / name, *chosen)
+        assert done.exit_code == 0
+    plain, serif = (np.array(Image.open(tmp_path / name / "a_boxes.png")) for name in ("plain", "serif"))
+    assert not np.array_equal(plain, serif)
+    assert predict(model, photos / "a.png", "--save", tmp_path, "--font", "gone.ttf").exit_code == 2

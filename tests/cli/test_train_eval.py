@@ -86,6 +86,23 @@ def test_from_pictures_to_numbers(folder):
     assert json.loads((folder / "again.json").read_text())["AP"] == pytest.approx(numbers["AP"], abs=1e-6)
 
 
+def test_a_share_for_validation_is_the_same_for_train_and_eval(folder, tmp_path):
+    """Of the training split, read under another name."""
+    reading = ["--split", "train=train", "--validation_share", 0.5]
+    flags = ["--max_steps", 1, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--output_dir", tmp_path]
+    trained = run("train", "--data", folder / "data", "--model", folder / "start", *flags, *reading)
+    assert trained.exit_code == 0, trained.output
+    assert "2 of 4 pictures of split 'train' are set aside as 'validation'" in trained.output
+    measured = run("eval", tmp_path, folder / "data", *reading, "--json", tmp_path / "m.json")
+    assert measured.exit_code == 0, measured.output
+    ap = json.loads((tmp_path / "eval_results.json").read_text())["eval_ap"]
+    assert json.loads((tmp_path / "m.json").read_text())["AP"] == pytest.approx(ap, abs=1e-6)
+    with pytest.raises(ValueError, match=r"validation split 'val'.*--validation_share 0.5.*--split train"):
+        run("eval", tmp_path, folder / "data", "--validation_share", 0.5)
+    with pytest.raises(ValueError, match="Did you mean train"):
+        run("eval", tmp_path, folder / "data", "--split", "trein")
+
+
 def test_transformers_own_checkpoint_is_evaluated_alike(folder):
     DETRForObjectDetection.from_pretrained(folder / "start").to_transformers().save_pretrained(folder / "theirs")
     DETRImageProcessor.from_pretrained(folder / "start").save_pretrained(folder / "theirs")

@@ -1,5 +1,7 @@
 """What streams through the evaluator gives the numbers of what was put in, and fits in little memory."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -163,3 +165,10 @@ def test_the_table_shows_every_class():
     mistakes = count_mistakes(evaluator.coco_ground_truth(), evaluator.coco_detections())
     table = metrics_table(evaluator.compute(), mistakes)
     assert all(word in table for word in ("AP75", "cat", "dog", "owl", "localisation", "missed"))
+
+
+@pytest.mark.parametrize(("given", "kept"), [(np.int64(7), 7), (np.str_("a"), "a"), (np.uint8(3), 3)])
+def test_ids_of_numpy_are_plain_in_results(given, kept):
+    evaluator = DetectionEvaluator({0: "thing"})
+    evaluator.add(given, (8, 8), [0.5], [0], np.array([[0, 0, 4, 4]]))
+    assert json.loads(json.dumps(evaluator.results()))[0]["image_id"] == kept

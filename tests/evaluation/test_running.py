@@ -90,6 +90,21 @@ def test_a_split_a_detector_and_a_model_say_the_same(reached, folder, data):
     assert np.array_equal(rows.detections, reached.detections) and rows.metrics["AP"] == reached.metrics["AP"]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"max_height": 64, "max_width": 64}, "pad_size": {"height": 64, "width": 64}},
+        {"size": {"longest_edge": 56}},
+    ],
+    ids=["canvas", "longest edge"],
+)
+def test_a_processor_of_other_rules_is_followed_by_model_and_detector_alike(settings, folder, data):
+    processor = DETRImageProcessor(**settings)
+    model = Detector.from_pretrained(folder / "model", device="cpu").model
+    by_model, by_detector = evaluate(model, data, processor=processor), evaluate(Detector(model, processor), data)
+    assert np.allclose(by_model.detections, by_detector.detections, atol=1e-3)
+
+
 def test_a_model_goes_on_training_afterwards(data):
     model = small_model().train()
     evaluate(model, data, processor=DETRImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}))

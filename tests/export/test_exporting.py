@@ -227,6 +227,25 @@ def test_fixed_shapes(exported_model, tmp_path, masked):
             runtime(pixel_values, padded)
 
 
+CANVAS = {"pad_size": {"height": 96, "width": 96}}
+
+
+@pytest.mark.parametrize(
+    ("processor", "changes", "message"),
+    [
+        (CANVAS, {"masked": False}, r"pads to \(height, width\) \(96, 96\), which needs the mask: .*--mask"),
+        (CANVAS, {"size_hw": (96, 128)}, r"the fixed size is \(96, 128\)"),
+    ],
+)
+def test_an_artefact_pads_as_the_image_processor_or_is_not_made(processor, changes, message, exported_model):
+    with pytest.raises(ValueError, match=message):
+        info_of(exported_model, small_processor(**processor), **changes)
+    assert info_of(exported_model, small_processor(**processor), size_hw=(96, 96)).size_hw == (96, 96)
+    assert (
+        info_of(exported_model, small_processor(**processor, do_pad=False), **changes).preprocessing["do_pad"] is False
+    )
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "executorch", None)  # as if it were not installed
     with pytest.raises(ImportError, match="Exporting to executorch needs executorch"):

@@ -152,7 +152,7 @@ def test_stock_transformers_refuses_our_format_instead_of_misreading_it(hub, cli
 
 @pytest.mark.parametrize("theirs", [DetrConfig, TableTransformerConfig])
 def test_the_field_that_stops_stock_classes_means_nothing_here(theirs):
-    fields = {**tiny_config().to_dict(), **dict([NOT_PLAIN_DETR])}
+    fields = {**tiny_config().to_dict(), **NOT_PLAIN_DETR}
     assert DETRConfig.from_dict(fields).to_dict() == tiny_config().to_dict()
     with pytest.raises(StrictDataclassFieldValidationError, match="trust_remote_code=True"):
         theirs.from_dict(fields)

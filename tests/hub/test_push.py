@@ -140,3 +140,12 @@ def test_a_data_set_comes_back_as_it_was(hub, client, tmp_path):
     assert set(after) == {"id2label", "train", "val"}
     assert hub.repositories["datasets/me/scenes"].private
     assert after == before
+
+
+def test_two_splits_that_would_have_one_name_are_refused():
+    from datasets import Dataset
+
+    from detr_hf.hub import push_dataset
+
+    with pytest.raises(ValueError, match="'a b', 'a_b' would be a_b, a_b"):
+        push_dataset({name: Dataset.from_dict({"x": [1]}) for name in ("a b", "a_b")}, "me/data")

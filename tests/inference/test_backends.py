@@ -176,6 +176,10 @@ def test_pixels_equal_the_image_processors(exported_model, mode, hw):
         {"size": {"max_height": 60, "max_width": 60}},
         {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3},
         {"resize_rule": "transformers"},
+        {"size": {"longest_edge": 90}},
+        {"pad_size": {"height": 100, "width": 110}},
+        {"size": {"max_height": 80, "max_width": 80}, "pad_size": {"height": 80, "width": 80}},
+        {"pad_size": {"height": 100, "width": 110}, "do_pad": False},
     ],
 )
 def test_pixels_follow_the_settings(exported_model, changes):
@@ -262,6 +266,28 @@ def test_a_fixed_canvas_is_masked_and_changes_little(exported_model, on_checkpoi
     assert [one.size_hw for one in found] == [(64, 96), (64, 70), (96, 64)]
     for one in found:
         assert (one.boxes >= 0).all() and (one.boxes[:, 2] <= one.size_hw[1]).all()
+
+
+@pytest.mark.parametrize("size_hw", [None, (96, 96)])
+def test_an_artefact_pads_to_the_canvas_of_its_image_processor(exported_model, size_hw):
+    processor = small_processor(size={"max_height": 96, "max_width": 96}, pad_size={"height": 96, "width": 96})
+    info = info_of(exported_model, processor, size_hw=size_hw)
+    on_artefact = Detector.on(ArtefactBackend(ModelRuntime(exported_model, info), "padded.onnx"))
+    pictures = [picture(48, 96, 1), picture(96, 70, 2), picture(64, 64, 3), picture(96, 96, 4)]
+    for found, expected in zip(
+        on_artefact(pictures, 0.0), Detector(exported_model, processor)(pictures, 0.0), strict=True
+    ):
+        assert_close(found, expected)
+
+
+def test_a_picture_that_does_not_fit_the_canvas_is_refused_by_both(exported_model):
+    processor = small_processor(do_resize=False, pad_size={"height": 30, "width": 30})
+    on_artefact = Detector.on(
+        ArtefactBackend(ModelRuntime(exported_model, info_of(exported_model, processor)), "a.onnx")
+    )
+    for detector in (on_artefact, Detector(exported_model, processor)):
+        with pytest.raises(ValueError, match=r"image 1: .*smaller than an image of .*\(20, 40\)"):
+            detector([picture(20, 20), picture(20, 40)])
 
 
 def test_without_a_mask_the_picture_is_stretched(exported_model):

@@ -199,3 +199,85 @@ def test_a_folder_without_preprocessing_is_resized_as_in_the_original_and_said(t
     loaded = Detector.from_pretrained(tmp_path)
     assert loaded.image_processor.size["shortest_edge"] == 800
     assert "image sizes" in caplog.text
+
+
+CANVASES = {
+    "the guide's": {"size": {"max_height": 96, "max_width": 96}, "pad_size": {"height": 96, "width": 96}},
+    "wide": {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 128}},
+    "not resized": {"do_resize": False, "pad_size": {"height": 100, "width": 90}},
+}
+
+
+@pytest.mark.parametrize("settings", CANVASES.values(), ids=CANVASES)
+def test_on_a_canvas_the_model_gets_its_mask_and_no_picture_depends_on_another(settings, pictures):
+    processor = DETRImageProcessor(**settings)
+    padded = Detector(tiny_model(), processor)
+    together = padded(pictures, threshold=0, batch_size=4)
+    for picture, found in zip(pictures, together, strict=True):
+        inputs = processor(picture, return_tensors="pt")
+        assert not inputs["pixel_mask"].all() or picture.width == picture.height
+        with torch.no_grad():
+            outputs = padded.model(**inputs)
+        sizes = [picture.size[::-1]]
+        (expected,) = processor.post_process_object_detection(outputs, threshold=0, target_sizes=sizes)
+        order = expected["scores"].argsort(descending=True)
+        np.testing.assert_allclose(found.scores, expected["scores"][order], atol=1e-5)
+        np.testing.assert_allclose(found.boxes, expected["boxes"][order], atol=1e-3)
+        assert_same(found, padded(picture, threshold=0))
+
+
+def test_a_stretched_picture_and_one_that_is_not_padded_need_no_mask(pictures):
+    for settings in ({"size": {"height": 64, "width": 64}}, {"size": {"longest_edge": 64}, "do_pad": False}):
+        detector = Detector(tiny_model(), DETRImageProcessor(**settings))
+        assert all(detector._prepare(0, picture).pixel_mask is None for picture in pictures)
+
+
+ADVICE = {
+    "floats to 1": (lambda: torch.rand(3, 20, 30), "ultiply them by 255"),
+    "normalised": (lambda: torch.randn(3, 20, 30), "undo that first"),
+    "two layouts": (lambda: np.zeros((3, 30, 3), np.uint8), "PIL.Image.fromarray"),
+    "five channels": (lambda: np.zeros((20, 30, 5), np.uint8), "Pick the channels"),
+}
+
+
+@pytest.mark.parametrize("make", ADVICE)
+def test_advice_can_be_followed_where_it_is_given(detector, make):
+    picture, advice = ADVICE[make]
+    with pytest.raises(ValueError, match=advice) as caught:
+        detector(picture())
+    assert not any(option in str(caught.value) for option in ("do_rescale", "input_data_format", "do_convert_rgb"))
+
+
+def test_a_checkpoint_that_does_not_rescale_takes_floats_to_1(pictures):
+    settings = {"size": {"shortest_edge": 64, "longest_edge": 96}, "do_rescale": False, "do_normalize": False}
+    detector = Detector(tiny_model(), DETRImageProcessor(**settings))
+    pixels = np.asarray(pictures[0])
+    found = detector(pixels / 255, threshold=0)
+    np.testing.assert_array_equal(np.asarray(found.image), pixels)
+
+
+def test_a_list_in_a_list_is_refused_and_a_batch_of_one_is_a_picture(detector, pictures):
+    with pytest.raises(TypeError, match="image 1 is a list, not an image"):
+        detector([pictures[0], [pictures[1], pictures[2]]])
+    with pytest.raises(ValueError, match=r"image 0 has shape \(2, 60, 80, 3\)"):
+        detector([np.stack([np.asarray(pictures[0])] * 2)])
+    (found,) = detector([np.asarray(pictures[0])[None]], threshold=0)
+    assert_same(found, detector(pictures[0], threshold=0))
+
+
+def test_rows_of_a_data_set_are_pictures_and_whole_rows_are_refused(detector, pictures):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"image": pictures[:2]}, datasets.Features({"image": datasets.Image()}))
+    undecoded = rows.cast_column("image", datasets.Image(decode=False))
+    expected = detector(pictures[:2], threshold=0)
+    for given in (rows["image"], (row["image"] for row in rows), undecoded["image"]):
+        for found, wanted in zip(detector(given, threshold=0), expected, strict=True):
+            assert_same(found, wanted)
+    with pytest.raises(TypeError, match=r"image 0 is a dict with the keys \['image'\]"):
+        detector(rows)
+
+
+def test_a_size_that_cannot_be_is_told_with_the_pictures_name(pictures):
+    small = DETRImageProcessor(do_resize=False, pad_size={"height": 10, "width": 10})
+    with pytest.raises(ValueError, match="image 1: pad_size"):
+        Detector(tiny_model(), small)([random_picture(8, 8), pictures[0]])

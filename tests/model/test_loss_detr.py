@@ -1,6 +1,7 @@
 """The loss equals the original's rules and transformers' implementation, in value and gradient, and does not break."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -264,3 +265,66 @@ def test_without_auxiliary_losses_only_the_last_layer_counts():
     outputs = model(torch.randn(1, 3, 64, 64), labels=some_labels(2))
     assert not any(name.endswith("_0") for name in outputs.loss_dict)
     assert tiny_config().aux_loss
+
+
+def weighed(logits, boxes, targets, weights, eos_coef=0.1):
+    """torch's cross_entropy with `weight`, layer by layer, after matching without any weights."""
+    packed = PackedTargets.from_list(targets, logits.shape[1], logits.device)
+    matches = HungarianMatcher()(logits, boxes, packed)
+    total = 0.0
+    for layer, layer_logits in enumerate(logits):
+        classes = torch.full(layer_logits.shape[:2], layer_logits.shape[-1] - 1)
+        classes[matches.image[layer], matches.query[layer]] = packed.labels[matches.image, matches.object][layer]
+        total = total + F.cross_entropy(
+            layer_logits.flatten(0, 1), classes.flatten(), weight=torch.tensor([*weights, eos_coef])
+        )
+    return total
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (0, 4), (0, 0), (12, 1)])  # of 8 queries
+@pytest.mark.parametrize("weights", [(1.0, 5.0, 0.25), (0.0, 1.0, 2.0), (1.0, 1.0, 1.0)])
+def test_class_weights_are_those_of_torchs_cross_entropy(counts, weights):
+    logits, boxes = predictions()
+    targets = some_labels(*counts)
+    alone = SetCriterion(HungarianMatcher(), {**WEIGHTS, "loss_bbox": 0, "loss_giou": 0}, class_weights=weights)
+    seen, expected = alone(logits, boxes, targets)[0], weighed(logits, boxes, targets, weights)
+    torch.testing.assert_close(seen, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits, retain_graph=True) for loss in (seen, expected)))
+
+
+def test_class_weights_hold_for_known_objects_and_softened_labels():
+    logits, boxes = predictions(layers=1)
+    weights = torch.tensor([1.0, 5.0, 0.25, 0.1])
+    classes = torch.randint(0, 4, (2, 8), generator=torch.Generator().manual_seed(1))
+    known = KnownObjects(classes, boxes[0].detach() + 0.01, torch.rand(2, 8) > 0.2)
+    for power in (0.0, 1.0):
+        criterion_ = replace(criterion(power), class_weights=(1.0, 5.0, 0.25))
+        _, parts = criterion_.known_assignment(Predictions(logits, boxes), known)
+        plain = replace(criterion_, class_weights=(1.0, 1.0, 1.0), eos_coef=1.0)
+        sums = 0.0
+        for image, query in known.valid.nonzero().tolist():  # one alone, unweighed, then weighed by hand
+            one = torch.zeros_like(known.valid).index_put_(
+                (torch.tensor(image), torch.tensor(query)), torch.tensor(True)
+            )
+            _, its = plain.known_assignment(Predictions(logits, boxes), replace(known, valid=one))
+            sums = sums + its["loss_ce"] * weights[classes[image, query]]
+        torch.testing.assert_close(parts["loss_ce"], sums / weights[classes][known.valid].sum())
+
+
+def test_the_configs_class_weights_reach_every_loss_and_no_output():
+    aids = {"encoder_aux_head": True, "num_denoising": 4, "num_query_groups": 2}
+    pixel_values, labels = torch.randn(2, 3, 160, 160), some_labels(3, 2)
+    labels[0]["class_labels"][:2] = torch.tensor([0, 1])  # a cat and a dog
+    seen = []
+    for weights in (None, {"dog": 4.0}, [1, 4, 1]):
+        model = tiny_model(class_weights=weights, **aids)
+        with torch.no_grad():
+            logits = model(pixel_values).logits
+        model.train()
+        torch.manual_seed(0)
+        seen.append((logits, model(pixel_values, labels=labels).loss_dict))
+    assert torch.equal(seen[0][0], seen[1][0])
+    for name in ("loss_ce", "loss_ce_0", "loss_ce_dn", "loss_ce_enc"):
+        assert not torch.isclose(seen[0][1][name], seen[1][1][name]) and torch.equal(
+            seen[1][1][name], seen[2][1][name]
+        )

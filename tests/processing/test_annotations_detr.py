@@ -56,6 +56,13 @@ KEPT = [
     ("array", changed(bbox=np.array([10, 10, 30, 20])), GOOD_BOX, 680),
     ("tensor", changed(bbox=torch.tensor([10.0, 10, 30, 20]), category_id=torch.tensor(1)), GOOD_BOX, 680),
     ("numpy label", changed(category_id=np.int64(1)), GOOD_BOX, 680),
+    # as augmentations hand label fields back
+    ("whole float label", changed(category_id=1.0), GOOD_BOX, 680),
+    ("whole float32 label", changed(category_id=np.float32(1)), GOOD_BOX, 680),
+    ("whole tensor label", changed(category_id=torch.tensor([1.0])), GOOD_BOX, 680),
+    ("crowd a bool", changed(iscrowd=False), GOOD_BOX, 680),
+    ("crowd of numpy", changed(iscrowd=np.False_), GOOD_BOX, 680),
+    ("crowd a float", changed(iscrowd=0.0), GOOD_BOX, 680),
     ("float32 limits", changed(bbox=[10, 10, 1e300, 1e300]), [[45 / 80, 35 / 60, 70 / 80, 50 / 60]], 680),
     ("keypoints are ignored", changed(keypoints=[1, 2, 2]), GOOD_BOX, 680),
 ]
@@ -99,6 +106,17 @@ REFUSED = [
     ("label 2**40", changed(category_id=2**40), ValueError, "category_id 1099511627776"),
     ("label a string", changed(category_id="1"), TypeError, "category_id '1'"),
     ("label 1.7", changed(category_id=1.7), TypeError, "category_id 1.7"),
+    (
+        "label 1.7 of numpy",
+        changed(category_id=np.float32(1.5)),
+        TypeError,
+        "category_id 1.5: expected a whole number",
+    ),
+    ("label NaN", changed(category_id=float("nan")), TypeError, "category_id nan"),
+    ("label infinity", changed(category_id=float("inf")), TypeError, "category_id inf"),
+    ("label -1.0", changed(category_id=-1.0), ValueError, "category_id -1"),
+    ("bool of numpy", changed(category_id=np.True_), TypeError, "category_id True"),
+    ("iscrowd NaN", changed(iscrowd=float("nan")), ValueError, "iscrowd nan"),
     ("label None", changed(category_id=None), TypeError, "category_id None"),
     ("label a bool", changed(category_id=True), TypeError, "category_id True"),
     ("no bbox", changed(bbox=...), ValueError, "no 'bbox'"),
@@ -132,7 +150,10 @@ def test_ragged_boxes_of_right_total_length_are_refused():
         target_of(changed(id=1, bbox=[1, 2]), changed(id=2, bbox=[1, 2, 3, 4, 5, 6]))
 
 
-@pytest.mark.parametrize("objects", [[], [changed(iscrowd=1)], [changed(iscrowd=1, bbox=None)]])
+@pytest.mark.parametrize(
+    "objects",
+    [[], [changed(iscrowd=1)], [changed(iscrowd=1, bbox=None)], [changed(iscrowd=True), changed(iscrowd=np.True_)]],
+)
 def test_background_images(objects):
     """No object at all, or crowds only, whatever else is wrong with them."""
     target = target_of(*objects, with_masks=True)
@@ -168,7 +189,7 @@ def test_boxes_do_not_depend_on_the_resize():
     torch.testing.assert_close(small, large, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("image_id", [5, np.int64(5), torch.tensor(5), torch.tensor([5])])
+@pytest.mark.parametrize("image_id", [5, np.int64(5), torch.tensor(5), torch.tensor([5]), 5.0, np.float64(5)])
 def test_integer_image_ids(image_id):
     (checked,) = check_annotations(annotation(GOOD, image_id=image_id), 1)
     assert detection_target(checked, HW, RESIZED)["image_id"].tolist() == [5]

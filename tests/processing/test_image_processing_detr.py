@@ -332,6 +332,9 @@ CONFIGURATIONS = [
     ("no size", {**SLOW, "max_size": 700}, (800, 700), True),
     ("dict", {**FAST, "size": {"shortest_edge": 500, "longest_edge": 900}}, (500, 900), True),
     ("padding", {**SLOW, "pad_and_return_pixel_mask": False}, (800, 1333), False),
+    ("empty keys", {**SLOW, "size": {"shortest_edge": 500, "longest_edge": 900, "height": None}}, (500, 900), True),
+    ("both", {**SLOW, "size": {"shortest_edge": 500, "longest_edge": 900}, "max_size": 7}, (500, 900), True),
+    ("one edge", {**SLOW, "size": {"longest_edge": 900}}, (None, 900), True),
     ("unknown keys", {**SLOW, "num_things": 4, "_max_size": 3}, (800, 1333), True),
 ]  # fmt: skip
 
@@ -506,3 +509,20 @@ def test_real_coco_panoptic_boxes_are_those_of_the_annotations():
         found[:, :2] -= found[:, 2:] / 2
         wanted = [segment["bbox"] for segment in target["segments_info"] if not segment["iscrowd"]]
         torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-3)
+
+
+@both_backends
+def test_a_step_that_a_file_asks_for_and_is_not_there_is_said(backend, tmp_path, caplog):
+    written = {**SLOW, "reduce_labels": True, "do_thumbnail": False, "size": {"longest_edge": 90}, "max_size": 7}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
+    with caplog.at_level("WARNING"):
+        backend.from_pretrained(tmp_path)
+    assert "no use for: reduce_labels" in caplog.text and "do_thumbnail" not in caplog.text
+    assert "max_size 7 does nothing beside size {'longest_edge': 90}" in caplog.text
+
+
+@both_backends
+@pytest.mark.parametrize("images", [lambda: (image for image in PICTURES), lambda: {"a": PICTURES}["a"]])
+def test_an_iterator_is_as_many_images(backend, images):
+    expected = backend(size=SMALL)(PICTURES, return_tensors="pt")
+    torch.testing.assert_close(dict(backend(size=SMALL)(images(), return_tensors="pt")), dict(expected))

@@ -305,3 +305,30 @@ def test_fuzzed_files_are_read_or_refused_by_name(tmp_path):
             assert f"{trial}.img" in str(error)
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 10
+
+
+PAGES = {
+    "TIFF": "several pages: one page of it is used, number 1",
+    "GIF": "animation",
+    "WEBP": "animation",
+    "PNG": "anim",
+}
+
+
+@pytest.mark.parametrize("format", PAGES)
+def test_of_several_pages_the_first_is_read_and_it_is_said(format, tmp_path, caplog):
+    other = PICTURE.rotate(180)
+    options = {"lossless": True} if format == "WEBP" else {}
+    path = tmp_path / f"pages.{format.lower()}"
+    PICTURE.save(path, format, save_all=True, append_images=[other], **options)
+    image = PIL.Image.open(path)
+    np.testing.assert_array_equal(read_one(path), rgb_of(image))
+    assert PAGES[format] in caplog.text and path.name in caplog.text
+    image.seek(1)
+    np.testing.assert_array_equal(read_one(image), rgb_of(image))  # the page that an opened picture stands at
+
+
+def test_the_preview_in_a_phones_picture_is_no_page(tmp_path, caplog):
+    PICTURE.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[PICTURE])
+    read_one(tmp_path / "a.jpg")
+    assert not caplog.text

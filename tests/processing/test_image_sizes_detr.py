@@ -57,6 +57,11 @@ def test_the_rules_differ_only_where_the_cap_applies():
         ((30, 40), {"height": 7, "width": 9}, (7, 9)),
         ((30, 40), {"max_height": 60, "max_width": 60}, (45, 60)),
         ((3, 10000), {"max_height": 60, "max_width": 60}, (1, 60)),
+        # as MaxResize of microsoft/table-transformer, up and down, both sides rounded
+        ((30, 41), {"longest_edge": 800}, (585, 800)),
+        ((999, 30), {"longest_edge": 500}, (500, 15)),
+        ((2, 1000), {"longest_edge": 100}, (1, 100)),
+        ((30, 40), {"shortest_edge": 60.0}, (60, 80)),  # as JSON may hold it
     ],
 )
 @pytest.mark.parametrize("rule", ["original", "transformers"])
@@ -75,7 +80,9 @@ def test_absurd_aspect_ratios_keep_both_sides():
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ({"longest_edge": 800}, "has the keys"),
+        ({"shortest_edge": 800, "height": 10}, "has the keys"),
+        ({"longest_edge": "800"}, "positive sides"),
+        ({"longest_edge": 800.5}, "positive sides"),
         ({"min_pixels": 10, "max_pixels": 800}, "has the keys"),
         ({"shortest_edge": 0, "longest_edge": 1333}, "positive sides"),
         ({"height": 10, "width": -5}, "positive sides"),

@@ -1,11 +1,17 @@
 """Outputs to detections: numbers against the formula, clipping, thresholds, and outputs that make no sense."""
 
+from collections import UserDict, namedtuple
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from transformers import DetrImageProcessor
 from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
 
+from detr_hf import DETRImageProcessor
 from detr_hf.processing.post_processing_detr import detections
 
 SIZES = [(60, 80), (100, 50)]
@@ -106,6 +112,8 @@ REFUSED = [
     ("one size, tensor", 0.5, torch.tensor(SIZES[:1]), "1 target_sizes for 2 images"),
     ("size of three", 0.5, [(60, 80, 3)] * 2, r"target_sizes\[0\]"),
     ("tensor of three", 0.5, torch.ones(2, 3), r"shape \(2, 3\)"),
+    ("one size alone", 0.5, (60, 80), r"target_sizes\[0\] is 60"),
+    ("a text", 0.5, "6080", r"target_sizes\[0\]"),
     ("no height", 0.5, [(60, 80), (0, 50)], r"target_sizes\[1\]"),
 ]
 
@@ -125,3 +133,47 @@ def test_kinds_of_target_sizes(sizes):
         detections(logits, boxes, 0.3, sizes), detections(logits, boxes, 0.3, SIZES), strict=True
     ):
         torch.testing.assert_close(found, wanted)
+
+
+@dataclass
+class Held:
+    """What the example of transformers makes of predictions."""
+
+    logits: Any
+    pred_boxes: Any
+
+
+Pair = namedtuple("Pair", "pred_boxes logits")
+LOSSES = {"loss_ce": torch.ones(()), "cardinality_error": torch.ones(())}
+HOLDERS = {
+    "output": lambda logits, boxes: DetrObjectDetectionOutput(logits=logits, pred_boxes=boxes),
+    "dict": lambda logits, boxes: {"pred_boxes": boxes, "logits": logits},
+    "mapping": lambda logits, boxes: UserDict(pred_boxes=boxes, logits=logits),
+    "dataclass": Held,
+    "namespace": lambda logits, boxes: SimpleNamespace(logits=logits, pred_boxes=boxes),
+    "named tuple, in another order": lambda logits, boxes: Pair(boxes, logits),
+    "tuple": lambda logits, boxes: (logits, boxes),
+    "list": lambda logits, boxes: [logits, boxes],
+    "after the losses": lambda logits, boxes: (torch.ones(()), LOSSES, logits, boxes, torch.zeros(2, 9, 16)),
+    "arrays of Trainer": lambda logits, boxes: (LOSSES, logits.numpy(), boxes.numpy(), np.zeros((2, 9, 16))),
+    "arrays by name": lambda logits, boxes: {"logits": logits.numpy(), "pred_boxes": boxes.numpy()},
+    "three classes and no object": lambda logits, boxes: (logits, boxes),
+}
+
+
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_outputs_are_found_by_name_or_by_place(kind):
+    logits, boxes = outputs(classes=3 if kind.startswith("three") else 4)  # then logits have the shape of boxes
+    held = HOLDERS[kind](logits, boxes)
+    for found, wanted in zip(
+        DETRImageProcessor().post_process_object_detection(held, 0.3, SIZES),
+        detections(logits, boxes, 0.3, SIZES),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("held", [None, {}, {"logits": 1}, (), (torch.zeros(2, 9, 5),), SimpleNamespace(logits=1), 3])
+def test_what_holds_no_outputs_is_named(held):
+    with pytest.raises(TypeError, match=f"outputs is a {type(held).__name__} without logits"):
+        DETRImageProcessor().post_process_object_detection(held)

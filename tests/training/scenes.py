@@ -1,11 +1,15 @@
 """Tiny pictures, a tiny DETR and a trainer for the tests of training; no file and no network."""
 
 import hashlib
+import io
 
 import numpy as np
 import torch
+from datasets import Dataset
+from PIL import Image
 from torch import Tensor
 
+from detr_hf.data.detection_data import detection_features
 from detr_hf.training.arguments import DETRTrainingArguments
 from detr_hf.training.trainer import DETRTrainer
 
@@ -55,6 +59,30 @@ class Scenes(torch.utils.data.Dataset):
             "pixel_values": pixels,
             "labels": target(index, classes, torch.cat([center, size], dim=1), (height, width)),
         }
+
+
+def split_of(classes: list[list[int]], crowds: dict[int, int] | None = None, first: int = 0) -> Dataset:
+    """A split in the schema, of noise: the classes (of three) of each picture's objects; crowds: picture to class."""
+    rows = []
+    for index, labels in enumerate(classes):
+        labels = [*labels, *([crowds[index]] if crowds and index in crowds else [])]
+        pixels = np.random.default_rng(index).integers(0, 255, (32, 64, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "png")
+        count = len(labels)
+        objects = {
+            "id": list(range(1, count + 1)),
+            "bbox": [[4.0 + 3 * place, 5.0, 20.0, 15.0] for place in range(count)],
+            "category": labels,
+            "area": [300.0] * count,
+            "iscrowd": [int(bool(crowds) and index in crowds and place == count - 1) for place in range(count)],
+            "segmentation": [None] * count,
+        }
+        image = {"bytes": buffer.getvalue(), "path": None}
+        name = f"{first + index}.png"
+        rows.append({"image": image, "image_id": first + index, "file_name": name, "width": 64, "height": 32})
+        rows[-1]["objects"] = objects
+    return Dataset.from_list(rows, features=detection_features(["cat", "dog", "owl"]))
 
 
 def target(image_id: int, classes: Tensor, boxes: Tensor, size_hw: tuple[int, int]) -> dict[str, Tensor]:

@@ -78,6 +78,12 @@ def test_saving_follows_evaluation(changes, saving, best):
         ({"pad_to_multiple_of": 0}, "pad_to_multiple_of is 0"),
         ({"lr_drop": 2.0}, "lr_drop is 2.0"),
         ({"label_smoothing_factor": 0.1}, "no meaning for DETR"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0 has no meaning for DETR: it adds noise to the"),
+        ({"use_liger_kernel": True}, "kernels are those of language models"),
+        ({"train_sampling_strategy": "group_by_length"}, "pictures have no length"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "pictures have no length"),
+        ({"balance_classes": 20}, "balance_classes is 20"),
+        ({"earlier_checkpoints": "keep"}, "earlier_checkpoints is 'keep'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, message):
@@ -89,6 +95,53 @@ def test_a_drop_needs_a_constant_schedule():
     args = arguments(lr_drop=0.5, lr_scheduler_type="cosine")
     with pytest.raises(ValueError, match="lr_drop goes with a constant schedule"):
         args.apply_recipe(loaded=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "drop"),
+    [
+        ({}, 2 / 3),
+        ({"warmup_steps": 3}, 2 / 3),
+        ({"lr_drop": 0.5}, 0.5),
+        ({"lr_drop": 0}, 0),
+        ({"lr_scheduler_type": "constant"}, None),
+        ({"lr_scheduler_type": "constant_with_warmup"}, None),
+        ({"lr_scheduler_type": "constant_with_warmup", "lr_drop": 0.4}, 0.4),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}}, None),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2.0}}, None),
+        ({"lr_scheduler_type": "linear", "max_steps": 9}, None),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, None),
+    ],
+)
+def test_a_schedule_that_is_given_stays_as_it_is(given, drop):
+    """Only the recipe's own schedule has the recipe's drop."""
+    args = arguments(**given)
+    args.apply_recipe(loaded=False)
+    assert args.lr_drop == drop
+    assert args.lr_scheduler_type == given.get("lr_scheduler_type", "constant_with_warmup")
+    for name in set(given) - {"lr_drop", "lr_scheduler_type"}:
+        assert getattr(args, name) == given[name]
+
+
+def test_schedule_options_without_their_schedule_are_refused():
+    args = arguments(lr_scheduler_kwargs={"num_cycles": 2})
+    with pytest.raises(ValueError, match="would be ignored"):
+        args.apply_recipe(loaded=False)
+    assert arguments(lr_scheduler_kwargs={"num_cycles": 2}).apply_recipe(loaded=True) == "finetune"  # a cosine
+
+
+@pytest.mark.parametrize(
+    ("changes", "metric", "greater"),
+    [
+        ({}, "ap", True),
+        ({"prediction_loss_only": True}, "loss", False),
+        ({"metric_for_best_model": "map"}, "map", True),
+        ({"metric_for_best_model": "loss"}, "loss", False),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_by_what_is_measured(changes, metric, greater):
+    args = arguments(**changes)
+    assert (args.metric_for_best_model, args.greater_is_better) == (metric, greater)
 
 
 def test_every_flag_is_on_the_command_line():

@@ -26,13 +26,23 @@ OVERRIDDEN = {
         *("compute_loss_func", "compute_metrics", "callbacks", "optimizers", "optimizer_cls_and_kwargs"),
         "preprocess_logits_for_metrics",
     ),
+    "_get_dataloader": ("dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"),
     "_get_grad_norm": ("model", "grad_norm"),
     "_get_learning_rate": (),
+    "_get_train_sampler": ("train_dataset",),
     "_hp_search_setup": ("trial",),
+    "_init_training_state": (
+        *("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
+    ),
     "_issue_warnings_after_load": ("load_result",),
     "_load_best_model": (),
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_push_from_checkpoint": ("checkpoint_folder",),
+    "_run_epoch": (
+        *("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+        *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+        "steps_trained_in_current_epoch",
+    ),
     "_save": ("output_dir", "state_dict"),
     "_save_checkpoint": ("model", "trial"),
     "call_model_init": ("trial",),
@@ -40,6 +50,7 @@ OVERRIDDEN = {
     "create_model_card": ("license", "tags", "model_name", "finetuned_from", "dataset"),
     "create_optimizer": ("model",),
     "create_scheduler": ("num_training_steps", "optimizer"),
+    "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
     "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
     "get_train_dataloader": (),
     "hyperparameter_search": ("hp_space", "compute_objective", "n_trials", "direction", "backend", "hp_name"),
@@ -52,17 +63,20 @@ OVERRIDDEN = {
 # Hooks whose own signature differs on purpose, and how; all others take exactly what Trainer's take.
 OWN_SIGNATURE = {
     "__init__": "`data` stands third, and everything after it is given by name",
+    "_init_training_state": "everything is handed on",
+    "_run_epoch": "everything is handed on, by name as Trainer does",
     "create_model_card": "what has no place in a card is taken and left out",
 }
 # Called, not overridden.
 CALLED = {
     *("_finish_current_push", "_get_output_dir", "_prepare_inputs", "_save_optimizer_and_scheduler"),
     *("_save_rng_state", "_save_scaler", "compute_loss_context_manager", "get_optimizer_cls_and_kwargs"),
-    *("is_world_process_zero", "save_model", "store_flos"),
+    *("get_eval_dataloader", "is_world_process_zero", "save_model", "store_flos"),
 }
 # Attributes that Trainer gives its instances and that are read or set here.
 ATTRIBUTES = {
-    *("_created_lr_scheduler", "accelerator", "args", "callback_handler", "compute_metrics", "control"),
+    *("_created_lr_scheduler", "_train_batch_size", "accelerator", "args", "callback_handler", "compute_loss_func"),
+    *("compute_metrics", "control", "gather_function"),
     *("data_collator", "eval_dataset", "hp_search_backend", "hub_model_id", "is_deepspeed_enabled", "is_fsdp_enabled"),
     *("is_fsdp_xla_enabled", "lr_scheduler", "model", "model_init", "optimizer", "optimizer_cls_and_kwargs"),
     *("processing_class", "push_in_progress", "state", "train_dataset"),
@@ -136,14 +150,10 @@ def test_a_hook_takes_what_is_relied_on(hook):
 
 @pytest.mark.parametrize("hook", sorted(name for name in OVERRIDDEN if name.startswith("_") and name != "__init__"))
 def test_trainer_still_calls_its_private_hooks(hook):
-    """One that is defined and no longer called would silently do nothing."""
-    tree = ast.parse(inspect.getsource(Trainer))
-    called = {
-        node.func.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    }
-    assert hook in called
+    """One that is defined and neither called nor handed on would silently do nothing."""
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(Trainer))) if isinstance(node, ast.Call)]
+    used = [part for node in calls for part in (node.func, *(one.value for one in node.keywords))]
+    assert hook in {part.attr for part in used if isinstance(part, ast.Attribute)}
 
 
 def test_every_call_of_a_hook_is_listed():

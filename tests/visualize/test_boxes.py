@@ -1,11 +1,14 @@
 """Drawing: everything stays in the picture, reads well, and changes nothing else."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from detr_hf.visualize.boxes import (
     Span,
+    Taken,
     _place,
     _relative_luminance,
     class_color,
@@ -83,16 +86,41 @@ def test_labels_stay_inside_the_picture():
     for _ in range(200):
         x0, y0 = rng.integers(0, 95), rng.integers(0, 75)
         span = Span(int(x0), int(y0), int(rng.integers(x0 + 1, 101)), int(rng.integers(y0 + 1, 81)))
-        place = _place(40, 12, span, [], (100, 80))
+        place = _place(40, 12, span, Taken((100, 80)), (100, 80))
         assert place.x0 >= 0 and place.y0 >= 0 and place.x1 <= 100 and place.y1 <= 80
         assert (place.x1 - place.x0, place.y1 - place.y0) == (40, 12)
 
 
 def test_a_label_gives_way_to_another_one():
     span = Span(100, 100, 200, 200)
-    first = _place(40, 12, span, [], (640, 480))
-    second = _place(40, 12, span, [first], (640, 480))
+    taken = Taken((640, 480))
+    first = _place(40, 12, span, taken, (640, 480))
+    taken.add(first)
+    second = _place(40, 12, span, taken, (640, 480))
     assert first == Span(100, 88, 140, 100) and second.overlap(first) == 0
+
+
+def test_what_is_taken_is_the_sum_of_the_areas_in_common():
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 80, (60, 4))
+    spans = [Span(int(x), int(y), int(x + 1 + w // 4), int(y + 1 + h // 4)) for x, y, w, h in corners]
+    taken = Taken((100, 100))
+    for span in spans[:50]:
+        taken.add(span)
+    for span in spans:
+        assert taken.overlap(span) == sum(map(span.overlap, spans[:50]))
+
+
+def test_the_time_grows_with_the_number_of_boxes_and_not_with_its_square():
+    def seconds(count: int) -> float:
+        corners = np.random.default_rng(0).uniform(0, 360, (count, 2))
+        boxes = np.concatenate([corners, corners + 40], axis=1)
+        start = time.process_time()
+        draw_boxes(grey(400, 400), boxes, ["cell"] * count, labels=[0] * count, scores=np.linspace(0, 1, count))
+        return time.process_time() - start
+
+    seconds(10)
+    assert seconds(1600) < 12 * min(seconds(200) for _ in range(3))  # 8 is linear, 64 its square
 
 
 def test_lines_and_letters_grow_with_the_picture():

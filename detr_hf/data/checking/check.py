@@ -4,21 +4,23 @@ The pictures are `picture_checks`' part; here are the classes, counts and sizes 
 """
 
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from datasets import Image as ImageFeature, IterableDataset
 
-from ...errors import LayoutError
+from ...errors import LayoutError, did_you_mean
 from ..detection_data import Categories, DetectionData, split_kind
 from ..findings import FindingLog
+from ..read_options import ReadOptions
 from ..readers.hf_objects import read_hf
-from ..readers.recognising import ReadData, ReadOptions, judge, read_source
+from ..readers.recognising import ReadData, judge, read_source
 from ..readers.records import JudgedSplit
+from ..readers.shares import set_aside
 from .picture_checks import check_pictures
 from .report import CheckReport, SplitSummary
+from .splits import check_splits, objects_per_image
 
 DEFAULT_QUERIES = 100
 STRIDE = 32
@@ -57,9 +59,10 @@ def check(
         pictures: open and decode the pictures; without, only annotations and names are looked at.
         workers: threads, by default the number of cores.
         read_options: as for `load_detection_dataset`: `splits`, `format`, `task`, `image_root`, `box_format`,
-            `id2label`.
+            `id2label`, `masks`, `validation_share`, `validation_seed`, `on_fault`.
 
-    A data set that is not recognised is an error in the report, with the code `layout`.
+    A data set that is not recognised is an error in the report, with the code `layout`. With `on_fault="drop"` what
+    would be left out is a warning, and the report is of what remains.
 
     Raises:
         LayoutError: the data is streamed.
@@ -67,9 +70,14 @@ def check(
     started = time.perf_counter()
     side = model_side(model_config, num_queries, size)
     try:
-        read = read_loaded(data) if isinstance(data, DetectionData) else read_source(data, _options(read_options))
+        options = _options(read_options)
+        if isinstance(data, DetectionData) and read_options:
+            raise TypeError(f"The data is loaded already: {', '.join(read_options)} is for load_detection_dataset.")
+        read = read_loaded(data) if isinstance(data, DetectionData) else read_source(data, options)
         if any(isinstance(split, IterableDataset) for split in read.hf_splits.values()):
             raise LayoutError("A stream cannot be checked as a whole; load the data without streaming.")
+        if options.validation_share is not None:
+            set_aside(read, options.validation_share, options.validation_seed)
         judged = judge(read)
     except LayoutError as error:
         if isinstance(data, DetectionData):
@@ -79,6 +87,14 @@ def check(
         return CheckReport(str(data), None, {}, log, seconds=time.perf_counter() - started)
     if pictures:
         check_pictures(read, judged, workers)
+    if options.on_fault == "drop":
+        read.log.tolerate()
+    else:
+        for split in judged.values():
+            split.images[:] = True  # counted as listed; the errors say which of them cannot be used
+    if isinstance(data, DetectionData):
+        read.log.take_over(data.findings)
+    check_splits(read, judged)
     check_classes(read, judged)
     for split in judged.values():
         check_counts(split, read, side)
@@ -92,12 +108,12 @@ def check(
 
 
 def _options(given: dict[str, Any]) -> ReadOptions:
-    known = {"splits", "format", "task", "image_root", "box_format", "id2label"}
-    unknown = set(given) - known
+    known = [field.name for field in fields(ReadOptions) if field.name not in ("streaming", "load_options")]
+    unknown = sorted(set(given) - set(known))
     if unknown:
-        raise TypeError(f"Unknown options {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}.")
-    if given.get("image_root") is not None:
-        given["image_root"] = Path(given["image_root"])
+        raise TypeError(
+            f"Unknown options {', '.join(unknown)}; there are {', '.join(known)}.{did_you_mean(unknown[0], known)}"
+        )
     return ReadOptions(**given)
 
 
@@ -110,7 +126,7 @@ def model_side(model_config: Any, num_queries: int | None, size: tuple[int, int]
 
 
 def read_loaded(data: DetectionData) -> ReadData:
-    """Returns loaded data as records again, with the findings of its loading."""
+    """Returns loaded data as records again."""
     records = {}
     for name, split in data.splits.items():
         if isinstance(split, IterableDataset):
@@ -121,11 +137,8 @@ def read_loaded(data: DetectionData) -> ReadData:
             records[name].panoptic_paths = [row["panoptic"]["path"] for row in undecoded]
     names = data.categories.names
     categories = Categories(names, list(range(len(names))), data.is_thing)
-    log = FindingLog()
-    log.extend(data.findings)
-    return ReadData(
-        data.source, data.format, categories, records, log, "xywh", data.box_format is not None, dict(data.splits)
-    )
+    explicit = data.box_format is not None
+    return ReadData(data.source, data.format, categories, records, FindingLog(), "xywh", explicit, dict(data.splits))
 
 
 def check_classes(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
@@ -171,50 +184,34 @@ def check_classes(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
 def class_counts(split: JudgedSplit, categories: Categories) -> np.ndarray:
     """Returns how many objects that are no crowds each class has `(K,)`."""
     crowd = np.array(split.records.iscrowd, dtype=bool)
-    return np.bincount(split.indices[split.kept & ~crowd], minlength=len(categories.names))
-
-
-def objects_per_image(split: JudgedSplit) -> np.ndarray:
-    """Returns how many objects that are no crowds each image has `(images,)`."""
-    rows = np.array(split.records.rows, dtype=np.int64)
-    crowd = np.array(split.records.iscrowd, dtype=bool)
-    return np.bincount(rows[split.kept & ~crowd], minlength=len(split.records.image_ids))
+    return np.bincount(split.indices[split.used & ~crowd], minlength=len(categories.names))
 
 
 def check_counts(split: JudgedSplit, read: ReadData, side: ModelSide) -> None:
-    """Logs splits without images or objects, images without objects, and images with more objects than queries."""
+    """Logs images without objects, and images with more objects than queries."""
     counts = objects_per_image(split)
-    place = {"split": split.records.name}
-    if not len(counts):
-        read.log.add("no-images", "error", "the split has no images", **place)
-        return
-    if not counts.sum() and read.categories.names:
-        read.log.add("no-objects", "error", "no image of the split has an object that can be used", **place)
     empty = int((counts == 0).sum())
     if empty:
-        read.log.add(
-            "images-without-objects",
-            "info",
-            f"{empty} of {len(counts)} images have no object: they teach what background is",
-            **place,
-        )
-    for row in np.flatnonzero(counts > side.num_queries).tolist():
+        message = f"{empty} of {len(counts)} images have no object: they teach what background is"
+        read.log.add("images-without-objects", "info", message, split=split.records.name)
+    rows = np.flatnonzero(split.images)
+    for index in np.flatnonzero(counts > side.num_queries).tolist():
         message = (
-            f"{counts[row]} objects and the model has {side.num_queries} queries: the rest is never learnt; raise "
+            f"{counts[index]} objects and the model has {side.num_queries} queries: the rest is never learnt; raise "
             "num_queries"
         )
-        read.log.add("more-objects-than-queries", "warning", message, **split.records.place(row))
+        read.log.add("more-objects-than-queries", "warning", message, **split.records.place(int(rows[index])))
 
 
 def check_object_sizes(read: ReadData, judged: dict[str, JudgedSplit], side: ModelSide) -> None:
     """Compares objects with the cells of the feature map, once their pictures are resized."""
     for name, split in judged.items():
-        rows = np.array(split.records.rows, dtype=np.int64)[split.kept]
+        rows = np.array(split.records.rows, dtype=np.int64)[split.used]
         sizes = split.records.sizes_wh()[rows]
         known = (sizes > 0).all(axis=1)
         if not known.any() or any(code.startswith("boxes-look") for code in split.records.log.counts):
             continue
-        sizes, boxes = sizes[known], split.boxes[split.kept][known]
+        sizes, boxes = sizes[known], split.boxes[split.used][known]
         scale = np.minimum(side.shortest / sizes.min(axis=1), side.longest / sizes.max(axis=1))
         share = float((boxes[:, 2:].max(axis=1) * scale < side.stride).mean())
         if share >= SMALL_NOTE:
@@ -235,7 +232,7 @@ def summarise(split: JudgedSplit, categories: Categories) -> SplitSummary:
     return SplitSummary(
         images=len(counts),
         objects=int(counts.sum()),
-        crowds=int((split.kept & crowd).sum()),
+        crowds=int((split.used & crowd).sum()),
         empty_images=int((counts == 0).sum()),
         classes=dict(zip(categories.names, classes, strict=True)),
         per_image=spread,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Image as ImageFeature
 
+from ..findings import left_out_for
 from ..pictures import Header, SeenPicture, inspect_picture, inspect_segments
 from ..readers.recognising import ReadData
 from ..readers.records import JudgedSplit
@@ -112,11 +113,14 @@ def picture_sources(split: JudgedSplit, read: ReadData) -> Iterator[tuple[int, A
         return
     undecoded = table.select_columns("image").cast_column("image", ImageFeature(decode=False))
     for row in rows:
-        image = undecoded[row]["image"] or {}
+        image = undecoded[row]["image"]  # a row without one is not in `split.images`
         yield row, image["path"] if image.get("bytes") is None else image["bytes"]
 
 
 def _add(
     read: ReadData, split: JudgedSplit, row: int, code: str, severity: str, message: str, object_id: Any = None
 ) -> None:
+    """Logs a finding; a picture that cannot be used leaves `split.images`."""
     read.log.add(code, severity, message, **split.records.place(row, object_id))
+    if left_out_for(code) == "picture":
+        split.images[row] = False

@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..findings import Finding, FindingLog
-
-SEVERITIES = ("error", "warning", "info")
+from ..findings import SEVERITIES, Finding, FindingLog
 
 
 @dataclass

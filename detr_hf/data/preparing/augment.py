@@ -9,8 +9,9 @@
 
 `image` is a `tv_tensors.Image (3, H, W)` uint8; `target` holds `boxes` (`tv_tensors.BoundingBoxes (N, 4)` xyxy in
 pixels), `labels (N,)`, `index (N,)` (the row of each object in the source) and, when asked for, `masks`
-(`tv_tensors.Mask (N, H, W)`). A callable that removes objects removes them from all of these, one that adds objects
-removes `index`.
+(`tv_tensors.Mask (N, H, W)`). A callable that removes objects removes them from boxes, labels and masks; `index` may
+stay as it is, since transforms of others do not know it, and then an area is its box's. Albumentations' `Compose` with
+`bbox_params` is called as it wants to be (`given.py`).
 
 Different on purpose from the original: all chance comes from torch's generator, so a worker's seed decides it; boxes
 below one pixel are left out, where the original keeps slivers of any width above zero; an area shrinks with its box,
@@ -26,6 +27,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
+
+from .given import AlbumentationsCompose, is_albumentations
 
 PRESETS = ("none", "paper", "strong")
 Sample = tuple[tv_tensors.Image, dict[str, Any]]
@@ -95,14 +98,16 @@ def augmentation(
     Raises:
         ValueError: there is no such preset.
     """
+    if is_albumentations(choice):
+        return AlbumentationsCompose(choice)
     if callable(choice):
         return choice
     if choice is None or choice == "none":
         return Augmentation("none", None, resizes=False)
     if choice not in PRESETS:
         raise ValueError(
-            f"augment is {choice!r}; expected one of {', '.join(PRESETS)}, or a callable (image, target) -> (image, "
-            "target)."
+            f"augment is {choice!r}; expected one of {', '.join(PRESETS)}, a callable (image, target) -> (image, "
+            "target), or Albumentations' Compose."
         )
     steps = [v2.RandomHorizontalFlip(), _paper_sizes(shortest, longest)]
     if choice == "strong":
@@ -121,12 +126,9 @@ def sanitize(target: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Tens
     """
     height, width = size_hw
     boxes = torch.as_tensor(target["boxes"], dtype=torch.float64).as_subclass(Tensor).reshape(-1, 4)
-    counts = {key: len(value) for key, value in target.items() if key in ("boxes", "labels", "index", "masks")}
+    counts = {key: len(value) for key, value in target.items() if key in ("boxes", "labels", "masks")}
     if len(set(counts.values())) > 1:
-        raise ValueError(
-            f"The augmentation returned {counts}: it has to remove an object from all of these. "
-            "(A callable that adds objects removes the key 'index'; small boxes are removed afterwards anyway.)"
-        )
+        raise ValueError(f"The augmentation returned {counts}: it has to remove an object from all of these.")
     if not torch.isfinite(boxes).all():
         raise ValueError("The augmentation returned boxes that are not finite.")
     boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], dim=-1).flatten(1)  # (N, 4)
@@ -141,7 +143,7 @@ def sanitize(target: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Tens
             )
         keep &= masks.flatten(1).any(dim=1) if len(masks) else keep
     kept = {"boxes": boxes[keep], "labels": torch.as_tensor(target["labels"])[keep]}
-    if "index" in target:
+    if len(target.get("index", ())) == len(boxes):  # others' transforms remove objects and know nothing of it
         kept["index"] = torch.as_tensor(target["index"])[keep]
     if masks is not None:
         kept["masks"] = masks[keep]

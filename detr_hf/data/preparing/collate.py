@@ -57,13 +57,13 @@ class DetectionCollator:
         return other
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Returns the batch of prepared (or raw) rows."""
+        """Returns the batch of prepared (or raw) rows, on their canvas where the processor pads to one."""
         if not rows:
             raise ValueError("The batch is empty: the data loader gave no rows.")
         prepared = [self._prepared(row) for row in rows]
         pixels = [torch.as_tensor(row["pixel_values"]) for row in prepared]
         sizes_hw = [tuple(image.shape[-2:]) for image in pixels]
-        padded_hw = self._padded_hw(sizes_hw)
+        padded_hw = self._padded_hw([*sizes_hw, *(tuple(row["canvas_hw"]) for row in prepared if "canvas_hw" in row)])
         shown = [torch.ones(size_hw, dtype=torch.bool) for size_hw in sizes_hw]
         batch: dict[str, Any] = {
             "pixel_values": torch.stack([_pad(image, padded_hw) for image in pixels]),

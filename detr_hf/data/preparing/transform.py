@@ -5,6 +5,7 @@ that has resized already it is told not to resize. The target is assembled from 
 the processor uses for COCO annotations: boxes and masks stay arrays all the way.
 """
 
+import logging
 import operator
 import os
 from collections.abc import Callable
@@ -20,7 +21,10 @@ from ...processing.annotations_detr import assemble_target
 from ...processing.mask_annotations_detr import panoptic_masks
 from ..pictures import load_pixels
 from ..readers.mask_text import decode_masks
-from .augment import augmentation, sanitize
+from .augment import SMALLEST_BOX_PX, augmentation, sanitize
+from .given import usable
+
+logger = logging.getLogger(__name__)
 
 # An annotated area beyond this makes no sense, and that of the box is taken.
 LARGEST_AREA = 1e30
@@ -28,6 +32,8 @@ LARGEST_AREA = 1e30
 
 class DetectionTransform:
     """Rows of the schema to `{"pixel_values", "labels", "file_name"}`, one picture at a time.
+
+    Where the processor pads to a canvas of its own, `canvas_hw` says to which: the collator does it, with a mask.
 
     Args:
         processor: an image processor; it makes the pixels, and its `do_convert_annotations` says how boxes are given.
@@ -43,12 +49,16 @@ class DetectionTransform:
         self.processor = processor
         self.augment = augmentation(augment, *model_sides(processor))
         self.masks = masks
+        pad_size = getattr(processor, "pad_size", None) if getattr(processor, "do_pad", False) else None
+        self.canvas = {"canvas_hw": (pad_size["height"], pad_size["width"])} if pad_size else {}
+        self.tiny = 0  # objects left out so far, in this process
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Returns the rows prepared, in columns as `datasets` hands them over."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         prepared = [self.one(row) for row in rows]
-        return {key: [item[key] for item in prepared] for key in ("pixel_values", "labels", "file_name")}
+        keys = ("pixel_values", "labels", "file_name", *self.canvas)
+        return {key: [item[key] for item in prepared] for key in keys}
 
     def one(self, row: dict[str, Any]) -> dict[str, Any]:
         """Returns one row prepared."""
@@ -57,8 +67,9 @@ class DetectionTransform:
         pixels = load_pixels(row["image"], name, recorded_wh)  # (3, H, W)
         target = self._target(row, name, pixels.shape[1:])
         try:
-            image, target = self.augment(tv_tensors.Image(pixels), target)
+            image, target = usable(self.augment(tv_tensors.Image(pixels), target))
             size_hw = (image.height, image.width) if hasattr(image, "height") else tuple(image.shape[-2:])
+            self._count_tiny(target["boxes"], name)
             target = sanitize(target, size_hw)
             if self.masks and "masks" not in target:
                 raise ValueError("masks are asked for and it returned none.")
@@ -83,7 +94,22 @@ class DetectionTransform:
             )
         except (ValueError, TypeError, RuntimeError) as error:
             raise AnnotationError(f"{name}: {error}") from error
-        return {"pixel_values": pixel_values, "labels": labels, "file_name": name}
+        return {"pixel_values": pixel_values, "labels": labels, "file_name": name, **self.canvas}
+
+    def _count_tiny(self, boxes: Any, name: str) -> None:
+        """Says how many objects an augmentation has made so small that they are left out: 1, 10, 100 and so on."""
+        if getattr(self.augment, "name", None) == "none":
+            return  # loading says what is so small in the data
+        boxes = torch.as_tensor(boxes).as_subclass(Tensor).reshape(-1, 4)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        tiny = int(((sides > 0).all(dim=1) & (sides < SMALLEST_BOX_PX).any(dim=1)).sum())  # 0: it was cut away
+        said, self.tiny = len(str(self.tiny)) if self.tiny else 0, self.tiny + tiny
+        if tiny and len(str(self.tiny)) > said:
+            logger.warning(
+                "%d object(s) so far were below one pixel after the augmentation %r, and left out of training (now in "
+                "%s).",
+                *(self.tiny, self.augment, name),
+            )
 
     def _target(self, row: dict[str, Any], name: str, size_hw: tuple[int, int]) -> dict[str, Any]:
         """Returns the row's objects as tensors, boxes xyxy in pixels; crowds stay out: DETR does not train on them."""
@@ -173,8 +199,9 @@ class DetectionTransform:
 def model_sides(processor: Any) -> tuple[int, int]:
     """Returns the shortest and longest side that a processor resizes to; 800 and 1333 when it has other rules."""
     size = dict(getattr(processor, "size", None) or {})
-    if size.get("height") and size.get("width"):
-        return min(size["height"], size["width"]), max(size["height"], size["width"])
+    for height, width in (("height", "width"), ("max_height", "max_width")):
+        if size.get(height) and size.get(width):
+            return min(size[height], size[width]), max(size[height], size[width])
     shortest = size.get("shortest_edge") or 800
     return shortest, size.get("longest_edge") or round(shortest * 1333 / 800)
 

@@ -1,239 +1,319 @@
 """COCO JSON, read element by element: detection (boxes, masks, crowds) and panoptic with its PNGs.
 
-The 448 MB of COCO's training annotations never stand in memory as Python objects. Where the files lie is
-`coco_layout`'s matter.
+Where the files lie is the matter of `coco_layout` and `coco_pictures`. What is odd and has one meaning all the same
+(3.0 or "3" for an id, a box of texts) is read as that and said; a picture that was found under another name than the
+file's is refused when its size is not the one that the file records.
 """
 
-import json
+import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ...errors import LayoutError
-from ..detection_data import Categories
-from ..findings import FindingLog
-from .coco_layout import CocoSource, find_image_folder, panoptic_folder
-from .faults import id_fault
-from .paths import join_inside, unsafe_reason
+from ...errors import LayoutError, PictureError
+from ..pictures import read_header
+from .coco_layout import CocoSource, panoptic_folder
+from .coco_pictures import PictureSearch
+from .faults import IdsByNumber, id_fault, number_fault, plain_box, plain_flag, plain_id, plain_number
+from .json_lists import iterate_lists
+from .other_tools import json_of_a_tool, looks_like_coco
+from .paths import PictureFinder
 from .records import SplitRecords
 
-SPACE = re.compile(r"[ \t\r\n]*")
+LISTS = ("images", "annotations", "categories")
 POLYGONS = re.compile(r'"segmentation"\s*:\s*(\[[\[\]0-9\s.,eE+-]*\])\s*[,}]')
+NUMBERS = {int, float}
+
+
+def read_coco(source: CocoSource, keep_masks: bool = True, search: PictureSearch | None = None) -> "CocoFile":
+    """Returns one annotation file as records; faults are in `records.log`.
+
+    Raises:
+        LayoutError: the file is no COCO JSON, or the folder of its pictures cannot be told.
+    """
+    tool = None if looks_like_coco(source.json_path) else json_of_a_tool(source.json_path)
+    if tool:
+        raise LayoutError(f"{source.json_path} is no COCO file; it is {tool}.")
+    records = SplitRecords(source.split, keep_masks=keep_masks, labels_from=str(source.json_path))
+    file = CocoFile(source, records, search or PictureSearch())
+    images: list[Any] = []
+    waiting: list[tuple[Any, str]] = []
+    seen = set()
+    for key, element, text in iterate_lists(source.json_path):
+        seen.add(key)
+        if key not in LISTS:
+            continue
+        if text is None:
+            if element is not None:
+                kind = type(element).__name__
+                raise LayoutError(f"{source.json_path} is no COCO file: {key!r} is a {kind}, expected a list.")
+            file.say("value-repaired", "info", f"{key!r} is null: read as an empty list")
+        elif key == "images":
+            if file.finder is not None:
+                raise LayoutError(f"{source.json_path} has two lists of images with annotations between them.")
+            images.append(element)
+        elif key == "categories":
+            file.categories.append(element)
+        elif not images:
+            waiting.append((element, text))
+        else:
+            if file.finder is None:
+                file.add_images(images)
+            file.add_annotation(element, text)
+    missing = {"images", "annotations"} - seen
+    if not images or (missing and missing != {"annotations"}):
+        raise LayoutError(
+            f"{source.json_path} is no COCO file: the lists {', '.join(sorted(missing)) or 'images'} are missing or "
+            f"empty; found {sorted(seen)[:10]}."
+        )
+    if file.finder is None:
+        file.add_images(images)
+    for element, text in waiting:
+        file.add_annotation(element, text)
+    for row, path in enumerate(file.records.panoptic_paths or []):
+        if not path:
+            file.records.fault("panoptic-missing", "the image has no panoptic annotation", row)
+    return file
+
+
+class ListedImage(NamedTuple):
+    """An image entry whose picture was looked for."""
+
+    image_id: int | str
+    size: tuple[int, int]
+    found: str
+    repaired: bool
 
 
 @dataclass
 class CocoFile:
     """What one file says: categories as listed, and the records."""
 
-    categories: list[dict[str, Any]]
+    source: CocoSource
     records: SplitRecords
+    search: PictureSearch
+    categories: list[Any] = field(default_factory=list)
     row_of: dict[int | str, int] = field(default_factory=dict)
+    finder: PictureFinder | None = None
+    segment_finder: PictureFinder | None = None
+    ids_by_number: IdsByNumber | None = None
 
+    def say(self, code: str, severity: str, message: str, **place: Any) -> None:
+        """Logs a finding that belongs to no image that is read."""
+        self.records.log.add(code, severity, message, split=self.source.split, **place)
 
-def read_coco(source: CocoSource, keep_masks: bool = True) -> CocoFile:
-    """Returns one annotation file as records; faults are in `records.log`.
+    def add_images(self, images: list[Any]) -> None:
+        """Adds the images, once all are known: their names tell the folder of the pictures."""
+        names = [
+            image["file_name"] for image in images if isinstance(image, dict) and _is_name(image.get("file_name"))
+        ]
+        self.finder = self.search.finder(self.source, names)
+        if self.source.kind == "panoptic":
+            self.records.panoptic_paths = []
+            self.segment_finder = PictureFinder(panoptic_folder(self.source), self.search.index)
+        entries: dict[int | str, Any] = {}
+        listed = []
+        for position, image in enumerate(images):
+            if not isinstance(image, dict):
+                message = f"images[{position}] is a {type(image).__name__}, expected an object"
+                self.say("image-malformed", "error", message)
+                continue
+            image_id, name = plain_id(image.get("id")), image.get("file_name")
+            if fault := id_fault(image_id):
+                self.say("image-malformed", "error", f"images[{position}]: id: {fault}")
+            elif image_id in entries:
+                place = {"file_name": str(name)[:200], "image_id": image_id}
+                if entries[image_id] == image:
+                    self.say("image-entry-repeated", "warning", "the same entry stands in the file before", **place)
+                else:
+                    self.say("image-id-duplicate", "error", "the image id occurs more than once", **place)
+            else:
+                entries[image_id] = image
+                found = self._find(image_id, image)
+                listed += [found] if found else []
+        for image in listed:
+            self._add_image(image)
 
-    Raises:
-        LayoutError: the file is no COCO JSON, or the folder of its pictures cannot be told.
-    """
-    records = SplitRecords(source.split, keep_masks=keep_masks)
-    file = CocoFile([], records)
-    if source.kind == "panoptic":
-        records.panoptic_paths = []
-    images: list[Any] = []
-    waiting: list[tuple[Any, str]] = []
-    seen = set()
-    started = False
-    for key, element, text in iterate_lists(source.json_path):
-        seen.add(key)
-        if key == "images":
-            if started:
-                raise LayoutError(f"{source.json_path} has two lists of images with annotations between them.")
-            images.append(element)
-        elif key == "categories":
-            file.categories.append(element)
-        elif key == "annotations" and "images" not in seen:
-            waiting.append((element, text))
-        elif key == "annotations":
-            if not started:
-                _begin(source, file, images)
-                started = True
-            _add_annotation(source, file, element, text)
-    missing = {"images", "annotations"} - seen
-    if missing and not (missing == {"annotations"} and images):
-        raise LayoutError(
-            f"{source.json_path} is no COCO file: the lists {', '.join(sorted(missing))} are missing or empty; found "
-            f"{sorted(seen)[:10]}."
+    def _find(self, image_id: int | str, image: dict[str, Any]) -> ListedImage | None:
+        said: list[tuple[str, str, str]] = []
+        found = self.finder.find(image.get("file_name"), lambda *finding: said.append(finding))
+        for finding in said:
+            self.say(*finding, image_id=image_id)
+        if found is None:
+            return None
+        size = self._size(image_id, found, image)
+        repaired = any(code == "file-name-repaired" for code, _, _ in said)
+        if repaired and size != (0, 0):
+            try:
+                header = read_header(os.path.join(self.finder.folder, found), found)
+            except PictureError:
+                return ListedImage(image_id, size, found, repaired)  # told of later, as of any that cannot be read
+            if size not in ((header.width, header.height), header.upright_wh):
+                message = (
+                    f"{image['file_name']!r} is not there, and {found!r}, which it could mean, is another picture: it "
+                    f"is {header.upright_wh[0]}x{header.upright_wh[1]} and {size[0]}x{size[1]} is recorded"
+                )
+                self.say("file-name-other-picture", "error", message, image_id=image_id)
+                return None
+        return ListedImage(image_id, size, found, repaired)
+
+    def _add_image(self, image: ListedImage) -> None:
+        path = os.path.join(self.finder.folder, image.found)
+        if image.repaired and path in self.finder.contested:
+            message = f"another name of this file means {image.found!r} too: which one is right cannot be told"
+            self.say("file-name-ambiguous", "error", message, image_id=image.image_id)
+            return
+        row = self.records.add_image(image.image_id, image.found, path, *image.size)
+        self.row_of[image.image_id] = row
+        if self.records.panoptic_paths is not None:
+            self.records.panoptic_paths.append("")
+
+    def _size(self, image_id: int | str, name: str, image: dict[str, Any]) -> tuple[int, int]:
+        """Returns width and height that the entry records; 0 x 0 when it has none or they are no sizes."""
+        sides = [image.get("width"), image.get("height")]
+        if sides == [None, None]:
+            return 0, 0
+        place = {"file_name": name, "image_id": image_id}
+        shown = " x ".join(str(side)[:40] for side in sides)
+        whole = [plain_id(plain_number(side)) for side in sides]
+        if any(type(side) is str for side in sides) and all(type(side) is int for side in whole):
+            self.say("value-repaired", "warning", f"width x height is text, read as {whole[0]} x {whole[1]}", **place)
+        if all(type(side) is int and 0 < side < 1_000_000 for side in whole):
+            return whole[0], whole[1]
+        if all(side is None or side == 0 for side in whole) and not any(type(side) is bool for side in whole):
+            self.say("image-size-unknown", "info", f"width x height is {shown}: read from the picture", **place)
+        else:
+            message = f"width x height is {shown}, expected two integers above 0"
+            self.say("image-size-malformed", "error", message, **place)
+        return 0, 0
+
+    def add_annotation(self, annotation: Any, text: str) -> None:
+        """Adds an annotation; `text` is its JSON."""
+        if not isinstance(annotation, dict):
+            message = f"an annotation is a {type(annotation).__name__}, expected an object"
+            self.say("annotation-malformed", "error", message)
+            return
+        image_id = annotation.get("image_id")
+        row = self.row_of.get(image_id) if type(image_id) is int else None
+        if row is None:
+            row = self._row_of_odd(image_id, annotation)
+        if row is None:
+            return
+        if self.records.panoptic_paths is not None:
+            self._add_panoptic(row, annotation)
+        else:
+            self._add_detection(row, annotation, text)
+
+    def _row_of_odd(self, image_id: Any, annotation: dict[str, Any]) -> int | None:
+        """Returns the row for an image id that is no integer, or an unknown one; logs what is read and refused."""
+        object_id = annotation.get("id")
+        shown = None if id_fault(object_id) else object_id
+        meant = plain_id(image_id)
+        if fault := id_fault(meant):
+            self.say("annotation-malformed", "error", f"image_id: {fault}", annotation_id=shown)
+            return None
+        if meant not in self.row_of:
+            self.ids_by_number = self.ids_by_number or IdsByNumber(self.row_of)
+            meant = self.ids_by_number.find(meant)
+        if meant is None:
+            message = "the annotation is for an image that is not listed (or was refused)"
+            self.say("image-unknown", "error", message, image_id=image_id, annotation_id=shown)
+            return None
+        row = self.row_of[meant]
+        self._say_repaired(row, shown, "image_id", image_id, meant)
+        return row
+
+    def _say_repaired(self, row: int, object_id: int | str | None, key: str, value: Any, meant: Any) -> None:
+        if type(value) is not type(meant) or value != meant:
+            message = f"{key} {str(value)[:60]!r} is read as {meant!r}"
+            self.records.fault("value-repaired", message, row, object_id, "warning")
+
+    def _plain(
+        self, row: int, object_id: int | str, annotation: dict[str, Any], key: str, plain: Callable[[Any], Any]
+    ) -> Any:
+        """Returns a value of an annotation as `plain` reads it; what is said of it says what it was."""
+        value = annotation.get(key)
+        meant = plain(value)
+        if value is not None and type(value) is not bool:
+            self._say_repaired(row, object_id, key, value, meant)
+        return meant
+
+    def _add_detection(self, row: int, annotation: dict[str, Any], text: str = "") -> None:
+        """Adds an object; its polygons are cut from `text`, the annotation's JSON, instead of being written anew."""
+        records = self.records
+        object_id = annotation.get("id")
+        if type(object_id) is not int:
+            object_id = self._object_id(row, object_id)
+        category_id, bbox = annotation.get("category_id"), annotation.get("bbox")
+        iscrowd, area, segmentation = (
+            annotation.get("iscrowd", 0),
+            annotation.get("area"),
+            annotation.get("segmentation"),
         )
-    if not started:
-        _begin(source, file, images)
-    for element, text in waiting:
-        _add_annotation(source, file, element, text)
-    for row, path in enumerate(records.panoptic_paths or []):
-        if not path:
-            records.fault("panoptic-missing", "the image has no panoptic annotation", row)
-    return file
+        for key, value, code in (("bbox", bbox, "box-missing"), ("category_id", category_id, "category-missing")):
+            if value is None:
+                shown = ", ".join(sorted(map(str, annotation))[:8])
+                records.fault(code, f"the annotation has no {key!r}; it has {shown}", row, object_id)
+                return
+        if type(category_id) is not int:
+            category_id = self._plain(row, object_id, annotation, "category_id", plain_id)
+        if type(bbox) is not list or not NUMBERS.issuperset(map(type, bbox)):
+            bbox = self._plain(row, object_id, annotation, "bbox", plain_box)
+        if type(iscrowd) is not int:
+            iscrowd = self._plain(row, object_id, annotation, "iscrowd", plain_flag)
+        if type(area) not in NUMBERS:
+            area = self._plain(row, object_id, annotation, "area", plain_number)
+        if number_fault(area) or not 0 <= area < math.inf:
+            message = f"the area is {'missing' if area is None else str(area)[:60]}: the box's is taken"
+            records.fault("area-from-box", message, row, object_id, "info")
+        if segmentation == {}:
+            segmentation = None
+        polygons = _polygon_text(text) if records.keep_masks else None
+        records.add_object(row, object_id, category_id, bbox, area, iscrowd, segmentation, polygons)
 
+    def _object_id(self, row: int, value: Any) -> int | str:
+        """Returns an annotation's id where it is no integer, a name where it cannot be one."""
+        meant = plain_id(value)
+        if id_fault(meant) is None:
+            self._say_repaired(row, meant, "id", value, meant)
+            return meant
+        named = f"unnamed {len(self.records.object_ids) + 1}"
+        message = "the annotation has no id" if value is None else f"id: {id_fault(meant)}; it is called {named!r}"
+        self.records.fault("annotation-id-missing", message, row, None, "warning")
+        return named
 
-def iterate_lists(path: Path) -> Iterator[tuple[str, Any, str]]:
-    """Yields key, element and its JSON text for the elements of an object's lists; any other value comes whole.
-
-    Raises:
-        LayoutError: the file is not JSON, or no object at its top level.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        yield from _iterate_text(text)
-    except (ValueError, RecursionError, StopIteration) as error:
-        raise LayoutError(
-            f"{path} is not JSON that can be read: {type(error).__name__}: {str(error)[:200]}."
-        ) from error
-    except OSError as error:
-        raise LayoutError(f"{path} cannot be read: {error}.") from error
-
-
-def _iterate_text(text: str) -> Iterator[tuple[str, Any, str]]:
-    decode = json.JSONDecoder().raw_decode
-
-    def skip(position: int, expected: str) -> tuple[str, int]:
-        position = SPACE.match(text, position).end()
-        character = text[position : position + 1]
-        if character not in expected or not character:
-            raise ValueError(
-                f"expected one of {expected!r} at character {position}, found {character or 'the end of the file'!r}"
+    def _add_panoptic(self, row: int, annotation: dict[str, Any]) -> None:
+        records = self.records
+        segments = annotation.get("segments_info")
+        if not isinstance(segments, list):
+            message = (
+                f"segments_info is {'missing' if segments is None else type(segments).__name__}, expected a list: is "
+                "it a panoptic file?"
             )
-        return character, position + 1
-
-    _, position = skip(0, "{")
-    position = SPACE.match(text, position).end()
-    if text[position : position + 1] == "}":
-        return
-    while True:
-        position = SPACE.match(text, position).end()
-        key, position = decode(text, position)
-        _, position = skip(position, ":")
-        position = SPACE.match(text, position).end()
-        if text[position : position + 1] == "[":
-            position = SPACE.match(text, position + 1).end()
-            closed = text[position : position + 1] == "]"
-            position += closed
-            while not closed:
-                start = SPACE.match(text, position).end()
-                element, position = decode(text, start)
-                yield key, element, text[start:position]
-                character, position = skip(position, ",]")
-                closed = character == "]"
-        else:
-            value, position = decode(text, position)
-            yield key, value, ""
-        character, position = skip(position, ",}")
-        if character == "}":
+            records.fault("annotation-malformed", message, row)
+            return
+        if records.panoptic_paths[row]:
+            records.fault("image-annotated-twice", "the image has more than one panoptic annotation", row)
             return
 
+        def say(code: str, severity: str, message: str) -> None:
+            records.fault(code, f"segment picture: {message}", row, None, severity)
 
-def _begin(source: CocoSource, file: CocoFile, images: list[Any]) -> None:
-    """Adds the images, once the folder of the pictures is known."""
-    records = file.records
-    names = [
-        image["file_name"]
-        for image in images
-        if isinstance(image, dict) and unsafe_reason(image.get("file_name")) is None
-    ]
-    folder = source.image_root or find_image_folder(source, names)
-    files_seen: dict[str, int] = {}
-
-    def refuse(code: str, message: str, **place: Any) -> None:
-        records.log.add(code, "error", message, split=source.split, **place)
-
-    for position, image in enumerate(images):
-        if not isinstance(image, dict):
-            refuse("image-malformed", f"images[{position}] is a {type(image).__name__}, expected an object")
-            continue
-        image_id, name = image.get("id"), image.get("file_name")
-        fault, reason = id_fault(image_id), unsafe_reason(name)
-        if fault:
-            refuse("image-malformed", f"images[{position}]: id: {fault}")
-        elif reason:
-            refuse("file-name-unsafe", f"refused: {reason}", image_id=image_id)
-        elif image_id in file.row_of:
-            refuse("image-id-duplicate", "the image id occurs more than once", file_name=name, image_id=image_id)
-        else:
-            row = file.row_of[image_id] = records.add_image(image_id, name, join_inside(folder, name))
-            _set_size(records, row, image)
-            if name in files_seen:
-                records.fault("file-listed-twice", f"the same file is image {files_seen[name]!r} too", row)
-            files_seen.setdefault(name, image_id)
-            if records.panoptic_paths is not None:
-                records.panoptic_paths.append("")
-
-
-def _set_size(records: SplitRecords, row: int, image: dict[str, Any]) -> None:
-    """Notes width and height that the entry records; it stays 0 x 0 when it has none or they are no sizes."""
-    sides = [image.get("width"), image.get("height")]
-    if sides == [None, None]:
-        return
-    whole = [int(side) if type(side) is float and side.is_integer() else side for side in sides]
-    if all(type(side) is int and 0 < side < 1_000_000 for side in whole):
-        records.widths[row], records.heights[row] = whole
-        return
-    shown = " x ".join(str(side)[:40] for side in sides)
-    records.fault("image-size-malformed", f"width x height is {shown}, expected two integers above 0", row)
-
-
-def _add_annotation(source: CocoSource, file: CocoFile, annotation: Any, text: str) -> None:
-    records = file.records
-    if not isinstance(annotation, dict):
-        message = f"an annotation is a {type(annotation).__name__}, expected an object"
-        records.log.add("annotation-malformed", "error", message, split=source.split)
-        return
-    shown = annotation.get("id") if id_fault(annotation.get("id")) is None else None
-    image_id = annotation.get("image_id")
-    if id_fault(image_id) is not None:
-        message = f"image_id: {id_fault(image_id)}"
-        records.log.add("annotation-malformed", "error", message, split=source.split, annotation_id=shown)
-        return
-    row = file.row_of.get(image_id)
-    if row is None:
-        message = "the annotation is for an image that is not listed (or was refused)"
-        place = {"split": source.split, "image_id": image_id, "annotation_id": shown}
-        records.log.add("image-unknown", "error", message, **place)
-        return
-    if source.kind == "panoptic":
-        _add_panoptic(source, records, row, annotation)
-    else:
-        _add_detection(records, row, annotation, text)
-
-
-def _add_detection(records: SplitRecords, row: int, annotation: dict[str, Any], text: str = "") -> None:
-    """Adds an object; its polygons are cut from `text`, the annotation's JSON, instead of being written anew."""
-    object_id = annotation.get("id")
-    if id_fault(object_id) is not None:
-        if object_id is not None:
-            records.fault("annotation-malformed", f"id: {id_fault(object_id)}", row)
+        found = self.segment_finder.find(annotation.get("file_name"), say)
+        if found is None:
             return
-        object_id = f"unnamed {len(records.object_ids) + 1}"
-        records.fault("annotation-id-missing", "the annotation has no id", row, None, "warning")
-    for key, code in (("bbox", "box-missing"), ("category_id", "category-missing")):
-        if annotation.get(key) is None:
-            records.fault(
-                code,
-                f"the annotation has no {key!r}; it has {', '.join(sorted(map(str, annotation))[:8])}",
-                row,
-                object_id,
-            )
-            return
-    records.add_object(
-        row,
-        object_id,
-        annotation["category_id"],
-        annotation["bbox"],
-        annotation.get("area"),
-        annotation.get("iscrowd", 0),
-        annotation.get("segmentation"),
-        _polygon_text(text) if records.keep_masks else None,
-    )
+        records.panoptic_paths[row] = os.path.join(self.segment_finder.folder, found)
+        for segment in segments:
+            if not isinstance(segment, dict) or type(segment.get("id")) is not int:
+                records.fault("annotation-malformed", "a segment is no object with an integer id", row)
+            else:
+                self._add_detection(row, segment | {"segmentation": None})
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != ""
 
 
 def _polygon_text(text: str) -> str | None:
@@ -242,69 +322,3 @@ def _polygon_text(text: str) -> str | None:
         return None
     found = POLYGONS.search(text)
     return found.group(1) if found else None
-
-
-def _add_panoptic(source: CocoSource, records: SplitRecords, row: int, annotation: dict[str, Any]) -> None:
-    name, segments = annotation.get("file_name"), annotation.get("segments_info")
-    reason = unsafe_reason(name)
-    if reason:
-        records.fault("file-name-unsafe", f"segment picture refused: {reason}", row)
-        return
-    if not isinstance(segments, list):
-        message = (
-            f"segments_info is {'missing' if segments is None else type(segments).__name__}, expected a list: is it a "
-            "panoptic file?"
-        )
-        records.fault("annotation-malformed", message, row)
-        return
-    if records.panoptic_paths[row]:
-        records.fault("image-annotated-twice", "the image has more than one panoptic annotation", row)
-        return
-    records.panoptic_paths[row] = join_inside(panoptic_folder(source), name)
-    for segment in segments:
-        if not isinstance(segment, dict) or type(segment.get("id")) is not int:
-            records.fault("annotation-malformed", "a segment is no object with an integer id", row)
-        else:
-            _add_detection(records, row, segment | {"segmentation": None})
-
-
-def merge_categories(listed: dict[str, list[Any]], log: FindingLog) -> Categories:
-    """Returns one class list from the categories of every split, ordered by id; contradictions go to the log."""
-    entries: dict[int | str, tuple[str, bool]] = {}
-
-    def refuse(code: str, message: str, split: str | None = None) -> None:
-        log.add(code, "error", message, split=split)
-
-    for split, categories in listed.items():
-        here = set()
-        for category in categories:
-            if (
-                not isinstance(category, dict)
-                or id_fault(category.get("id"))
-                or not str(category.get("name") or "").strip()
-            ):
-                message = f"a category is {str(category)[:80]}, expected an object with an id and a name"
-                refuse("category-malformed", message, split)
-                continue
-            category_id, name = category["id"], str(category["name"])
-            if category_id in here:
-                refuse("category-id-duplicate", f"category id {category_id!r} is defined more than once", split)
-                continue
-            here.add(category_id)
-            known, _ = entries.setdefault(category_id, (name, bool(category.get("isthing", 1))))
-            if known != name:
-                message = f"category {category_id!r} is {name!r} here and {known!r} in another split"
-                refuse("category-conflict", message, split)
-    if not entries:
-        refuse("categories-missing", "the data set defines no categories; pass id2label={id in the data: name}")
-    merged = Categories.of({category_id: name for category_id, (name, _) in entries.items()})
-    ids, names = merged.source_ids, merged.names
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        shared = [category_id for category_id in ids if entries[category_id][0] == name]
-        message = f"the name {name!r} belongs to the categories {shared}: names must differ"
-        refuse("category-name-duplicate", message)
-    unique = [
-        name if names.count(name) == 1 else f"{name} ({category_id})"
-        for name, category_id in zip(names, ids, strict=True)
-    ]
-    return Categories(unique, ids, [entries[category_id][1] for category_id in ids])

@@ -147,29 +147,20 @@ def read_hf(name: str, split: Dataset, keep_masks: bool = True) -> SplitRecords:
     records = SplitRecords(name, keep_masks=keep_masks)
     for number, row in enumerate(split.with_format(None).cast_column("image", ImageFeature(decode=False))):
         _add_row(records, row, number, keys, upright_size)
-        _check_picture(records, row["image"], number)
-    repeated = len(records.image_ids) - len(set(records.image_ids))
-    if repeated:
-        message = (
-            f"{repeated} image ids occur more than once, as in data sets that were joined: images are numbered anew"
-        )
-        records.log.add("image-id-duplicate", "warning", message, split=name)
-        records.image_ids = list(range(len(records.image_ids)))
     return records
 
 
-def _check_picture(records: SplitRecords, image: Any, row: int) -> None:
-    """Logs a row without a picture that can be read; its path becomes an empty one, which is no file."""
+def _check_picture(records: SplitRecords, image: Any, row: int, number: int) -> None:
+    """Logs a row without a picture that can be read; `number` is the row's in the source."""
+    if image is not None and not isinstance(image, dict):  # one that is decoded, in a stream
+        return
     path, content = ((image or {}).get(key) for key in ("path", "bytes"))
     if path is None and content is None:
-        records.fault("image-missing", f"row {row} has no picture: `image` is None", row)
+        records.fault("image-missing", f"row {number} has no picture: `image` is None", row)
     elif content is None and "://" not in path and not Path(path).is_file():
-        records.fault("image-missing", f"row {row}: there is no file {path}", row)
+        records.fault("image-missing", f"row {number}: there is no file {path}", row)
     elif not records.widths[row]:
-        records.fault("image-unreadable", f"row {row}: the picture cannot be read", row)
-    else:
-        return
-    records.paths[row] = ""
+        records.fault("image-unreadable", f"row {number}: the picture cannot be read", row)
 
 
 def _add_row(
@@ -187,6 +178,7 @@ def _add_row(
     if type(width) is not int or type(height) is not int:
         width, height = size_of(image, file_name)
     index = records.add_image(number if id_fault(image_id) else image_id, file_name, None, width, height)
+    _check_picture(records, image, index, number)
     boxes, classes = (objects_as_columns(objects, key) for key in keys)
     count = len(boxes)
     if count != len(classes):
@@ -241,8 +233,9 @@ def _streamed_row(
     keys = object_fields(row, f"row {number}")
     _add_row(records, row, number, keys, lambda image, name: read_header(image, name).upright_wh)
     objects = _objects_of(records, categories, box_format)
-    if records.log.counts:
-        raise AnnotationError(f"Row {number}: {next(iter(records.log))}.")
+    faults = [finding for finding in records.log if finding.severity == "error"]
+    if faults:
+        raise AnnotationError(f"Row {number}: {faults[0]}.")
     image_id = records.image_ids[0]
     return {
         "image": row["image"],

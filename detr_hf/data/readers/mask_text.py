@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import AnnotationError
 from ...processing.mask_annotations_detr import object_masks
+from .faults import plain_id
 
 LARGEST_COORDINATE = 1e6
 LARGEST_PICTURE = 2**28
@@ -38,12 +39,15 @@ def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None
 
 
 def _rle_fault(rle: dict, height: int, width: int) -> str | None:
-    size = rle.get("size")
+    size = [plain_id(side) for side in rle["size"]] if isinstance(rle.get("size"), list) else rle.get("size")
     whole = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
     if not whole or size[0] * size[1] > LARGEST_PICTURE:
         return f"the run length's size is {str(size)[:60]}, expected [height, width]"
     if height and size != [height, width]:
-        return f"the run length is for {size[0]}x{size[1]} and the picture is {height}x{width} (height x width)"
+        swapped = "; its sides stand the wrong way round" if size == [width, height] else ""
+        return (
+            f"the run length is for {size[0]}x{size[1]} and the picture is {height}x{width} (height x width){swapped}"
+        )
     try:
         object_masks([("the segmentation", {"segmentation": rle})], (size[0], size[1]))
     except (ValueError, TypeError, OverflowError) as error:

@@ -15,6 +15,30 @@ from ...errors import AnnotationError, LayoutError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from .text import name_key
 
+# What cameras and design programs write, and is no picture here.
+OTHER_PICTURE_SUFFIXES = frozenset(
+    [
+        ".arw",
+        ".avif",
+        ".cr2",
+        ".cr3",
+        ".dng",
+        ".exr",
+        ".heic",
+        ".heif",
+        ".ico",
+        ".jp2",
+        ".jpe",
+        ".jxl",
+        ".mpo",
+        ".nef",
+        ".orf",
+        ".psd",
+        ".raw",
+        ".svg",
+        ".tga",
+    ]
+)
 URL_OR_DRIVE = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+://|[A-Za-z]:[\\/])")
 
 
@@ -85,6 +109,11 @@ def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
 
 
+def is_unread_picture(name: str) -> bool:
+    """Whether a file's name ends as that of a picture of a kind that is not read."""
+    return os.path.splitext(name)[1].lower() in OTHER_PICTURE_SUFFIXES - PICTURE_SUFFIXES
+
+
 def list_pictures(folder: Path) -> list[str]:
     """Returns the names of all pictures below `folder`, relative to it with `/`, sorted; see `walk_files`."""
     return sorted(name for name in walk_files(folder) if is_picture(name))
@@ -102,7 +131,10 @@ class FileIndex:
         self.files[folder], self.folders[folder] = set(), set()
         try:
             for entry in os.scandir(folder):
-                (self.folders if entry.is_dir() else self.files)[folder].add(entry.name)
+                if entry.is_dir():
+                    self.folders[folder].add(entry.name)
+                elif entry.is_file():  # not a link to nothing
+                    self.files[folder].add(entry.name)
         except OSError:
             pass
 
@@ -112,18 +144,18 @@ class FileIndex:
             self._list(folder)
         return name in self.files[folder]
 
-    def match(self, folder: str, name: str) -> str | None:
-        """Returns the name of the file below `folder` that `name` (with `/`) means, as the disk has it, or None.
+    def match(self, folder: str, name: str, is_folder: bool = False) -> str | None:
+        """Returns the name of the file (or folder) below `folder` that `name` (with `/`) means, or None.
 
-        The name itself comes first, then one that differs in its Unicode normal form, then the only one that differs
-        in case.
+        It comes back as the disk has it. The name itself comes first, then one that differs in its Unicode normal
+        form, then the only one that differs in case.
         """
         found = []
         parts = name.split("/")
         for position, part in enumerate(parts):
             if folder not in self.files:
                 self._list(folder)
-            wanted = (self.files if position == len(parts) - 1 else self.folders)[folder]
+            wanted = (self.folders if is_folder or position < len(parts) - 1 else self.files)[folder]
             actual = part if part in wanted else self._alike(folder, part, wanted)
             if actual is None:
                 return None
@@ -142,18 +174,30 @@ class FileIndex:
         chosen = same or alike
         return chosen[0] if len(chosen) == 1 else None
 
+    def names(self, folder: str) -> set[str]:
+        """Returns the names of the files that lie in a folder; none where there is no such folder."""
+        if folder not in self.files:
+            self._list(folder)
+        return self.files[folder]
+
 
 class PictureFinder:
     """Finds below a folder the pictures that annotation files name; every name that is not taken as it stands is said.
 
     A name that does not exist as written is looked for in another Unicode form or case, without the folders of the
-    labeller's machine before it, and without what Label Studio or a URL puts around it.
+    labeller's machine before it, and without what Label Studio or a URL puts around it. Finders of several splits
+    share `meant`, so that names of two splits do not meet in one file either; `contested` are the files in which
+    names met.
     """
 
-    def __init__(self, folder: Path, index: FileIndex | None = None) -> None:
+    def __init__(
+        self, folder: Path, index: FileIndex | None = None, meant: dict[str, tuple[str, bool]] | None = None
+    ) -> None:
         self.folder = str(folder)
+        self.absolute = os.path.abspath(folder) + os.sep
         self.index = index or FileIndex()
-        self.meant: dict[str, str] = {}  # file -> the first name that meant it
+        self.meant = {} if meant is None else meant  # path -> the first name that meant it, was it repaired
+        self.contested: set[str] = set()
 
     def find(self, listed: object, say: Callable[[str, str, str], None]) -> str | None:
         """Returns the name below the folder, with `/`, or None where it is refused.
@@ -162,10 +206,9 @@ class PictureFinder:
         back as it is: that its file is missing is told by `check_files`.
         """
         reason = unsafe_reason(listed)
-        if reason is None:
-            plain = os.path.normpath(listed).replace(os.sep, "/")
-            if os.path.join(self.folder, plain) in self.index:
-                return self._claim(plain, plain, say)
+        plain = self.exact(listed) if reason is None else None
+        if plain is not None:
+            return self._claim(plain, plain, say)
         found = self.look(listed) if isinstance(listed, str) else None
         if found is not None:
             return self._claim(found, listed, say)
@@ -174,11 +217,15 @@ class PictureFinder:
             return None
         return listed.replace("\\", "/")
 
+    def exact(self, listed: str) -> str | None:
+        """Returns the name of the existing file that a safe name is as it stands, or None."""
+        plain = os.path.normpath(listed).replace(os.sep, "/")
+        return plain if os.path.join(self.folder, plain) in self.index else None
+
     def look(self, listed: str) -> str | None:
         """Returns the name of the existing file that `listed` means, or None."""
-        for text in _readings(listed):
-            inside = text.startswith(self.folder + os.sep)
-            text = text[len(self.folder) :] if inside else text
+        for text in readings(listed):
+            text = text.removeprefix(self.absolute)
             parts = [part for part in re.split(r"[\\/]", text) if part not in ("", ".", "..")]
             for skip in range(len(parts)):
                 found = self.index.match(self.folder, "/".join(parts[skip:]))
@@ -187,9 +234,11 @@ class PictureFinder:
         return None
 
     def _claim(self, found: str, listed: str, say: Callable[[str, str, str], None]) -> str | None:
-        first = self.meant.setdefault(found, listed)
+        path = os.path.join(self.folder, found)
         repaired = found != listed
-        if first != listed and (repaired or first != found):
+        first, first_repaired = self.meant.setdefault(path, (listed, repaired))
+        if first != listed and (repaired or first_repaired):
+            self.contested.add(path)
             say(
                 "file-name-ambiguous",
                 "error",
@@ -198,13 +247,13 @@ class PictureFinder:
             )
             return None
         if repaired and name_key(found) != name_key(listed.replace("\\", "/")):
-            inside = listed.startswith(self.folder + os.sep)
+            inside = listed.startswith(self.absolute)
             severity = "info" if inside else "warning"
             say("file-name-repaired", severity, f"{listed!r} is read as {found!r} below {self.folder}")
         return found
 
 
-def _readings(listed: str) -> Iterator[str]:
+def readings(listed: str) -> Iterator[str]:
     """Yields a listed name, then what remains of it without a query, `?d=` of Label Studio, and percent signs."""
     yield listed
     if "?d=" in listed:

@@ -8,42 +8,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import LayoutError, PictureError
+import numpy as np
+
+from ...errors import LayoutError, PictureError, did_you_mean
 from ..detection_data import Categories
 from ..findings import FindingLog
 from ..pictures import read_header
-from . import coco, coco_layout, hf_objects, voc, voc_layout, yolo
-from .records import BOX_FORMATS, JudgedSplit, SplitRecords, check_boxes, check_categories, check_files, check_ids
+from ..read_options import ReadOptions
+from . import coco, coco_classes, coco_layout, hf_objects, voc, voc_layout, yolo
+from .coco_pictures import PictureSearch
+from .other_tools import is_archive, what_else
+from .records import JudgedSplit, SplitRecords, check_boxes, check_categories, check_files, check_ids
 from .text import name_key
 
-FORMATS = ("coco", "yolo", "voc", "hf")
 LOOKED_FOR = """looked for
   COCO: *.json with images, annotations and categories, in the folder, in annotations/, or as
   train/_annotations.coco.json
-  YOLO: data.yaml (train, val, names), or images/ and labels/*.txt
+  YOLO: data.yaml (train, val, names), obj.data, images/ and labels/*.txt, or pictures and *.txt side by side
   Pascal VOC: Annotations/*.xml (annots/, labels/) with JPEGImages/ (images/, data/), or pictures and *.xml in a
   folder for each split
   datasets: dataset_dict.json, metadata.jsonl/.csv/.parquet, or *.parquet, with an `objects` column"""
 
 
 @dataclass
-class ReadOptions:
-    """How to read; see `load_detection_dataset`."""
-
-    splits: Any = None
-    format: str | None = None
-    task: str | None = None
-    image_root: Path | None = None
-    box_format: str | None = None
-    id2label: dict[Any, str] | None = None
-    masks: bool = True
-    streaming: bool = False
-    load_options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
 class ReadData:
-    """What was read: records by split, or (when `streams` is set) splits that are not read yet."""
+    """What was read: records by split, and the splits of a `datasets` source, whose pictures stay where they are."""
 
     source: str
     format: str
@@ -54,6 +43,11 @@ class ReadData:
     explicit_box_format: bool = True
     hf_splits: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def splits(self) -> list[str]:
+        """Returns the names of all splits, read or streamed."""
+        return list({**self.hf_splits, **self.records})
+
 
 def recognise(root: Path, options: ReadOptions) -> str:
     """Returns the format of a folder.
@@ -62,11 +56,11 @@ def recognise(root: Path, options: ReadOptions) -> str:
         LayoutError: none or several fit.
     """
     found = []
-    if coco_layout.find_coco(root, options.task, options.image_root):
+    if coco_layout.find_coco(root, options.task):
         found.append("coco")
-    if yolo.find_yaml(root) is not None or yolo.has_yolo_folders(root):
+    if yolo.is_yolo(root):
         found.append("yolo")
-    if voc_layout.find_voc(root, options.image_root or root):
+    if voc_layout.find_voc(root, root):
         found.append("voc")
     if has_hf_files(root):
         found.append("hf")
@@ -79,10 +73,8 @@ def recognise(root: Path, options: ReadOptions) -> str:
         )
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())[:20]
     other = voc_layout.other_xml(root)
-    raise LayoutError(
-        f"{root} is no data set that is known; it holds {', '.join(names) or 'nothing'}"
-        f"{f' ({other})' if other else ''};\n{LOOKED_FOR}."
-    )
+    held = [f"it holds {', '.join(names) or 'nothing'}", *what_else(root), *([other] if other else [])]
+    raise LayoutError(f"{root} is no data set that is known; {'; '.join(held)};\n{LOOKED_FOR}.")
 
 
 def has_hf_files(root: Path) -> bool:
@@ -93,20 +85,21 @@ def has_hf_files(root: Path) -> bool:
 
 
 def choose_splits(available: list[str], wanted: Any, source: str) -> dict[str, str]:
-    """Returns the splits to read, new name to source name; `wanted` is None (all), a name, names, or such a dict.
+    """Returns the splits to read, new name to source name; `wanted` is None (all), names, or such a dict.
 
     Raises:
         LayoutError: a wanted split is not there.
     """
     if wanted is None:
         return {name: name for name in available}
-    if isinstance(wanted, str):
-        wanted = [wanted]
     chosen = dict(wanted) if isinstance(wanted, dict) else {name: name for name in wanted}
     missing = [name for name in chosen.values() if name not in available]
     if missing or not chosen:
         shown = ", ".join(map(repr, available))
-        raise LayoutError(f"The splits {missing} are not in {source}; there are {shown}.")
+        raise LayoutError(
+            f"The splits {missing} are not in {source}; there are {shown}."
+            + did_you_mean(next(iter(missing), ""), available)
+        )
     return chosen
 
 
@@ -116,12 +109,6 @@ def read_source(source: Any, options: ReadOptions) -> ReadData:
     Raises:
         LayoutError: it is not a data set that can be told and found.
     """
-    if options.format not in (None, *FORMATS):
-        raise LayoutError(f"format is {options.format!r}; there are {', '.join(FORMATS)}.")
-    if options.box_format not in (None, *BOX_FORMATS):
-        raise LayoutError(f"box_format is {options.box_format!r}; there are {', '.join(BOX_FORMATS)}.")
-    if options.task not in (None, "detection", "panoptic"):
-        raise LayoutError(f"task is {options.task!r}; there are detection and panoptic.")
     if not isinstance(source, str | Path):
         return _read_hf("a data set in memory", hf_objects.as_splits(source), options)
     path = Path(source).expanduser()
@@ -129,10 +116,12 @@ def read_source(source: Any, options: ReadOptions) -> ReadData:
         return _read_hub(str(source), options)
     name = options.format
     if path.is_file():
-        name = name or {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}.get(path.suffix.lower())
+        name = name or {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".data": "yolo"}.get(path.suffix.lower())
         if name is None:
+            archive = " It is an archive: unpack it and pass the folder." if is_archive(path) else ""
             raise LayoutError(
-                f"{path} is a file of an unknown kind; expected a COCO .json, a YOLO data.yaml, or a folder."
+                f"{path} is a file of an unknown kind; expected a COCO .json, a YOLO data.yaml or obj.data, or a "
+                f"folder.{archive}"
             )
     name = name or recognise(path, options)
     if options.streaming and name != "hf":
@@ -144,6 +133,7 @@ def read_source(source: Any, options: ReadOptions) -> ReadData:
         return _read_hf(
             str(source), hf_objects.load_hf(str(path), True, options.streaming, **options.load_options), options
         )
+    options.refuse_useless(name, str(path))
     readers = {"coco": _read_coco, "yolo": _read_yolo, "voc": _read_voc}
     return readers[name](path, options)
 
@@ -155,22 +145,33 @@ def _read_hub(name: str, options: ReadOptions) -> ReadData:
 
 
 def _read_coco(path: Path, options: ReadOptions) -> ReadData:
-    if path.is_file():
-        sources = [coco_layout.coco_file_source(path, options.image_root, options.task)]
+    alone = path.is_file()
+    if alone:
+        sources = [coco_layout.coco_file_source(path, None, options.task)]
     else:
-        sources = coco_layout.find_coco(path, options.task, options.image_root)
+        sources = coco_layout.find_coco(path, options.task)
     if not sources:
-        raise LayoutError(
-            f"{path} holds no COCO annotations for the task {options.task or 'detection'};\n{LOOKED_FOR}."
+        found = (
+            "; ".join(what_else(path))
+            or f"{path} holds no COCO annotations for the task {options.task or 'detection'}"
         )
+        raise LayoutError(f"{found};\n{LOOKED_FOR}.")
     by_split = {source.split: source for source in sources}
-    chosen = choose_splits(list(by_split), options.splits, str(path))
-    log = FindingLog()
-    records, categories = {}, {}
-    for new_name, split in chosen.items():
-        file = coco.read_coco(by_split[split], options.masks)
-        records[new_name], categories[new_name] = file.records, file.categories
-    merged = Categories.of(options.id2label) if options.id2label else coco.merge_categories(categories, log)
+    chosen = choose_splits(list(by_split), coco_layout.settled_names(sources, options.splits), str(path))
+    if options.splits is None:
+        coco_layout.refuse_cut_splits(by_split, path)
+    for split, root in options.roots(chosen).items():
+        by_split[split].image_root = root
+    search, log = PictureSearch(), FindingLog()
+    files = {name: coco.read_coco(by_split[split], options.masks, search) for name, split in chosen.items()}
+    records = {name: file.records for name, file in files.items()}
+    if len(chosen) == len(sources):
+        search.log_unlisted({name: by_split[split] for name, split in chosen.items()}, records)
+    for name in [] if alone else coco_layout.other_json_files(path, sources):
+        log.add("annotation-file-unread", "info", "this JSON file is not read", file_name=name)
+    merged = Categories.of(options.id2label) if options.id2label else coco_classes.merged_classes(files, log)
+    for file in files.values():
+        coco_classes.settle_category_ids(file.records, merged.source_ids)
     if sources[0].kind != "panoptic":
         merged.is_thing = None
     box_format = options.box_format or "xywh"
@@ -178,27 +179,55 @@ def _read_coco(path: Path, options: ReadOptions) -> ReadData:
 
 
 def _read_yolo(path: Path, options: ReadOptions) -> ReadData:
-    yaml_path = path if path.is_file() else yolo.find_yaml(path)
-    layout = yolo.layout_from_yaml(yaml_path, options.image_root) if yaml_path else yolo.layout_from_folders(path)
-    chosen = choose_splits(list(layout.pictures), options.splits, str(path))
-    categories = yolo.yolo_categories(layout, options.id2label)
-    records = {new_name: yolo.read_yolo(layout, split, options.masks) for new_name, split in chosen.items()}
-    return ReadData(str(path), "yolo", categories, records, FindingLog())
+    renamed = options.splits if isinstance(options.splits, dict) else {}
+    image_root = options.image_root
+    if isinstance(image_root, dict):  # by the names of the source
+        image_root = {renamed.get(split, split): root for split, root in image_root.items()}
+    layout = yolo.find_layout(path, image_root)
+    if layout is None:
+        raise LayoutError(f"{path} holds no YOLO data;\n{LOOKED_FOR}.")
+    if options.image_root is not None and not layout.described:
+        raise LayoutError(f"{path} has no data.yaml whose entries image_root= could be for. Leave it out.")
+    splits = [*layout.pictures, *layout.missing]
+    options.roots({name: name for name in splits} | renamed)
+    chosen = choose_splits(splits, options.splits, str(path))
+    log = FindingLog()
+    records = yolo.read_yolo(layout, chosen, options.masks, log)
+    return ReadData(str(path), "yolo", yolo.yolo_categories(layout, options.id2label, log), records, log)
 
 
 def _read_voc(path: Path, options: ReadOptions) -> ReadData:
-    splits = voc_layout.find_voc(path, options.image_root)
+    # folders of single splits are put in place below; until then the path stands for those that cannot be told
+    splits = voc_layout.find_voc(path, options.common_root or (path if options.image_root else None))
     if not splits:
         other = voc_layout.other_xml(path)
         raise LayoutError(f"{path} holds no Pascal VOC annotations{f' ({other})' if other else ''};\n{LOOKED_FOR}.")
+    chosen = choose_splits([split.name for split in splits], options.splits, str(path))
+    roots = options.roots(chosen)
+    for split in splits:
+        split.image_root = roots.get(split.name, split.image_root)
+    if roots and not set(chosen.values()) <= set(roots):
+        raise LayoutError(
+            f"image_root= is given for {', '.join(roots)} only; give it for each of {', '.join(chosen)}."
+        )
     read = voc.read_voc(splits)
-    categories = voc.voc_categories(list(read.values()), options.id2label)
-    chosen = choose_splits(list(read), options.splits, str(path))
+    categories = voc.voc_categories(list(read.values()))
+    if options.id2label:
+        categories = named(options.id2label, read)
     records = {new_name: read[split] for new_name, split in chosen.items()}
     return ReadData(str(path), "voc", categories, records, FindingLog())
 
 
+def named(id2label: dict[Any, str], records: dict[str, SplitRecords]) -> Categories:
+    """Returns the classes that the user names; of data whose ids are texts, names by number are the ids themselves."""
+    texts = [isinstance(value, str) for split in records.values() for value in split.category_ids]
+    if texts and all(texts) and all(isinstance(key, int) for key in id2label):
+        return Categories(list(id2label.values()), list(id2label.values()))
+    return Categories.of(id2label)
+
+
 def _read_hf(source: str, splits: dict[str, Any], options: ReadOptions) -> ReadData:
+    options.refuse_useless("hf", source)
     chosen = {new: splits[name] for new, name in choose_splits(list(splits), options.splits, source).items()}
     categories = hf_objects.hf_categories(chosen, options.id2label, source)
     records = {
@@ -206,6 +235,8 @@ def _read_hf(source: str, splits: dict[str, Any], options: ReadOptions) -> ReadD
         for name, split in chosen.items()
         if not isinstance(split, hf_objects.IterableDataset)
     }
+    if options.id2label:
+        categories = named(options.id2label, records)
     box_format = options.box_format or "xywh"
     return ReadData(
         source, "hf", categories, records, FindingLog(), box_format, options.box_format is not None, chosen
@@ -218,11 +249,13 @@ def judge(read: ReadData) -> dict[str, JudgedSplit]:
     for name, records in read.records.items():
         records.name = name  # another one than in the source, where the user gave it
         _fill_sizes(records)
-        images = check_files(records)
+        check_files(records)
         boxes, kept = check_boxes(records, read.box_format, read.explicit_box_format)
         indices = check_categories(records, read.categories, kept)
-        check_ids(records)
+        check_ids(records, kept)
         read.log.extend(records.log)
+        images = np.ones(len(records.image_ids), dtype=bool)
+        images[list(records.unusable)] = False
         judged[name] = JudgedSplit(records, boxes, indices, kept, images)
     _compare_names(read, judged)
     return judged
@@ -245,7 +278,7 @@ def _compare_names(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
 def _fill_sizes(records: SplitRecords) -> None:
     """Reads the sizes that the annotations do not tell from the pictures' headers."""
     for row, path in enumerate(records.paths):
-        if path and not records.widths[row]:
+        if path is not None and not records.widths[row]:
             try:
                 records.widths[row], records.heights[row] = read_header(path, records.file_names[row]).upright_wh
             except PictureError as error:

@@ -15,12 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from ..detection_data import Categories, detection_features
-from ..findings import FindingLog
+from ..findings import FindingLog, left_out_for
 from .faults import box_fault, id_fault, number_fault
 from .mask_text import segmentation_fault
 from .paths import FileIndex
 
-BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywh_norm", "xyxy_norm", "cxcywh_norm")
 # A box may leave its picture by this much before it is worth a word: annotation tools round.
 TOLERANCE_PX = 1.5
 LARGEST_COORDINATE = 1e7
@@ -28,7 +27,11 @@ LARGEST_COORDINATE = 1e7
 
 @dataclass
 class SplitRecords:
-    """Images and objects of one split; boxes as the source has them, which `check_boxes` turns into xywh pixels."""
+    """Images and objects of one split; boxes as the source has them, which `check_boxes` turns into xywh pixels.
+
+    `unusable` are the rows of images with a fault for which the picture is left out; `labels_from` says where the
+    reader looked for labels.
+    """
 
     name: str
     log: FindingLog = field(default_factory=FindingLog)
@@ -46,6 +49,8 @@ class SplitRecords:
     areas: array = field(default_factory=lambda: array("d"))
     iscrowd: array = field(default_factory=lambda: array("b"))
     segmentations: list[str | None] = field(default_factory=list)
+    unusable: set[int] = field(default_factory=set)
+    labels_from: str = ""
 
     def add_image(self, image_id: int | str, file_name: str, path: str | None, width: int = 0, height: int = 0) -> int:
         """Adds an image and returns its row; a size of 0 x 0 means that it is not known."""
@@ -67,20 +72,22 @@ class SplitRecords:
         segmentation: Any = None,
         segmentation_text: str | None = None,
     ) -> None:
-        """Adds an object of image `row`, or logs why it cannot be one.
+        """Adds an object of image `row`, or logs why it cannot be one; one whose mask cannot be used has none.
 
         `segmentation_text` is the segmentation as JSON, where the caller has it.
         """
-        has_mask = segmentation is not None and segmentation != []
         if fault := box_fault(bbox):
             self.fault("box-malformed", fault, row, object_id)
         elif fault := id_fault(category_id):
             self.fault("category-malformed", f"category_id: {fault}", row, object_id)
         elif iscrowd not in (0, 1, None):
             self.fault("iscrowd-malformed", f"iscrowd is {str(iscrowd)[:60]!r}, expected 0 or 1", row, object_id)
-        elif has_mask and (fault := segmentation_fault(segmentation, self.heights[row], self.widths[row])):
-            self.fault("mask-malformed", fault, row, object_id)
         else:
+            has_mask = segmentation is not None and segmentation != []
+            if has_mask and (fault := segmentation_fault(segmentation, self.heights[row], self.widths[row])):
+                has_mask = False
+                code, severity = ("mask-malformed", "error") if self.keep_masks else ("mask-unused", "warning")
+                self.fault(code, fault, row, object_id, severity)
             self.rows.append(row)
             self.object_ids.append(object_id)
             self.category_ids.append(category_id)
@@ -104,7 +111,9 @@ class SplitRecords:
     def fault(
         self, code: str, message: str, row: int, object_id: int | str | None = None, severity: str = "error"
     ) -> None:
-        """Logs a fault of an image or object."""
+        """Logs a fault of an image or object; for some faults the image cannot be used."""
+        if left_out_for(code) == "picture":
+            self.unusable.add(row)
         self.log.add(code, severity, message, **self.place(row, object_id))
 
     def boxes_array(self) -> np.ndarray:
@@ -129,9 +138,14 @@ class JudgedSplit:
     kept: np.ndarray
     images: np.ndarray
 
+    @property
+    def used(self) -> np.ndarray:
+        """Returns which objects can be used, in images that can `(N,)`."""
+        return self.kept & self.images[np.array(self.records.rows, dtype=np.int64)]
+
 
 def to_xywh(boxes: np.ndarray, box_format: str, sizes_wh: np.ndarray) -> np.ndarray:
-    """Returns boxes `(N, 4)` of any of `BOX_FORMATS` as xywh in pixels; `sizes_wh (N, 2)` are their pictures'."""
+    """Returns boxes `(N, 4)` of any box format as xywh in pixels; `sizes_wh (N, 2)` are their pictures'."""
     layout, _, norm = box_format.partition("_")
     boxes = boxes.astype(np.float64, copy=True)
     if norm:
@@ -194,6 +208,9 @@ def check_boxes(records: SplitRecords, box_format: str, explicit_format: bool) -
     outside = proper & known & ((safe[:, :2] >= sizes_wh) | (far <= 0)).any(axis=1)
     log("box-outside", "warning", outside, "the box lies outside of the picture and is left out")
     slack = np.maximum(TOLERANCE_PX, 0.01 * sizes_wh)
+    inside = np.minimum(far, np.where(known[:, None], sizes_wh, np.inf)) - np.maximum(safe[:, :2], 0)
+    tiny = proper & ~outside & (inside < 1).any(axis=1)
+    log("box-tiny", "warning", tiny, "the box is below one pixel and is left out of training")
     partly = proper & known & ~outside & ((safe[:, :2] < -slack) | (far > sizes_wh + slack)).any(axis=1)
     log("box-cut", "warning", partly, "the box reaches out of the picture and is cut at its edge in training")
     return boxes, proper & ~outside
@@ -212,15 +229,27 @@ def _suspect_message(suspect: str, box_format: str) -> str:
     )
 
 
-def check_ids(records: SplitRecords) -> None:
-    """Logs object ids that occur twice (for panoptic segments: in an image), and objects that are the same twice."""
-    if not len(records.rows):
-        return
+def check_ids(records: SplitRecords, kept: np.ndarray) -> None:
+    """Logs ids that occur twice and objects that are the same twice.
+
+    Ids of objects and images are then numbered anew. Those of panoptic segments name pixels: `kept (N,)` loses such
+    a segment.
+    """
+    for row in repeated_rows(codes(records.image_ids)[:, None]):
+        records.fault("image-id-repeated", "the image id occurs before in this split", row, severity="warning")
     rows = np.array(records.rows, dtype=np.float64)
-    scope = rows if records.panoptic_paths is not None else np.zeros_like(rows)
-    for index in repeated_rows(np.stack([scope, codes(records.object_ids)], axis=1)):
-        message = "the annotation id occurs more than once; evaluation counts such objects wrongly"
-        records.fault("annotation-id-duplicate", message, records.rows[index], records.object_ids[index])
+    ids = codes(records.object_ids)
+    if records.panoptic_paths is None:
+        for index in repeated_rows(ids[:, None]):
+            message = "the annotation id occurs before; objects are numbered anew"
+            records.fault(
+                "annotation-id-duplicate", message, records.rows[index], records.object_ids[index], "warning"
+            )
+    else:
+        for index in repeated_rows(np.stack([rows, ids], axis=1)):
+            message = "another segment of the image has the same id"
+            records.fault("segment-id-duplicate", message, records.rows[index], records.object_ids[index])
+            kept[index] = False
     for index in repeated_rows(np.column_stack([rows, codes(records.category_ids), records.boxes_array()])):
         message = "an object with the same box and class occurs before in this image"
         records.fault("object-duplicate", message, records.rows[index], records.object_ids[index], "warning")
@@ -252,19 +281,23 @@ def check_categories(records: SplitRecords, categories: Categories, kept: np.nda
     return indices
 
 
-def check_files(records: SplitRecords) -> np.ndarray:
-    """Returns which images have a file `(images,)` bool; the missing ones are logged."""
+def check_files(records: SplitRecords) -> None:
+    """Logs images whose file is not there, or is listed before in the split."""
     index = FileIndex()
-    present = np.array([path is None or path in index for path in records.paths], dtype=bool)
-    for row in np.flatnonzero(~present):
-        if records.paths[row]:  # of an empty one the reader has told
-            records.fault("image-missing", f"there is no file {records.paths[row]}", int(row))
-    if records.panoptic_paths is not None:
-        for row, path in enumerate(records.panoptic_paths):
-            if path not in index:
-                records.fault("panoptic-missing", f"there is no file {path}", row)
-                present[row] = False
-    return present
+    first: dict[str, int] = {}
+    counts = np.bincount(np.array(records.rows, dtype=np.int64), minlength=len(records.paths))
+    for row, path in enumerate(records.paths):
+        if path is None:
+            continue
+        if path not in index:
+            records.fault("image-missing", f"there is no file {path}", row)
+        elif first.setdefault(path, row) != row:
+            first_id = records.image_ids[first[path]]
+            message = f"the same file is image {first_id!r} too; here with {counts[row]} objects"
+            records.fault("file-listed-twice", message, row)
+    for row, path in enumerate(records.panoptic_paths or []):
+        if path not in index:
+            records.fault("panoptic-missing", f"there is no file {path}", row)
 
 
 def build_table(split: JudgedSplit, categories: Categories) -> pa.Table:
@@ -272,17 +305,20 @@ def build_table(split: JudgedSplit, categories: Categories) -> pa.Table:
     records = split.records
     rows = np.array(records.rows, dtype=np.int64)
     new_row = np.cumsum(split.images) - 1
-    order = np.flatnonzero(split.kept & split.images[rows])
+    order = np.flatnonzero(split.used)
     order = order[np.argsort(rows[order], kind="stable")]
     chosen = np.flatnonzero(split.images).tolist()
     counts = np.bincount(new_row[rows[order]], minlength=len(chosen))
     offsets = pa.array(np.concatenate(([0], np.cumsum(counts))).astype(np.int32), type=pa.int32())
 
+    object_ids = [records.object_ids[index] for index in order.tolist()]
+    if records.panoptic_paths is None:
+        object_ids = numbered(object_ids)
     boxes = split.boxes[order]
     areas = np.array(records.areas, dtype=np.float64)[order]
     areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
     columns = {
-        "id": pa.array(numbered([records.object_ids[index] for index in order.tolist()]), type=pa.int64()),
+        "id": pa.array(object_ids, type=pa.int64()),
         "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1)), 4),
         "category": pa.array(split.indices[order], type=pa.int64()),
         "area": pa.array(areas),
@@ -291,7 +327,7 @@ def build_table(split: JudgedSplit, categories: Categories) -> pa.Table:
     }
     objects = {name: pa.ListArray.from_arrays(offsets, values) for name, values in columns.items()}
     image_ids = [records.image_ids[row] for row in chosen]
-    texts = any(isinstance(image_id, str) for image_id in image_ids)
+    renumbered = numbered(image_ids) is not image_ids
     data = {
         "image": _image_column([records.paths[row] for row in chosen]),
         "image_id": pa.array(numbered(image_ids), type=pa.int64()),
@@ -300,17 +336,18 @@ def build_table(split: JudgedSplit, categories: Categories) -> pa.Table:
         "height": pa.array([records.heights[row] for row in chosen], type=pa.int32()),
         "objects": pa.StructArray.from_arrays(list(objects.values()), names=list(objects)),
     }
-    if texts:
+    if renumbered:
         data["source_image_id"] = pa.array([str(image_id) for image_id in image_ids], type=pa.string())
     if records.panoptic_paths is not None:
         data["panoptic"] = _image_column([records.panoptic_paths[row] for row in chosen])
-    features = detection_features(categories.names, texts, records.panoptic_paths is not None)
+    features = detection_features(categories.names, renumbered, records.panoptic_paths is not None)
     return pa.table(data).cast(features.arrow_schema)
 
 
 def numbered(ids: list[int | str]) -> list[int]:
-    """Returns the ids themselves when all are integers, else 1, 2, 3, ..."""
-    return ids if all(type(value) is int for value in ids) else list(range(1, len(ids) + 1))
+    """Returns the ids themselves when all are integers and different, else 1, 2, 3, ..."""
+    usable = all(type(value) is int for value in ids) and len(set(ids)) == len(ids)
+    return ids if usable else list(range(1, len(ids) + 1))
 
 
 def _image_column(paths: list[str | None]) -> pa.StructArray:

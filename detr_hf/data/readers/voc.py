@@ -8,7 +8,6 @@ where there is none.
 
 import math
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 from ...errors import AnnotationError, LayoutError, PictureError
@@ -24,19 +23,19 @@ from .voc_layout import VocSplit, other_tool
 def read_voc(splits: list[VocSplit]) -> dict[str, SplitRecords]:
     """Returns the pictures and objects of each split; category ids are the class names."""
     finders: dict[Path, PictureFinder] = {}
-    claims: dict[str, Path] = {}
     read = {}
     for split in splits:
         finder = finders.setdefault(split.image_root, PictureFinder(split.image_root))
-        records = read[split.name] = SplitRecords(split.name, log=split.log)
+        records = read[split.name] = SplitRecords(split.name, log=split.log, labels_from=str(split.xml_root))
         for number, name in enumerate(split.xml_names, start=1):
             try:
-                _read_xml(records, number, split.xml_root / name, name, finder, claims)
+                _read_xml(records, number, split.xml_root / name, name, finder)
             except (AnnotationError, LayoutError) as error:
                 records.log.add("xml-malformed", "error", str(error), split=split.name, file_name=name)
+    claimed = {path for records in read.values() for path in records.paths}
     for folder in finders:
         for name in list_pictures(folder):
-            if f"{folder}/{name}" not in claims:
+            if f"{folder}/{name}" not in claimed:
                 message = f"no XML file of {', '.join(read)} belongs to this picture: it is not read"
                 splits[0].log.add("image-unlisted", "info", message, file_name=name)
     return read
@@ -58,10 +57,7 @@ def _parse(path: Path) -> ElementTree.Element:
     return root
 
 
-def _read_xml(
-    records: SplitRecords, number: int, path: Path, xml_name: str, finder: PictureFinder, claims: dict[str, Path]
-) -> None:
-    """Adds a picture and its objects; `claims` are the XML files of the pictures so far."""
+def _read_xml(records: SplitRecords, number: int, path: Path, xml_name: str, finder: PictureFinder) -> None:
     root = _parse(path)
     width, height = (_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
     if not (width > 0 and height > 0 and math.isfinite(width + height)):
@@ -73,8 +69,6 @@ def _read_xml(
         return
     picture = f"{finder.folder}/{name}"
     row = records.add_image(number, name, picture, *recorded_wh)
-    if claims.setdefault(picture, path) != path:
-        records.fault("file-listed-twice", f"{claims[picture].name} and {xml_name} both mean this picture", row)
     if guessed and picture in finder.index and not _fits(finder, name, recorded_wh):
         size = "x".join(map(str, recorded_wh))
         records.fault("image-size-mismatch", f"taken for the picture of {xml_name}, which is for one of {size}", row)
@@ -146,9 +140,7 @@ def _number(text: str | None) -> float:
         return math.nan
 
 
-def voc_categories(splits: list[SplitRecords], id2label: dict[Any, str] | None = None) -> Categories:
-    """Returns the class names found, in alphabetical order; with `id2label`, its names and their order."""
+def voc_categories(splits: list[SplitRecords]) -> Categories:
+    """Returns the class names found, in alphabetical order."""
     names = sorted({str(name) for records in splits for name in records.category_ids})
-    if id2label:
-        names = Categories.of(id2label).names
     return Categories(names, list(names))

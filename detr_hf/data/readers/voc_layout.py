@@ -170,8 +170,9 @@ def _lists_of(home: Path) -> dict[str, list[str]]:
         if "_" in name and split_kind(name.rpartition("_")[2]) and all(map(FLAGGED.match, lines))
     }
     whole = {name: lines for name, lines in lists.items() if name not in of_class}
-    for name, lines in of_class.items() if not whole else ():
-        whole.setdefault(name.rpartition("_")[2], []).extend(lines)
+    for name, lines in of_class.items() if not whole else ():  # a picture stands in the list of each class
+        names = whole.setdefault(name.rpartition("_")[2], [])
+        names += [line for line in (FLAGGED.match(flagged).group(1) for flagged in lines) if line not in set(names)]
     if {"train", "val"} <= set(whole):
         whole.pop("trainval", None)
     return whole
@@ -184,14 +185,18 @@ def _splits_of_lists(lists: dict[str, list[str]], xml_root: Path, names: list[st
     splits = []
     for name, lines in lists.items():
         split = VocSplit(name, xml_root, [], folder)
-        missing = []
+        missing, seen = [], set()
         for line in lines:
             xml = _xml_of_line(line, by_key)
             if xml is None:
                 missing.append(line)
-            elif xml not in split.xml_names:
+            elif xml in seen:
+                message = f"the list {name}.txt names the picture before; it is read once"
+                split.log.add("image-repeated", "warning", message, split=name, file_name=line)
+            else:
+                seen.add(xml)
                 split.xml_names.append(xml)
-        unlisted -= set(split.xml_names)
+        unlisted -= seen
         if split.xml_names:
             for line in missing:
                 message = f"the list {name}.txt names {line!r}, for which {xml_root} has no XML file"

@@ -4,6 +4,7 @@ Every process of a run takes the parts whose number leaves its rank when divided
 those that are whole. Nothing is agreed on between processes: a run can be taken up again by fewer or more of them.
 """
 
+import logging
 import os
 import time
 from collections import deque
@@ -23,6 +24,8 @@ from .run_folder import UNFINISHED, PartWriter, RunFolder, read_settings
 
 if TYPE_CHECKING:
     from ..detector import Detector
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_REPORTS = 0.5
 
@@ -205,8 +208,11 @@ class _Work:
             pictures = self.source.pieces[part].pictures(max(start - 1, 0))
             if start:
                 _refuse_another_source(writer, next(pictures, None))
+            picture = None
             for picture in pictures:
                 yield writer, picture
+            if picture is None and not start:
+                logger.warning("%s holds no picture.", self.source.pieces[part].name)
             yield writer, None
 
     def _images(self, entries: Iterator[tuple[PartWriter, Picture | None]]) -> Iterator[Any]:

@@ -164,9 +164,16 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 def read_settings(folder: Path) -> dict[str, Any] | None:
     """Returns what run.json says; None where there is none."""
     try:
-        return json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / SETTINGS_FILE} is not JSON ({error}). Choose a new or an empty folder."
+        ) from error
+    if not isinstance(settings, dict) or "parts" not in settings:
+        raise ValueError(f"{folder / SETTINGS_FILE} is not that of a run of detr-hf. Choose a new or an empty folder.")
+    return settings
 
 
 def _refuse_other_settings(folder: Path, written: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -1,8 +1,10 @@
 """Tar files of pictures, as WebDataset writes them: read in order, one member in memory at a time.
 
-A file that is damaged gives what can be read of it, and then one entry that says so.
+A file that is damaged gives what can be read of it, and then one entry that says so. Members that are no pictures are
+counted and logged when its end is reached.
 """
 
+import logging
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -10,6 +12,11 @@ from pathlib import Path
 
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from .base import Picture, Piece, SourceOptions
+from .searching import HIDDEN, LeftOut, is_harmless, kind_of
+
+logger = logging.getLogger(__name__)
+
+LINKED = "linked inside the archive"
 
 
 def tar_piece(path: Path, options: SourceOptions) -> Piece:
@@ -21,12 +28,15 @@ def tar_piece(path: Path, options: SourceOptions) -> Piece:
 
 
 def _tar_pictures(path: Path, ending: str | None, start: int) -> Iterator[Picture]:
-    count = 0
+    count, left_out = 0, LeftOut()
     try:
         with tarfile.open(path) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # or the list of a large file grows without end
-                if not member.isfile() or not _is_wanted(member.name, ending):
+                reason = _left_out_for(member, ending)
+                if reason is not None:
+                    if reason:
+                        left_out.add(reason, member.name)
                     continue
                 if count >= start:
                     content = tar.extractfile(member).read()
@@ -35,12 +45,22 @@ def _tar_pictures(path: Path, ending: str | None, start: int) -> Iterator[Pictur
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         if count >= start:
             yield Picture(f"{path}#{count}", ValueError(f"{path} could be read no further: {error}"))
+    if left_out:
+        logger.warning("Left out of %s: %s.", path, left_out)
 
 
-def _is_wanted(name: str, ending: str | None) -> bool:
-    file_name = Path(name).name
+def _left_out_for(member: tarfile.TarInfo, ending: str | None) -> str | None:
+    """Returns why a member is left out, empty where nothing need be said of it; None for a picture."""
+    file_name = Path(member.name).name
+    if member.isdir() or any(map(is_harmless, Path(member.name).parts)):
+        return ""
+    if member.islnk() or member.issym():
+        return LINKED
+    if not member.isfile():
+        return "that are neither file nor folder"
     if file_name.startswith("."):
-        return False
-    if ending is not None:
-        return file_name.partition(".")[2].lower() == ending.lower().removeprefix(".")
-    return Path(file_name).suffix.lower() in PICTURE_SUFFIXES
+        return HIDDEN
+    if ending is not None:  # what stands beside the pictures was known when it was chosen
+        chosen = file_name.partition(".")[2].lower() == ending.lower().removeprefix(".")
+        return None if chosen else ""
+    return None if Path(file_name).suffix.lower() in PICTURE_SUFFIXES else kind_of(file_name)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
-from ..pictures import find_pictures
 from .archives import tar_piece
 from .base import Picture, Piece, Source, SourceOptions
+from .searching import PictureSearch
 from .tables import from_dataset, parquet_piece
 from .video import video_piece
 
@@ -54,7 +54,8 @@ def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | 
     pictures: list[str] = []
     whole: list[Piece] = []
     seen = hashlib.blake2b(digest_size=16)
-    for path, _ in find_pictures(paths, results, (*PICTURE_SUFFIXES, *OPENERS)):
+    search = PictureSearch(paths, results, (*PICTURE_SUFFIXES, *OPENERS))
+    for path, _ in search:
         opener = _opener(path)
         if opener is None:
             pictures.append(str(path))
@@ -64,7 +65,7 @@ def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | 
             bytes_of = path.stat().st_size if path.exists() else -1
             seen.update(os.fsencode(path) + f" {bytes_of} {whole[-1].size}\n".encode())
     if not pictures and not whole:
-        raise ValueError(f"There is no picture in {', '.join(map(str, paths))}.")
+        raise ValueError(f"Nothing to predict: {search.nothing()}.")
     size = options.piece_of(len(pictures))
     pieces = [_file_piece(pictures, at, size) for at in range(0, len(pictures), size)]
     return Source(

@@ -7,6 +7,7 @@ import torch
 from detr_hf import DETRImageProcessor
 from detr_hf.data import load_detection_dataset
 from detr_hf.data.preparing.collate import DetectionCollator
+from detr_hf.data.preparing.transform import DetectionTransform, prepare
 from detr_hf.errors import AnnotationError
 
 from .. import layouts
@@ -78,3 +79,16 @@ def test_wrong_use_is_named():
         DetectionCollator()([])
     with pytest.raises(ValueError, match="2 classes and num_labels is 3"):
         DetectionCollator(id2label={0: "a", 1: "b"}, num_labels=3)
+
+
+def test_where_the_processor_pads_to_a_canvas_the_batch_is_on_it(tmp_path: Path):
+    rows = load_detection_dataset(layouts.write_coco(tmp_path))["train"]
+    settings = {"size": {"max_height": 96, "max_width": 96}, "pad_size": {"height": 96, "width": 128}}
+    processor = DETRImageProcessor(**settings)
+    for prepared in (prepare(rows, processor), rows.with_transform(DetectionTransform(processor))):
+        batch = DetectionCollator()([prepared[0]])
+        expected = processor(rows[0]["image"], return_tensors="pt")
+        torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"])
+        assert torch.equal(batch["pixel_mask"], expected["pixel_mask"]) and not batch["pixel_mask"].all()
+    unpadded = prepare(rows, DETRImageProcessor(**settings, do_pad=False))
+    assert DetectionCollator()([unpadded[0]])["pixel_mask"].all()

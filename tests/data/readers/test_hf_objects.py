@@ -84,4 +84,4 @@ def test_a_row_without_a_picture_is_named_and_can_be_dropped(bad: Any, code: str
 def test_image_ids_that_repeat_are_numbered_anew_with_a_word():
     picture = layouts.draw("train", 0)
     data = load_detection_dataset(concatenate_datasets([_rows([picture] * 2), _rows([picture] * 2)]))
-    assert list(data["train"]["image_id"]) == [0, 1, 2, 3] and data.findings.counts["image-id-duplicate"] == 1
+    assert list(data["train"]["image_id"]) == [1, 2, 3, 4] and data.findings.counts["image-id-repeated"] == 2

@@ -95,6 +95,17 @@ def test_two_names_that_would_be_one_file_are_refused(first: str, second: str, s
     assert said[-1][:2] == ("file-name-ambiguous", "error")
 
 
+def test_names_of_two_splits_do_not_meet_in_one_file_either(said: list, tmp_path: Path):
+    meant: dict = {}
+    train, val = (
+        PictureFinder(folder, meant=meant) for folder in (touch(tmp_path, "images/a.jpg"), tmp_path / "images")
+    )
+    assert train.find("images/a.jpg", lambda *finding: said.append(finding)) == "images/a.jpg"
+    assert val.find("a.jpg", lambda *finding: said.append(finding)) == "a.jpg" and not said
+    assert val.find("/x/a.jpg", lambda *finding: said.append(finding)) is None
+    assert val.contested == {str(tmp_path / "images" / "a.jpg")}
+
+
 def test_a_name_in_another_case_is_not_guessed_between_two_files(said: list, tmp_path: Path):
     finder = PictureFinder(touch(tmp_path, "a.jpg", "A.jpg"))
     assert finder.find("a.JPG", lambda *finding: said.append(finding)) == "a.JPG" and not said

@@ -242,6 +242,21 @@ def test_progress_counts_and_tells_the_time_left(photos, tmp_path):
     assert Progress(0, 0, 0, 5, 0.0).seconds_left is None and Progress(0, 3, 0, None, 1.0).seconds_left is None
 
 
+def test_a_file_that_should_hold_pictures_and_holds_none_is_named(tmp_path, caplog):
+    path = write_tar(tmp_path / "a.tar", {"notes.txt": b"x"})
+    assert predict(StandIn(), path, tmp_path / "out").complete
+    assert f"{path} holds no picture" in caplog.text and "1 .txt (notes.txt)" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "no JSON", '{"parts": 3}'])
+def test_a_users_run_json_is_not_taken_for_that_of_a_run(photos, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run|settings"):
+        predict(StandIn(), photos, tmp_path / "out")
+    assert (tmp_path / "out" / "run.json").read_text() == content
+
+
 def test_what_is_no_run_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"no run\.json"):
         read_predictions(tmp_path)

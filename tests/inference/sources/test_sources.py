@@ -116,6 +116,32 @@ def test_tar_files_give_their_pictures_in_order(tmp_path, suffix, mode):
     assert [picture.image for picture in chosen.pieces[0].pictures(0)] == [png(1), png(3)]
 
 
+def test_what_a_tar_file_holds_besides_is_counted_and_named(tmp_path, caplog):
+    members = {
+        "0.jpg": png(1),
+        "0.json": b"{}",
+        "1.json": b"{}",
+        "a/.hidden.jpg": b"",
+        "._0.jpg": b"",
+        "__MACOSX/._0.jpg": b"",
+        "2.avif": png(2),
+    }
+    path = write_tar(tmp_path / "a.tar", members)
+    with tarfile.open(path, "a") as tar:
+        for kind, name in ((tarfile.LNKTYPE, "hard.jpg"), (tarfile.SYMTYPE, "soft.jpg"), (tarfile.DIRTYPE, "folder")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "0.jpg"
+            tar.addfile(info)
+    assert names(open_source(path, SourceOptions())) == [f"{path}/0.jpg", f"{path}/2.avif"]
+    said = "2 .json (0.json, 1.json), 2 linked inside the archive (hard.jpg, soft.jpg), 1 hidden (a/.hidden.jpg)"
+    assert [record.getMessage() for record in caplog.records] == [f"Left out of {path}: {said}."]
+    caplog.clear()
+    names(
+        open_source(write_tar(tmp_path / "b.tar", {"0.jpg": png(1), "0.cls": b"3"}), SourceOptions(image_column="jpg"))
+    )
+    assert not caplog.records  # what stands beside the pictures was known when they were chosen
+
+
 def test_a_tar_file_that_is_cut_off_gives_what_it_has_and_says_so(tmp_path):
     whole = write_tar(tmp_path / "a.tar", {f"{i}.png": png(i) * 40 for i in range(4)})
     content = whole.read_bytes()

@@ -1,0 +1,60 @@
+"""Where the drawings of many pictures go: none over another, over a picture, or over a file of the user's."""
+
+import logging
+import os
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...visualize.saving import is_marked
+from ...whole_files import file_identity
+from ..sources.searching import one_line
+
+logger = logging.getLogger(__name__)
+
+KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+NAMES_SHOWN = 3
+
+
+def drawing_paths(pictures: Mapping[Path, Path], folder: Path, other: Path | None = None) -> dict[Path, Path]:
+    """Returns where each picture's drawing goes: `NAME_boxes.SUFFIX` in the folder, below where it was found.
+
+    Where the name is taken (by a drawing of this run, `other` that it writes, or a file that is no drawing of this
+    package) it gets `_2`, `_3` and so on, which is logged. Drawings of an earlier run are written over.
+
+    Args:
+        pictures: path by path below the folder that it was found in.
+        folder: of the drawings.
+        other: another file that will be written.
+    """
+    taken = set() if other is None else {_name_anywhere(other)}
+    given = {identity for path in pictures if (identity := file_identity(path)) is not None}
+
+    def is_free(target: Path) -> bool:
+        if _name_anywhere(target) in taken:
+            return False
+        return not os.path.lexists(target) or (is_marked(target) and file_identity(target) not in given)
+
+    targets: dict[Path, Path] = {}
+    numbered, numbers = [], {}
+    for path, relative in pictures.items():
+        suffix = relative.suffix if relative.suffix.lower() in KEPT_SUFFIXES else ".png"
+        target = first = folder / relative.with_name(f"{relative.stem}_boxes{suffix}")
+        number = numbers.get(first, 1)
+        while not is_free(target):
+            number += 1
+            target = first.with_name(f"{relative.stem}_boxes_{number}{suffix}")
+        if target != first:
+            numbers[first] = number
+            numbered.append(one_line(f"{target} of {path}"))
+        taken.add(_name_anywhere(target))
+        targets[path] = target
+    if numbered:
+        shown = ", ".join(numbered[:NAMES_SHOWN]) + ", ..." * (len(numbered) > NAMES_SHOWN)
+        logger.warning("The name of %d drawings is taken, they get a number: %s.", len(numbered), shown)
+    return targets
+
+
+def _name_anywhere(path: Path) -> str:
+    """Returns the path as systems compare it that tell neither cases nor forms of a letter apart."""
+    return unicodedata.normalize("NFC", os.path.abspath(path)).casefold()
