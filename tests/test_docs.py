@@ -288,3 +288,16 @@ def test_the_picture_of_the_rooms_shows_every_room_and_leads_to_all_it_may_impor
 
     for room, targets in ARROWS.items():
         assert set(targets) <= reached(room)
+
+
+def test_the_table_of_exports_names_every_tool_that_a_test_writes():
+    from .data.readers import test_exports_coco, test_exports_voc, test_exports_yolo
+
+    text = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    tools = {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")}
+    tools = {name.strip() for tool in tools for name in tool.split(",")}
+    known = ("CVAT", "Roboflow", "Label Studio", "FiftyOne", "makesense", "VoTT", "labelImg", "Kaggle", "Datumaro")
+    for module in (test_exports_coco, test_exports_voc, test_exports_yolo):
+        for export in map(str, module.EXPORTS):
+            for tool in known:
+                assert tool not in export or any(tool in name for name in tools), export

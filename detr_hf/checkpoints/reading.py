@@ -105,6 +105,9 @@ def read_checkpoint(
     hub = _hub(subfolder, revision, token, cache_dir, force_download, local_files_only, proxies)
     path = local_path(name_or_path)
     if path is not None and path.is_file():
+        if use_safetensors not in (None, path.suffix == ".safetensors") or variant is not None:
+            given = f"variant={variant!r}" if variant is not None else f"use_safetensors={use_safetensors}"
+            raise ValueError(f"{path} is one file, which {given} contradicts: leave that out, or name a folder.")
         return _read_single_file(path, dilation, nheads)
     config = _read_config(name_or_path, hub)
     quantised = config.get("quantization_config")

@@ -76,7 +76,9 @@ class WholeCheckpoints:
 
     def _plan_run(self, output_dir: Path, wanted: str | Path | bool | None) -> tuple[Run, Path | None, list[Path]]:
         """Returns the run, the checkpoint that it goes on from, and those that it does not lie on."""
-        names = getattr(self.accelerator.unwrap_model(self.model).config, "id2label", None) or {}
+        # with model_init there is no model before the run has begun
+        config = None if self.model is None else self.accelerator.unwrap_model(self.model).config
+        names = getattr(config, "id2label", None) or {}
         pictures = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
         run = Run("", [str(names[label]) for label in sorted(names)], pictures, self.args.metric_for_best_model)
         checkpoint = chosen_checkpoint(output_dir, wanted)

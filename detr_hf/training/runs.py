@@ -119,7 +119,8 @@ def check_resumed(checkpoint: Path, run: Run) -> None:
     """
     noted = noted_run(checkpoint)
     classes = noted.get("classes") or _classes_in_config(checkpoint)
-    if classes and [name.casefold() for name in classes] != [name.casefold() for name in run.classes]:
+    known = classes and run.classes  # a model that is made when the run begins has told nothing yet
+    if known and [name.casefold() for name in classes] != [name.casefold() for name in run.classes]:
         raise CheckpointError(
             f"{checkpoint} was trained with the classes {_shown(classes)}, and this model has {_shown(run.classes)}. "
             "To go on with other classes, start a new run from its weights: "

@@ -64,7 +64,8 @@ def test_own_checkpoints_are_checked_before_transformers_loads_them(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="outside the checkpoint's own folder"):
         prepare_loading(folder, None, arguments)
-    assert prepare_loading(folder, None, {"variant": "fp16"}) == (folder, None, None)
+    with pytest.raises(FileNotFoundError, match=r"expected model\.fp16\.safetensors"):
+        prepare_loading(folder, None, {"variant": "fp16"})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

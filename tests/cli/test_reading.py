@@ -63,7 +63,8 @@ def advised_arguments() -> set[str]:
 
 
 ARGUMENT = re.compile(r"(?<![\w.])([a-z_0-9]+)=(?![=\s])")
-NOT_ADVICE = {"classes", "d"}  # of `DetectionData.__repr__`, and of Label Studio's addresses
+# Of `DetectionData.__repr__`, of Label Studio's addresses, and of Albumentations.
+NOT_ADVICE = {"classes", "d", "bbox_params", "label_fields"}
 
 
 def test_every_argument_that_a_message_names_is_a_flag():

@@ -394,6 +394,7 @@ def test_a_model_without_class_names_takes_those_of_the_data(data, tmp_path):
         **{
             **tiny_config(backbone="test_resnet").to_diff_dict(),
             "id2label": {label: f"LABEL_{label}" for label in range(3)},
+            "label2id": None,
         }
     )
     run = DETRTrainer(DETRForObjectDetection(config), arguments(tmp_path), data, processing_class=small_processor())
