@@ -227,6 +227,8 @@ class DETRPreTrainedModel(PreTrainedModel):
         """
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"{save_directory} is a file; save_pretrained needs a folder to write into.")
+        if self.mask_head_is_new:
+            logger.warning("This model's mask head was never trained: whoever loads it from here gets random masks.")
         # transformers enters the saved class alone, and keeps a loaded repository's entries where no code is written
         self.config.__dict__.pop("auto_map", None)
         if self._auto_class is not None:
