@@ -361,7 +361,6 @@ class DETRForSegmentation(DETRForObjectDetection):
         predictions, loss, parts = answer
         sizes_hw, padded_hw = image_sizes_hw(pixel_values, pixel_mask), tuple(pixel_values.shape[-2:])
         if labels is None:
-            self._refuse_new_mask_head()
             threshold = self.config.mask_score_threshold if mask_score_threshold is None else mask_score_threshold
             masks = predict_masks(self, decoded, predictions, threshold)
         else:
@@ -371,13 +370,6 @@ class DETRForSegmentation(DETRForObjectDetection):
         fields = {"pred_masks": masks, "image_sizes_hw": sizes_hw}
         fields["padded_sizes_hw"] = sizes_hw.new_tensor(padded_hw).expand_as(sizes_hw)
         return DETRSegmentationOutput.of(predictions, decoded.output, loss, parts, **fields)
-
-    def _refuse_new_mask_head(self) -> None:
-        if self.mask_head_is_new and not self.training:
-            raise ValueError(
-                f"{self.name_or_path} is a detector: its mask head is new here, and masks would be random. Train it "
-                "(DETRTrainer), load a checkpoint with masks, or use DETRForObjectDetection for boxes."
-            )
 
     def criterion(self) -> SetCriterion:
         """Returns the detector's criterion, with the losses of masks."""

@@ -157,7 +157,16 @@ def masks_of_queries(model: nn.Module, decoded: Decoded, chosen: list[Tensor] | 
 
 
 def predict_masks(model: nn.Module, decoded: Decoded, predictions: Predictions, threshold: float | None) -> Tensor:
-    """Returns mask logits (B, Q, h4, w4) for inference: of the queries whose score is above `threshold`, or of all."""
+    """Returns mask logits (B, Q, h4, w4) for inference: of the queries whose score is above `threshold`, or of all.
+
+    Raises:
+        ValueError: the mask head was never trained.
+    """
+    if model.mask_head_is_new and not model.training:
+        raise ValueError(
+            f"{model.name_or_path} is a detector: its mask head is new here, and masks would be random. Train it "
+            "(DETRTrainer), load a checkpoint with masks, or use DETRForObjectDetection for boxes."
+        )
     if threshold is None:
         return torch.stack(masks_of_queries(model, decoded, None))
     scores = predictions.logits[-1].softmax(dim=-1)[..., :-1].amax(dim=-1)
