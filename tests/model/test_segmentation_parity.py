@@ -76,6 +76,31 @@ def test_transformers_folder_gives_the_same_masks(
     assert seen.padded_sizes_hw.tolist() == [list(size)] * 2
 
 
+def test_there_and_back_again(tmp_path: Path):
+    model, batch = small(nheads=8).eval(), padded_batch()
+    theirs = model.to_transformers()
+    assert type(theirs) is DetrForSegmentation
+    with torch.no_grad():
+        expected = model(*batch)
+        torch.testing.assert_close(theirs(*batch).pred_masks, expected.pred_masks, atol=1e-4, rtol=1e-4)
+        theirs.save_pretrained(tmp_path)
+        back = DETRForSegmentation.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(back(*batch).pred_masks, expected.pred_masks)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pre_norm": True, "nheads": 8}, "no masks with pre_norm"),
+        ({"nheads": 4}, "multiple of 8, and they are 68"),
+        ({"hidden_dim": 48, "nheads": 8}, "norm of 12 channels has 4 groups, there 8"),
+    ],
+)
+def test_what_transformers_masks_cannot_be_is_refused(options: dict, words: str):
+    with pytest.raises(ValueError, match=words):
+        small(**options).to_transformers()
+
+
 def test_either_class_reads_the_others_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     model = small().eval()
     pixel_values, pixel_mask = padded_batch()
