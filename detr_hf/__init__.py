@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from .inference.runs.prediction import predict_to_shards as predict_to_shards, read_predictions as read_predictions
     from .inference.sources.base import SourceOptions as SourceOptions
     from .model.configuration_detr import DETRConfig as DETRConfig
-    from .model.modeling_detr import DETRForObjectDetection as DETRForObjectDetection, DETRModel as DETRModel
+    from .model.modeling_detr import (
+        DETRForObjectDetection as DETRForObjectDetection,
+        DETRForSegmentation as DETRForSegmentation,
+        DETRModel as DETRModel,
+    )
     from .processing.image_processing_detr import (
         DETRImageProcessor as DETRImageProcessor,
         DETRImageProcessorPil as DETRImageProcessorPil,

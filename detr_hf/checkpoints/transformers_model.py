@@ -7,6 +7,7 @@ pass (which is why the flag is left off here, though ours trains with auxiliary 
 
 import copy
 import logging
+import math
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from ..model.backbone_detr import FrozenBatchNorm2d
 from ..model.configuration_detr import DETRConfig
 from ..model.modeling_detr import DETRForObjectDetection
+from ..model.pretrained_detr import MASK_PARTS
 from ..model.training_aids_detr import PREFIX
 from .layouts import transformers_from_own
 
@@ -39,6 +41,8 @@ _WHOLE_NUMBERS = {  # fields that transformers' configuration stores as int
 
 def to_transformers(model: DETRForObjectDetection) -> PreTrainedModel:
     """Returns transformers' `DetrForObjectDetection`, or `TableTransformerForObjectDetection` under `pre_norm`.
+
+    A `DETRForSegmentation` becomes a `DetrForSegmentation`.
 
     It has copies of the weights, on the same device, in the same dtype and training mode. Its outputs on a padded
     batch are compared with ours before it is returned. With learned position embeddings it fails beyond 50 feature
@@ -94,16 +98,42 @@ def _obstacles(model: DETRForObjectDetection) -> list[str]:
         )
     if config.reference_points:
         reasons.append("it has reference points (reference_points=True), which move the boxes")
-    homeless = [name for name in _inference_weights(model) if transformers_from_own(name, config.pre_norm) is None]
+    if model.has_mask_head:
+        reasons += _obstacles_of_masks(config)
+    homeless = [name for name in _inference_weights(model) if _their_name(model, name) is None]
     if homeless:
         reasons.append(f"{len(homeless)} tensors have no counterpart, for example {homeless[:3]}")
     return reasons
 
 
+def _obstacles_of_masks(config: DETRConfig) -> list[str]:
+    reasons = []
+    if config.pre_norm:
+        reasons.append("it has no masks with pre_norm")
+    joined = config.hidden_dim + config.nheads
+    if joined % 8:
+        reasons.append(f"its mask head needs hidden_dim + nheads to be a multiple of 8, and they are {joined}")
+    widths = [config.hidden_dim // part for part in (2, 4, 8, 16)]
+    other = [width for width in widths if min(8, width) != math.gcd(8, width)]
+    if other:
+        reasons.append(
+            f"the mask head's norm of {other[0]} channels has {math.gcd(8, other[0])} groups, there {min(8, other[0])}"
+        )
+    return reasons
+
+
+def _their_name(model: DETRForObjectDetection, name: str) -> str | None:
+    """Returns a tensor's name in a Hub file; the files of panoptic models keep the original's names of the head."""
+    if model.has_mask_head and name.startswith(MASK_PARTS):
+        return name
+    theirs = transformers_from_own(name, model.config.pre_norm)
+    return f"detr.{theirs}" if model.has_mask_head and theirs else theirs
+
+
 def _their_state_dict(model: DETRForObjectDetection) -> dict[str, Tensor]:
     """Returns float32 copies under the names of a Hub file, which transformers converts to those of its version."""
     return {
-        transformers_from_own(name, model.config.pre_norm): tensor.detach().to("cpu", torch.float32, copy=True)
+        _their_name(model, name): tensor.detach().to("cpu", torch.float32, copy=True)
         if tensor.is_floating_point()
         else tensor.detach().to("cpu", copy=True)
         for name, tensor in _inference_weights(model).items()
@@ -117,7 +147,9 @@ def _inference_weights(model: DETRForObjectDetection) -> dict[str, Tensor]:
 
 def _their_class_and_config(model: DETRForObjectDetection) -> tuple[type[PreTrainedModel], Any]:
     ours = model.config
-    if ours.pre_norm:
+    if model.has_mask_head:
+        from transformers import DetrConfig as Config, DetrForSegmentation as Model
+    elif ours.pre_norm:
         from transformers import TableTransformerConfig as Config, TableTransformerForObjectDetection as Model
     else:
         from transformers import DetrConfig as Config, DetrForObjectDetection as Model
@@ -128,7 +160,8 @@ def _their_class_and_config(model: DETRForObjectDetection) -> tuple[type[PreTrai
         "num_channels": ours.num_channels,
         "features_only": True,
         "use_pretrained_backbone": False,
-        "out_indices": list(range(1, levels)) if levels > 1 else [0],  # all but the stem, as every Hub checkpoint
+        # all but the stem, as every Hub checkpoint
+        "out_indices": list(range(levels - 4 if model.has_mask_head else 1, levels)) if levels > 1 else [0],
     }
     if ours.dilation:
         backbone["output_stride"] = 16
@@ -189,12 +222,17 @@ def _refuse_other_outputs(model: DETRForObjectDetection, theirs: PreTrainedModel
     pixel_values[1] *= pixel_mask[1]
     expected = ours(pixel_values, pixel_mask)
     seen = theirs.eval()(pixel_values, pixel_mask)
-    logits = (expected.logits - seen.logits).abs().max().item()
+    logits = _difference(expected.logits, seen.logits)
     boxes = (expected.pred_boxes - seen.pred_boxes).abs().max().item()
-    largest = max(1.0, expected.logits.abs().max().item())
-    if not (logits <= LOGIT_TOLERANCE * largest and boxes <= BOX_TOLERANCE):
+    masks = _difference(expected.pred_masks, seen.pred_masks) if model.has_mask_head else 0.0
+    if not (max(logits, masks) <= LOGIT_TOLERANCE and boxes <= BOX_TOLERANCE):
         raise ValueError(
             f"transformers' {type(theirs).__name__} gives other outputs with these weights: logits differ by "
-            f"{logits:.2g}, boxes by {boxes:.2g}. It probably builds the backbone {ours.config.backbone!r} "
-            "differently. Keep this model in detr_hf."
+            f"{logits:.2g}, boxes by {boxes:.2g}, masks by {masks:.2g}. It probably builds the backbone "
+            f"{ours.config.backbone!r} differently. Keep this model in detr_hf."
         )
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """Returns the largest difference of logits, as a part of the largest of them where that is above 1."""
+    return (ours - theirs).abs().max().item() / max(1.0, ours.abs().max().item())

@@ -7,15 +7,20 @@ validation set is just the first scenes of its split. The two splits share neith
 photograph.
 
 A box is measured on the drawn ink, after the warp: it is the smallest one around all pixels that the ink covers by
-half or more.
+half or more. With `masks`, digits are things and two kinds of background are stuff: a photograph each, which meet
+along a curve. A digit's mask is the ink that its box is measured on, without what a later digit covers.
 """
 
+import json
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
+
+from ..processing.mask_annotations_detr import run_lengths
 
 SPLITS = ("train", "validation")
 # Every sixth image of a class validates; the photographs are cut at this fraction of their width.
@@ -27,6 +32,8 @@ PLACEMENT_TRIES = 12
 # An 8x8 digit gets this empty rim before it is warped, so that strokes at the border keep their round ends.
 RIM = 2
 SMALLEST_LEGIBLE_PX = 10
+# The stuff classes, one a photograph, in the order in which scikit-learn has them.
+STUFF = ("temple", "flower")
 
 
 class Sources(NamedTuple):
@@ -102,6 +109,17 @@ def draw_background(
     gains, offset = rng.uniform(0.6, 1.15) * rng.uniform(0.9, 1.1, size=(3, 1)), rng.uniform(-20, 30)
     levels = np.clip(np.arange(256) * gains + offset, 0, 255)
     return np.array(part.point(levels.astype(np.uint8).ravel().tolist()))
+
+
+def draw_curve(rng: np.random.Generator, size_hw: tuple[int, int]) -> np.ndarray:
+    """Returns `(H, W)` bool: one side of a wave across the picture, through its middle part at any angle."""
+    height, width = size_hw
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y, x = (y + 0.5) / height - 0.5, (x + 0.5) / width - 0.5
+    angle = rng.uniform(0, 2 * np.pi)
+    along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+    wave = rng.uniform(0.02, 0.12) * np.sin(2 * np.pi * (rng.uniform(0.5, 1.5) * along + rng.random()))
+    return across > wave + rng.uniform(-0.25, 0.25)
 
 
 def warp_digit(rng: np.random.Generator, grey: np.ndarray, size_px: float) -> DrawnDigit:
@@ -181,10 +199,12 @@ class DigitScenes(Dataset):
         digit_px: smallest and largest height of a digit's 8 rows in pixels; by default 1/8 and 7/16 of the shorter
             side (32 and 112 pixels of 256), but no smaller than 10 pixels.
         seed: another seed gives other scenes from the same pictures.
+        masks: objects have masks too, and the two kinds of background are objects of the two classes after the
+            digits'. These scenes are others than those without.
 
     An item is `{"image_id", "image" (PIL, RGB), "width", "height", "objects"}`. `objects` has the equally long lists
-    `id`, `bbox` (`[x, y, width, height]` in pixels of the scene), `category` (labels), `area` and `iscrowd`: the
-    schema of `detr_hf.data`.
+    `id`, `bbox` (`[x, y, width, height]` in pixels of the scene), `category` (labels), `area` and `iscrowd`, with
+    `masks` also `segmentation` (COCO run lengths as text, which do not overlap): the schema of `detr_hf.data`.
 
     Raises:
         ValueError: an option is out of range; the message says which and what is possible.
@@ -199,6 +219,7 @@ class DigitScenes(Dataset):
         objects_per_scene: tuple[int, int] = (1, 8),
         digit_px: tuple[float, float] | None = None,
         seed: int = 0,
+        masks: bool = False,
     ):
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; digit scenes have {' and '.join(map(repr, SPLITS))}.")
@@ -224,11 +245,18 @@ class DigitScenes(Dataset):
         self.classes = tuple(int(digit) for digit in classes)
         self.objects_per_scene = (int(fewest), int(most))
         self.digit_px = (float(digit_px[0]), float(digit_px[1]))
+        self.masks = masks
 
     @property
     def id2label(self) -> dict[int, str]:
         """Returns the name by label, as a model's config wants it."""
-        return {label: str(digit) for label, digit in enumerate(self.classes)}
+        names = [str(digit) for digit in self.classes] + (list(STUFF) if self.masks else [])
+        return dict(enumerate(names))
+
+    @property
+    def is_thing(self) -> list[bool] | None:
+        """Returns, with masks and by label, whether the class is countable."""
+        return [True] * len(self.classes) + [False] * len(STUFF) if self.masks else None
 
     def __len__(self) -> int:
         return self.length
@@ -245,7 +273,14 @@ class DigitScenes(Dataset):
         size_hw = self.size_hw if size_hw is None else size_hw
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
         sources = load_sources(self.split)
-        canvas = draw_background(rng, sources.photographs, size_hw)
+        if self.masks:
+            two = [draw_background(rng, (photograph,), size_hw) for photograph in sources.photographs]
+            side = draw_curve(rng, size_hw)
+            canvas = np.where(side[..., None], *two)
+            owner = np.where(side, -2, -1)  # the digit's number, or below it the stuff's
+        else:
+            canvas = draw_background(rng, sources.photographs, size_hw)
+            owner = None
         wanted = int(rng.integers(self.objects_per_scene[0], self.objects_per_scene[1] + 1))
         labels: list[int] = []
         boxes_xyxy: list[tuple[int, int, int, int]] = []
@@ -261,9 +296,32 @@ class DigitScenes(Dataset):
             x, y = place
             ink = choose_ink(rng, canvas[y : y + y1 - y0, x : x + x1 - x0])
             paint(canvas, drawn, x, y, ink, opacity=rng.uniform(0.85, 1.0))
+            if owner is not None:
+                owner[y : y + y1 - y0, x : x + x1 - x0][drawn.alpha[y0:y1, x0:x1] >= 0.5] = len(labels)
             labels.append(label)
             boxes_xyxy.append((x, y, x + x1 - x0, y + y1 - y0))
-        return self._item(index, canvas, labels, boxes_xyxy)
+        item = self._item(index, canvas, labels, boxes_xyxy)
+        return item if owner is None else self._with_masks(item, owner)
+
+    def _with_masks(self, item: dict[str, Any], owner: np.ndarray) -> dict[str, Any]:
+        """Returns the scene with the masks of its objects, and its stuff as objects; `owner` is `(H, W)`."""
+        objects = item["objects"]
+        for number in range(len(STUFF)):
+            rows, columns = np.nonzero(owner == number - 2)
+            if len(rows):
+                left, top = int(columns.min()), int(rows.min())
+                box = [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
+                objects["bbox"].append([float(value) for value in box])
+                objects["category"].append(len(self.classes) + number)
+                objects["iscrowd"].append(0)
+        digits = sum(label < len(self.classes) for label in objects["category"])
+        numbers = [*range(digits), *(label - len(self.classes) - 2 for label in objects["category"][digits:])]
+        masks = [torch.from_numpy(owner == number) for number in numbers]
+        most = max(self.objects_per_scene[1], 1) + len(STUFF)
+        objects["id"] = [item["image_id"] * most + number + 1 for number in range(len(masks))]
+        objects["area"] = [float(mask.sum()) for mask in masks]
+        objects["segmentation"] = [json.dumps(run_lengths(mask)) for mask in masks]
+        return item
 
     def _item(
         self, index: int, pixels: np.ndarray, labels: list[int], boxes_xyxy: list[tuple[int, int, int, int]]

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from .analysis import Mistakes as Mistakes, count_mistakes as count_mistakes, precision_recall as precision_recall
     from .coco import CocoMetrics as CocoMetrics, evaluate_boxes as evaluate_boxes
     from .collecting import DetectionEvaluator as DetectionEvaluator
+    from .panoptic import (
+        PanopticEvaluator as PanopticEvaluator,
+        PanopticMetrics as PanopticMetrics,
+        evaluate_panoptic as evaluate_panoptic,
+    )
     from .report import Evaluation as Evaluation, metrics_table as metrics_table
     from .results import read_results as read_results, write_results as write_results
     from .running import evaluate as evaluate, evaluate_results as evaluate_results

@@ -29,10 +29,16 @@ if TYPE_CHECKING:
     from .configuration_detr import DETRConfig as DETRConfig
     from .loss_detr import SetCriterion as SetCriterion
     from .matcher_detr import HungarianMatcher as HungarianMatcher, Matches as Matches, PackedTargets as PackedTargets
-    from .modeling_detr import MLP as MLP, DETRForObjectDetection as DETRForObjectDetection, DETRModel as DETRModel
+    from .mlp_detr import MLP as MLP
+    from .modeling_detr import (
+        DETRForObjectDetection as DETRForObjectDetection,
+        DETRForSegmentation as DETRForSegmentation,
+        DETRModel as DETRModel,
+    )
     from .outputs_detr import (
         DETRModelOutput as DETRModelOutput,
         DETRObjectDetectionOutput as DETRObjectDetectionOutput,
+        DETRSegmentationOutput as DETRSegmentationOutput,
     )
     from .position_encoding_detr import (
         PositionEmbeddingLearned as PositionEmbeddingLearned,

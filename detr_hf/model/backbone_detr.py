@@ -146,6 +146,26 @@ class Backbone(FoldsForInference, nn.Module):
         return [(feature, resize_mask(pixel_mask, feature)) for feature in features]
 
 
+def check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int) -> None:
+    """Raises ValueError where a model's inputs are not what the image processor makes."""
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != num_channels:
+        raise ValueError(
+            f"pixel_values has shape {shape}; expected (B, {num_channels}, H, W), as the image processor makes it."
+        )
+    if shape[0] == 0:
+        raise ValueError("pixel_values has no image: the batch size is 0.")
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values is {pixel_values.dtype}; expected floating point, normalised by the image processor."
+        )
+    if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
+        raise ValueError(
+            f"pixel_mask has shape {tuple(pixel_mask.shape)}, but pixel_values {shape}; expected "
+            f"{(shape[0], *shape[2:])}."
+        )
+
+
 def resize_mask(pixel_mask: Tensor | None, features: Tensor) -> Tensor | None:
     """Returns the mask (B, h, w) bool of a feature map (B, C, h, w), from (B, H, W) of the pixels; None for None."""
     if pixel_mask is None:

@@ -69,6 +69,10 @@ class DETRConfig(PreTrainedConfig):
             Read in training only; the recipe `fast` sets the first to 4.
         bbox_loss_coef, giou_loss_coef, mask_loss_coef, dice_loss_coef (`float`): weights of the losses; that of
             the classification is 1.
+        mask_loss_on_padding (`bool`): count pixels of padding in the losses of masks, as the original does. Without,
+            the loss of an image does not depend on its batch mates.
+        mask_score_threshold (`float`): masks only of queries whose score is above it; `None` for all.
+        freeze_detector (`bool`): train the mask head alone (the original's recipe for masks).
         eos_coef (`float`): weight of the no-object class in the cross-entropy.
         class_weights (`dict`): weights of classes in the cross-entropy, by name or index, or a list of all; 1 where
             none is given. As torch's `cross_entropy(weight=...)`: every query counts with the weight of the class that
@@ -156,6 +160,9 @@ class DETRConfig(PreTrainedConfig):
     giou_loss_coef: float | int = 2.0
     mask_loss_coef: float | int = 1.0
     dice_loss_coef: float | int = 1.0
+    mask_loss_on_padding: bool = False
+    mask_score_threshold: float | None = None
+    freeze_detector: bool = False
     eos_coef: float | int = 0.1
     class_weights: Any = None
     iou_label_power: float | int = 0.0

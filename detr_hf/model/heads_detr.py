@@ -27,6 +27,15 @@ MODEL_CLASSES = (
         "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES",
         "object-detection",
     ),
+    *(
+        ModelClass(
+            "DETRForSegmentation",
+            f"AutoModelFor{kind}Segmentation",
+            f"MODEL_FOR_{kind.upper()}_SEGMENTATION_MAPPING_NAMES",
+            task,
+        )
+        for kind, task in (("Image", "image-segmentation"), ("Instance", None), ("Universal", None))
+    ),
 )
 
 # What a repository that carries this code tells transformers' auto classes.

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .box_ops_detr import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
+from .mask_loss_detr import mask_losses
 from .matcher_detr import HungarianMatcher, Matches, PackedTargets
 from .predictions_detr import Predictions
 
@@ -50,6 +51,7 @@ class SetCriterion:
             every query counts with the weight of the class that it should give, and the loss is divided by their sum.
         iou_label_power: p in the wanted probability IoU^p of a matched query's class, the rest being no-object's; with
             0 it is 1, the original's.
+        mask_loss_on_padding: count pixels outside of the images in the losses of masks, as the original does.
 
     >>> import torch
     >>> from detr_hf.model import HungarianMatcher, SetCriterion
@@ -66,6 +68,7 @@ class SetCriterion:
     eos_coef: float = 0.1
     iou_label_power: float = 0.0
     class_weights: tuple[float, ...] | None = None
+    mask_loss_on_padding: bool = False
 
     def __call__(
         self, logits: Tensor, pred_boxes: Tensor, targets: list[dict[str, Tensor]]
@@ -124,6 +127,25 @@ class SetCriterion:
             "loss_bbox": (predicted - wanted).abs().sum(dim=(1, 2)) / num_objects,
             "loss_giou": (1 - overlap).sum(dim=1) / num_objects,
         }
+
+    def loss_masks(
+        self, masks: list[Tensor], wanted: list[Tensor], padded_hw: tuple[int, int], sizes_hw: list[tuple[int, int]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the weighted total, `loss_mask` and `loss_dice`, over the number of objects.
+
+        Args:
+            masks: for each image the mask logits (P, h4, w4) of its matched queries, in the last layer.
+            wanted: the masks (P, H', W') bool of their objects.
+            padded_hw: size of the padded input, in whose frame they are.
+            sizes_hw: of each image in it; what is outside counts with `mask_loss_on_padding` only.
+        """
+        sums = torch.zeros(2, device=masks[0].device)
+        for logits, mask, size_hw in zip(masks, wanted, sizes_hw, strict=True):
+            sums = sums + mask_losses(logits, mask, padded_hw, padded_hw if self.mask_loss_on_padding else size_hw)
+        count = torch.tensor([sum(map(len, masks))], dtype=torch.float32)
+        focal, dice = sums / share_of_sums(count.to(sums.device, non_blocking=True))
+        parts = {"loss_mask": focal, "loss_dice": dice}
+        return sum(self.weights[name] * value for name, value in parts.items()), parts
 
     def _normalisers(self, targets: PackedTargets, matches: Matches, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the number of objects, and the queries' weights summed (L or 1,): of the whole batch, per process.

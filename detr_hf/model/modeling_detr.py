@@ -13,10 +13,9 @@ Dimension letters, everywhere in this package: B batch, Q queries, C channels, D
 feature cells, S = h * w, L decoder layers, K classes, N objects of one image, M heads.
 """
 
-import itertools
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import PreTrainedModel
@@ -24,39 +23,20 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_detr import Backbone, Joiner
+from .backbone_detr import Backbone, Joiner, check_inputs
 from .compiling_detr import optimize_for_inference
 from .configuration_detr import DETRConfig
 from .loss_detr import SetCriterion
 from .matcher_detr import HungarianMatcher
-from .outputs_detr import Decoded, DETRModelOutput, DETRObjectDetectionOutput
+from .mlp_detr import MLP
+from .outputs_detr import Decoded, DETRModelOutput, DETRObjectDetectionOutput, DETRSegmentationOutput
 from .position_encoding_detr import build_position_encoding
 from .predictions_detr import Predictions
-from .pretrained_detr import DETRPreTrainedModel
+from .pretrained_detr import MASK_PARTS, DETRPreTrainedModel
 from .queries_detr import DecoderQueries
-from .training_aids_detr import PREFIX, TrainingAids, forward_with_aids
+from .segmentation_detr import MaskHeadSmallConv, MHAttentionMap, image_sizes_hw, predict_masks, train_masks
+from .training_aids_detr import HasTrainingAids, TrainingAids, forward_with_aids
 from .transformer_detr import Transformer
-
-
-class MLP(nn.Module):
-    """A stack of linear layers with ReLU between them (the box head has three).
-
-    >>> import torch
-    >>> from detr_hf.model import MLP
-    >>> bbox_embed = MLP(input_dim=256, hidden_dim=256, output_dim=4, num_layers=3)
-    >>> bbox_embed(torch.randn(6, 2, 100, 256)).sigmoid().shape  # cxcywh of 100 queries, 2 images, 6 layers
-    torch.Size([6, 2, 100, 4])
-    """
-
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
-        super().__init__()
-        widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(n, k) for n, k in itertools.pairwise(widths))
-
-    def forward(self, states: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            states = F.relu(layer(states))
-        return self.layers[-1](states)
 
 
 class DETRModel(DETRPreTrainedModel):
@@ -132,7 +112,7 @@ class DETRModel(DETRPreTrainedModel):
         `queries` go into the decoder; with `every_layer` the states of all its layers come back. The other arguments
         are those of `forward`.
         """
-        self._check_inputs(pixel_values, pixel_mask)
+        check_inputs(pixel_values, pixel_mask, self.config.num_channels)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
@@ -184,27 +164,8 @@ class DETRModel(DETRPreTrainedModel):
             encoder_attentions=tuple(encoder_attentions) if attentions else None,
         )
 
-    def _check_inputs(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
-        shape = tuple(pixel_values.shape)
-        if len(shape) != 4 or shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values has shape {shape}; expected (B, {self.config.num_channels}, H, W), as the image "
-                "processor makes it."
-            )
-        if shape[0] == 0:
-            raise ValueError("pixel_values has no image: the batch size is 0.")
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values is {pixel_values.dtype}; expected floating point, normalised by the image processor."
-            )
-        if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
-            raise ValueError(
-                f"pixel_mask has shape {tuple(pixel_mask.shape)}, but pixel_values {shape}; expected "
-                f"{(shape[0], *shape[2:])}."
-            )
 
-
-class DETRForObjectDetection(DETRModel):
+class DETRForObjectDetection(HasTrainingAids, DETRModel):
     """DETR with its class head and box head.
 
     >>> import torch
@@ -271,16 +232,27 @@ class DETRForObjectDetection(DETRModel):
             output_attentions, output_hidden_states: also return those of every layer.
             **kwargs: for transformers' sake; unused.
         """
+        decoded, *answer = self.detect(pixel_values, pixel_mask, labels, output_attentions, output_hidden_states)
+        predictions, loss, parts = answer
+        return DETRObjectDetectionOutput.of(predictions, decoded.output, loss, parts)
+
+    def detect(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        labels: list[dict[str, Tensor]] | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> tuple[Decoded, Predictions, Tensor | None, dict[str, Tensor] | None]:
+        """Returns what was decoded, the predictions of every layer, the loss and its parts; arguments as `forward`."""
         every_layer = self.config.aux_loss and (self.training or labels is not None)
         options = (every_layer, output_attentions, output_hidden_states)
         if self.training and labels is not None and self.config.has_training_aids:
-            decoded, predictions, loss, parts = forward_with_aids(self, pixel_values, pixel_mask, labels, *options)
-        else:
-            queries = self.object_queries(pixel_values.device)
-            decoded = self.decode(pixel_values, pixel_mask, queries, *options)
-            predictions = self.predict(decoded.states, queries.reference)
-            loss, parts = self.loss_of(predictions, labels)
-        return DETRObjectDetectionOutput.of(predictions, decoded.output, loss, parts)
+            return forward_with_aids(self, pixel_values, pixel_mask, labels, *options)
+        queries = self.object_queries(pixel_values.device)
+        decoded = self.decode(pixel_values, pixel_mask, queries, *options)
+        predictions = self.predict(decoded.states, queries.reference)
+        return decoded, predictions, *self.loss_of(predictions, labels)
 
     def object_queries(self, device: torch.device) -> DecoderQueries:
         """Returns the learned queries (1, Q, D) on `device`, with their reference points if there are any."""
@@ -307,55 +279,6 @@ class DETRForObjectDetection(DETRModel):
             return None, None
         return self.loss_function(predictions.logits, predictions.boxes_cxcywh_norm, labels)
 
-    def add_training_aids(self, **options) -> "DETRForObjectDetection":
-        """Returns this model with options of its configuration on that help training, such as `num_denoising=20`.
-
-        Further query groups start as noisy copies of the queries. `reference_points`, which is part of inference too,
-        starts at zero, which is plain DETR, in a model whose weights were loaded, and at random in another.
-        """
-        for name, value in options.items():
-            if not hasattr(self.config, name):
-                raise ValueError(f"add_training_aids has no option {name!r}; it takes fields of DETRConfig.")
-            setattr(self.config, name, value)
-        self.config.validate_transformer()
-        self.config.validate_loss()
-        place = {"device": self.device, "dtype": self.dtype}
-        if self.config.reference_points and not hasattr(self, "refpoint_embed"):
-            self.refpoint_embed = nn.Embedding(self.config.num_queries, 2, **place)
-            if self.config.name_or_path:
-                nn.init.zeros_(self.refpoint_embed.weight)
-        if self.config.has_training_aids:
-            self.training_aids = TrainingAids(self.config).to(**place)
-            self.training_aids.copy_queries(self)
-        return self
-
-    def strip_training_aids(self) -> "DETRForObjectDetection":
-        """Returns this model without what only training needs: weights and configuration of a plain DETR."""
-        if self.config.has_training_aids:
-            del self.training_aids
-            self.config.switch_off_training_aids()  # in place: every layer reads this object
-        return self
-
-    def save_pretrained(self, save_directory, inference_only: bool = False, **kwargs) -> None:
-        """Writes weights and configuration.
-
-        Args:
-            save_directory: a folder, made if it is not there.
-            inference_only: leave out what only training needs, as `strip_training_aids` does; this model keeps it.
-            **kwargs: as in transformers.
-        """
-        config = self.config
-        if not (inference_only and config.has_training_aids):
-            super().save_pretrained(save_directory, **kwargs)
-            return
-        state_dict = kwargs.pop("state_dict", None) or self.state_dict()
-        kwargs["state_dict"] = {name: value for name, value in state_dict.items() if not name.startswith(PREFIX)}
-        self.config = config.without_training_aids()
-        try:
-            super().save_pretrained(save_directory, **kwargs)
-        finally:
-            self.config = config
-
     def optimize_for_inference(
         self, dtype: torch.dtype | str | None = None, compile: bool | str = False
     ) -> "DETRForObjectDetection":
@@ -380,3 +303,92 @@ class DETRForObjectDetection(DETRModel):
         if self.workshop is None:
             raise ImportError("to_transformers() needs the package detr_hf: pip install detr_hf, then import detr_hf.")
         return self.workshop.to_transformers(self)
+
+
+class DETRForSegmentation(DETRForObjectDetection):
+    """The detector, and a mask for each of its queries: instances, and with stuff classes panoptic segments.
+
+    >>> import torch
+    >>> from detr_hf.model import DETRConfig, DETRForSegmentation
+    >>> model = DETRForSegmentation(DETRConfig(backbone="resnet18", id2label={0: "cat", 1: "grass"})).eval()
+    >>> outputs = model(torch.randn(2, 3, 256, 320))
+    >>> outputs.pred_masks.shape, outputs.image_sizes_hw.tolist()  # logits at a quarter of the input's size
+    (torch.Size([2, 100, 64, 80]), [[256, 320], [256, 320]])
+    """
+
+    has_mask_head = True
+    _keys_to_ignore_on_load_unexpected = DETRPreTrainedModel._keys_to_ignore_on_load_unexpected
+
+    def make_heads(self, config: DETRConfig, backbone: Backbone) -> None:
+        """Adds the detector's heads, the attention map and the mask head."""
+        super().make_heads(config, backbone)
+        strides = backbone.body.feature_info.reduction()
+        if strides != [4, 8, 16, 16 if config.dilation else 32]:
+            raise ValueError(
+                f"The backbone {config.backbone} has maps at the strides {strides}; a mask head needs strides "
+                "4, 8, 16 and 32, as ResNets, EfficientNets and ConvNeXts have them."
+            )
+        self.bbox_attention = MHAttentionMap(config.hidden_dim, config.nheads)
+        self.mask_head = MaskHeadSmallConv(
+            config.hidden_dim, config.nheads, tuple(backbone.num_channels[:3]), config.activation
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        mask_score_threshold: float | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DETRSegmentationOutput:
+        """Returns class logits, boxes and mask logits of every query, and the loss when labels are given.
+
+        Args:
+            pixel_values: (B, C, H, W), floating point, normalised; smaller images padded at the right and the bottom.
+            pixel_mask: (B, H, W), 1 on the image and 0 on padding; None means no padding.
+            labels: as for detection, and `masks` (N, H', W') bool, in the frame of the padded input or of the image
+                inside it.
+            output_attentions, output_hidden_states: also return those of every layer.
+            mask_score_threshold: masks only of queries whose score, that of the best class but no-object, is above it;
+                None takes the configuration's.
+            **kwargs: for transformers' sake; unused.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_detector):
+            decoded, *answer = self.detect(pixel_values, pixel_mask, labels, output_attentions, output_hidden_states)
+        predictions, loss, parts = answer
+        sizes_hw, padded_hw = image_sizes_hw(pixel_values, pixel_mask), tuple(pixel_values.shape[-2:])
+        if labels is None:
+            threshold = self.config.mask_score_threshold if mask_score_threshold is None else mask_score_threshold
+            masks = predict_masks(self, decoded, predictions, threshold)
+        else:
+            self.mask_head_is_new &= not self.training
+            masks, its_loss, its_parts = train_masks(self, decoded, predictions, labels, padded_hw, sizes_hw)
+            loss, parts = (its_loss if self.config.freeze_detector else loss + its_loss), parts | its_parts
+        fields = {"pred_masks": masks, "image_sizes_hw": sizes_hw}
+        fields["padded_sizes_hw"] = sizes_hw.new_tensor(padded_hw).expand_as(sizes_hw)
+        return DETRSegmentationOutput.of(predictions, decoded.output, loss, parts, **fields)
+
+    def criterion(self) -> SetCriterion:
+        """Returns the detector's criterion, with the losses of masks."""
+        config = self.config
+        criterion = super().criterion()
+        weights = criterion.weights | {"loss_mask": config.mask_loss_coef, "loss_dice": config.dice_loss_coef}
+        return replace(criterion, weights=weights, mask_loss_on_padding=config.mask_loss_on_padding)
+
+    def freeze(self) -> None:
+        """Sets `requires_grad` as the configuration says: with `freeze_detector` the mask head alone learns."""
+        super().freeze()
+        if self.config.freeze_detector:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name.startswith(MASK_PARTS))
+
+    def train(self, mode: bool = True) -> "DETRForSegmentation":
+        """Sets training mode; a detector that is frozen stays in evaluation, without dropout."""
+        super().train(mode)
+        if self.config.freeze_detector:
+            for name, child in self.named_children():
+                child.train(mode and f"{name}.".startswith(MASK_PARTS))
+        return self

@@ -68,7 +68,12 @@ class DETRObjectDetectionOutput(ModelOutput):
 
     @classmethod
     def of(
-        cls, predictions: Predictions, output: DETRModelOutput, loss: Tensor | None, parts: dict[str, Tensor] | None
+        cls,
+        predictions: Predictions,
+        output: DETRModelOutput,
+        loss: Tensor | None,
+        parts: dict[str, Tensor] | None,
+        **fields: Tensor,
     ) -> "DETRObjectDetectionOutput":
         """Returns the last layer's predictions, with the earlier layers' beside them where there are any."""
         layers = [
@@ -76,9 +81,26 @@ class DETRObjectDetectionOutput(ModelOutput):
             for logits, pred_boxes in zip(predictions.logits, predictions.boxes_cxcywh_norm, strict=True)
         ]
         every_layer = output.intermediate_hidden_states is not None
-        return cls(
-            loss=loss, loss_dict=parts, **layers[-1], auxiliary_outputs=layers[:-1] if every_layer else None, **output
-        )
+        auxiliary = layers[:-1] if every_layer else None
+        return cls(loss=loss, loss_dict=parts, **layers[-1], auxiliary_outputs=auxiliary, **output, **fields)
+
+
+@dataclass
+class DETRSegmentationOutput(DETRObjectDetectionOutput):
+    """Output of `DETRForSegmentation`.
+
+    Attributes:
+        pred_masks: (B, Q, h4, w4), mask logits at a quarter of the padded input's size, in its frame; -100 for a query
+            whose mask was not asked for: one below `mask_score_threshold`, and in training one without an object.
+        image_sizes_hw: (B, 2) int64, of each image inside the padded input.
+        padded_sizes_hw: (B, 2) int64, of the padded input, in every row: pipelines take outputs apart by image.
+
+    The other attributes are those of `DETRObjectDetectionOutput`.
+    """
+
+    pred_masks: Tensor | None = None
+    image_sizes_hw: Tensor | None = None
+    padded_sizes_hw: Tensor | None = None
 
 
 @dataclass

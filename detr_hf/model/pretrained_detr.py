@@ -23,12 +23,14 @@ from .backbone_detr import Backbone, FrozenBatchNorm2d
 from .configuration_detr import DETRConfig
 from .heads_detr import AUTO_MAP
 from .position_encoding_detr import PositionEmbeddingLearned
+from .segmentation_detr import MaskHeadSmallConv, MHAttentionMap
 from .training_aids_detr import COPIED_FROM, PREFIX
 from .transformer_detr import TransformerDecoderLayer, TransformerEncoderLayer
 
 logger = logging.get_logger(__name__)
 
 HEADS = ("class_embed.", "bbox_embed.")
+MASK_PARTS = ("bbox_attention.", "mask_head.")
 
 
 class DETRPreTrainedModel(PreTrainedModel):
@@ -40,6 +42,8 @@ class DETRPreTrainedModel(PreTrainedModel):
     workshop: ClassVar[Any] = None
     # A class with a mask head reads every stage of the backbone, and the mask head of a panoptic checkpoint.
     has_mask_head: ClassVar[bool] = False
+    # Whether the mask head has never been trained; roads that would show its masks refuse it.
+    mask_head_is_new: bool = False
     base_model_prefix = ""  # the heads sit beside the base model's parts, as in the original
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -76,6 +80,8 @@ class DETRPreTrainedModel(PreTrainedModel):
             init.ones_(module.running_var)
         elif isinstance(module, Backbone):
             _init_backbone(module)
+        elif isinstance(module, (MHAttentionMap, MaskHeadSmallConv)):
+            _init_mask_parts(module)
         elif hasattr(module, "init_non_persistent_buffers"):  # timm's tables that no checkpoint holds
             module.init_non_persistent_buffers()
         else:
@@ -184,8 +190,13 @@ class DETRPreTrainedModel(PreTrainedModel):
         if trained:
             self.training_aids.copy_queries(self, trained)
         new = {name for name in missing if name.startswith(PREFIX) or name == "refpoint_embed.weight"}
-        if (self.config.architectures or [""])[0].endswith("Model"):  # a base model has no heads
+        saved = (self.config.architectures or [""])[0]
+        if saved.endswith("Model"):  # a base model has no heads
             new |= {name for name in missing if name.startswith(HEADS)}
+        masks = {name for name in self.state_dict() if name.startswith(MASK_PARTS)}
+        if masks and masks <= missing and not saved.endswith("ForSegmentation"):  # of a detector
+            new |= masks
+            self.mask_head_is_new = True
         if new:
             parts = sorted({name.removeprefix(PREFIX).partition(".")[0] for name in new})
             logger.warning(f"New, and to be trained: {', '.join(parts)}. The checkpoint has none.")
@@ -216,6 +227,8 @@ class DETRPreTrainedModel(PreTrainedModel):
         """
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"{save_directory} is a file; save_pretrained needs a folder to write into.")
+        if self.mask_head_is_new:
+            logger.warning("This model's mask head was never trained: whoever loads it from here gets random masks.")
         # transformers enters the saved class alone, and keeps a loaded repository's entries where no code is written
         self.config.__dict__.pop("auto_map", None)
         if self._auto_class is not None:
@@ -268,3 +281,14 @@ def _init_backbone(backbone: Backbone) -> None:
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
+
+
+def _init_mask_parts(part: nn.Module) -> None:
+    """Draws attention projections from Xavier's distribution and convolutions from Kaiming's; biases are 0."""
+    for module in part.modules():
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=1)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.zeros_(module.bias)

@@ -165,6 +165,59 @@ class TrainingAids(nn.Module):
                 more.copy_(copies + torch.randn_like(copies) * queries.std() * NOISE_OF_COPIES)
 
 
+class HasTrainingAids:
+    """What a detector does with its aids: switches them on, takes them off, and saves without them."""
+
+    def add_training_aids(self, **options) -> "HasTrainingAids":
+        """Returns this model with options of its configuration on that help training, such as `num_denoising=20`.
+
+        Further query groups start as noisy copies of the queries. `reference_points`, which is part of inference too,
+        starts at zero, which is plain DETR, in a model whose weights were loaded, and at random in another.
+        """
+        for name, value in options.items():
+            if not hasattr(self.config, name):
+                raise ValueError(f"add_training_aids has no option {name!r}; it takes fields of DETRConfig.")
+            setattr(self.config, name, value)
+        self.config.validate_transformer()
+        self.config.validate_loss()
+        place = {"device": self.device, "dtype": self.dtype}
+        if self.config.reference_points and not hasattr(self, "refpoint_embed"):
+            self.refpoint_embed = nn.Embedding(self.config.num_queries, 2, **place)
+            if self.config.name_or_path:
+                nn.init.zeros_(self.refpoint_embed.weight)
+        if self.config.has_training_aids:
+            self.training_aids = TrainingAids(self.config).to(**place)
+            self.training_aids.copy_queries(self)
+        return self
+
+    def strip_training_aids(self) -> "HasTrainingAids":
+        """Returns this model without what only training needs: weights and configuration of a plain DETR."""
+        if self.config.has_training_aids:
+            del self.training_aids
+            self.config.switch_off_training_aids()  # in place: every layer reads this object
+        return self
+
+    def save_pretrained(self, save_directory, inference_only: bool = False, **kwargs) -> None:
+        """Writes weights and configuration.
+
+        Args:
+            save_directory: a folder, made if it is not there.
+            inference_only: leave out what only training needs, as `strip_training_aids` does; this model keeps it.
+            **kwargs: as in transformers.
+        """
+        config = self.config
+        if not (inference_only and config.has_training_aids):
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        state_dict = kwargs.pop("state_dict", None) or self.state_dict()
+        kwargs["state_dict"] = {name: value for name, value in state_dict.items() if not name.startswith(PREFIX)}
+        self.config = config.without_training_aids()
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.config = config
+
+
 def sine_of_boxes(boxes_cxcywh_norm: Tensor, hidden_dim: int) -> Tensor:
     """Returns (..., 2 D): sine and cosine of y, x, width and height, the first two as in `PositionEmbeddingSine`."""
     channels = torch.arange(hidden_dim // 2, dtype=torch.float32, device=boxes_cxcywh_norm.device)

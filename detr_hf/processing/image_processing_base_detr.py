@@ -40,6 +40,7 @@ from .annotations_detr import check_annotations, detection_target, panoptic_targ
 from .image_opening_detr import divides_by_255
 from .image_reading_detr import read_images
 from .image_sizes_detr import DEFAULT_LONGEST_EDGE, DEFAULT_SHORTEST_EDGE, check_resize_rule, resized_hw
+from .mask_post_processing_detr import MaskPostProcessing
 from .pixel_batch_detr import BatchWriter, padded_hw, pixel_mask, scale_and_shift
 from .post_processing_detr import detections, logits_and_boxes
 
@@ -67,15 +68,17 @@ class DETRImageProcessorKwargs(ImagesKwargs, total=False):
 
     format: "coco_detection" or "coco_panoptic", what `annotations` are. do_convert_annotations: give boxes as cxcywh
     in [0, 1]; otherwise as xyxy in pixels of the resized image. resize_rule: "original" (facebookresearch/detr) or
-    "transformers", which round differently where `longest_edge` caps.
+    "transformers", which round differently where `longest_edge` caps. label_ids_to_fuse: the stuff classes, of which a
+    panoptic result has one segment at most.
     """
 
     format: str | AnnotationFormat
     do_convert_annotations: bool
     resize_rule: str
+    label_ids_to_fuse: list[int]
 
 
-class DETRImageProcessingMixin:
+class DETRImageProcessingMixin(MaskPostProcessing):
     """Reading, sizes, targets, batching, saving and post-processing; a backend adds `_resize_pixels`."""
 
     valid_kwargs = DETRImageProcessorKwargs
@@ -92,6 +95,7 @@ class DETRImageProcessingMixin:
     size = {"shortest_edge": DEFAULT_SHORTEST_EDGE, "longest_edge": DEFAULT_LONGEST_EDGE}  # noqa: RUF012
     default_to_square = False
     resize_rule = "original"
+    label_ids_to_fuse = []  # noqa: RUF012
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012
 
     def __init__(self, **kwargs: Unpack[DETRImageProcessorKwargs]) -> None:

@@ -77,8 +77,7 @@ def panoptic_masks(
         FileNotFoundError: no folder or no file.
     """
     image_name = f"image {annotation['image_id']!r}"
-    path = _panoptic_path(masks_path, annotation["file_name"], image_name)
-    ids = _read_panoptic_png(path, image_hw, image_name)
+    ids = read_panoptic_png(masks_path, annotation["file_name"], image_hw, image_name)
     found, areas = np.unique(ids, return_counts=True)
     area_of = dict(zip(found.tolist(), areas.tolist(), strict=True))
     segments, absent = [], []
@@ -92,10 +91,12 @@ def panoptic_masks(
             absent.append(str(identity))
     unlisted = sorted(set(area_of) - {0} - {segment["id"] for segment in segments})
     if absent:
-        logger.warning_once(f"{image_name}: dropped segments that {path.name} does not hold: {', '.join(absent)}.")
+        logger.warning_once(
+            f"{image_name}: dropped segments that {annotation['file_name']} does not hold: {', '.join(absent)}."
+        )
     if unlisted:
         logger.warning_once(
-            f"{image_name}: {path.name} holds segments that segments_info does not list, left out: "
+            f"{image_name}: {annotation['file_name']} holds segments that segments_info does not list, left out: "
             f"{', '.join(map(str, unlisted))}."
         )
     wanted = np.array([segment["id"] for segment in segments], dtype=ids.dtype)
@@ -204,6 +205,24 @@ def _uncompress(text: bytes, name: str) -> list[int]:
     return counts
 
 
+def run_lengths(mask: Tensor) -> dict[str, Any]:
+    """Returns COCO's run lengths of a mask (H, W): `size`, and `counts` column by column, compressed to text."""
+    flat = mask.T.contiguous().flatten().cpu().numpy().astype(np.int8)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    first = [0] if flat.size and not flat[0] else [0, 0]  # the first run is of background, perhaps of no length
+    counts = np.diff(np.concatenate([first, edges, [flat.size]])).tolist()
+    text = []
+    for index, count in enumerate(counts):
+        value = count - (counts[index - 2] if index > 2 else 0)
+        more = True
+        while more:
+            bits = value & 0x1F
+            value >>= 5
+            more = value != (-1 if bits & 0x10 else 0)
+            text.append(chr((bits | (0x20 if more else 0)) + 48))
+    return {"size": list(mask.shape), "counts": "".join(text)}
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
@@ -228,8 +247,15 @@ def _panoptic_path(masks_path: str | os.PathLike | None, file_name: Any, image_n
     return folder / text
 
 
-def _read_panoptic_png(path: Path, image_hw: tuple[int, int], image_name: str) -> np.ndarray:
-    """Returns (H, W) segment ids, R + 256 G + 65536 B."""
+def read_panoptic_png(
+    folder: str | os.PathLike | None, file_name: Any, image_hw: tuple[int, int], image_name: str
+) -> np.ndarray:
+    """Returns (H, W) segment ids, R + 256 G + 65536 B, of a PNG in `folder`.
+
+    Raises:
+        ValueError: the name leaves the folder, or the file is no RGB picture of the image's size.
+    """
+    path = _panoptic_path(folder, file_name, image_name)
     try:
         with PIL.Image.open(path) as image:
             mode, hw = image.mode, (image.height, image.width)

@@ -163,3 +163,30 @@ def test_ink_always_stands_out():
 
 def test_a_scene_is_a_picture():
     assert isinstance(DigitScenes("train")[0]["image"], Image.Image)
+
+
+def test_scenes_with_masks_are_panoptic():
+    from detr_hf.data.readers.mask_text import decode_masks
+
+    scenes = DigitScenes("validation", 20, masks=True)
+    stuff_parts = []
+    for scene in (scenes[index] for index in range(20)):
+        objects = scene["objects"]
+        height, width = scene["height"], scene["width"]
+        names = [str(number) for number in objects["id"]]
+        masks = decode_masks(objects["segmentation"], height, width, names)
+        assert masks.sum(0).eq(1).all()  # every pixel has one owner
+        assert [mask.sum().item() for mask in masks] == objects["area"]
+        for mask, (x, y, w, h), label in zip(masks, objects["bbox"], objects["category"], strict=True):
+            rows, columns = mask.nonzero().T
+            inside = [columns.min() - x, rows.min() - y, x + w - columns.max() - 1, y + h - rows.max() - 1]
+            assert min(inside) >= 0 and (max(inside) == 0 or scenes.is_thing[label])
+        stuff = [area for area, label in zip(objects["area"], objects["category"], strict=True) if label >= 10]
+        stuff_parts.append(max(stuff) / sum(stuff))
+    assert scenes.id2label[10] != scenes.id2label[11] and scenes.is_thing == [True] * 10 + [False] * 2
+    assert len(set(objects["id"])) == len(objects["id"]) and 0.5 <= min(stuff_parts) < max(stuff_parts) < 1
+
+
+def test_masks_are_not_asked_for_by_default():
+    scene = DigitScenes("validation", 1)[0]
+    assert "segmentation" not in scene["objects"] and DigitScenes("validation", 1).is_thing is None
