@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from .configuration_detr import DETRConfig
-from .fast_linear_detr import apply_linear
 
 
 def eager_attention(
@@ -40,6 +39,11 @@ def eager_attention(
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
+def call_layer(layer: nn.Module, states: Tensor) -> Tensor:
+    """Returns `layer(states)`."""
+    return layer(states)
+
+
 class MultiheadAttention(nn.Module):
     """Every query attends to all keys, in `nheads` subspaces at once.
 
@@ -54,6 +58,7 @@ class MultiheadAttention(nn.Module):
 
     is_causal = False  # transformers' sdpa wrapper assumes a decoder otherwise
     attention_functions: ClassVar[AttentionInterface] = ALL_ATTENTION_FUNCTIONS
+    linear = staticmethod(call_layer)  # how linear layers are called
 
     def __init__(self, config: DETRConfig):
         super().__init__()
@@ -83,14 +88,14 @@ class MultiheadAttention(nn.Module):
             attend = self.attention_functions.get_interface(implementation, eager_attention)
         attended, weights = attend(
             self,
-            self._split_heads(apply_linear(self.q_proj, query)),
-            self._split_heads(apply_linear(self.k_proj, key)),
-            self._split_heads(apply_linear(self.v_proj, value)),
+            self._split_heads(self.linear(self.q_proj, query)),
+            self._split_heads(self.linear(self.k_proj, key)),
+            self._split_heads(self.linear(self.v_proj, value)),
             attention_mask,
             scaling=self.scaling,
             dropout=self.dropout if self.training else 0.0,
         )
-        attended = apply_linear(self.out_proj, attended.reshape(*query.shape[:-1], -1))
+        attended = self.linear(self.out_proj, attended.reshape(*query.shape[:-1], -1))
         return attended, weights if output_attentions else None
 
     def _split_heads(self, states: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from .attention_detr import MultiheadAttention, eager_attention
+from .attention_detr import MultiheadAttention, call_layer, eager_attention
+from .fast_linear_detr import apply_linear
 from .fast_rules_detr import only_runs
 
 SCORES = 2**20  # attention scores of all heads that `attention_by_rows` computes at a time
@@ -19,11 +20,13 @@ KEPT_SCORES = 2**24  # of one attention, that a backward pass may keep for the s
 SDPA = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
-def use_fast_attention(module: nn.Module) -> None:
-    """Gives every attention inside `module` the functions that suit the processor."""
+def use_fast_layers(module: nn.Module) -> None:
+    """Gives every attention and every linear layer inside `module` the functions that suit the processor."""
     for child in module.modules():
         if isinstance(child, MultiheadAttention):
             child.attention_functions = ATTENTION_FUNCTIONS
+        if getattr(type(child), "linear", None) is call_layer:
+            child.linear = apply_linear
 
 
 def sdpa_attention(module: nn.Module, query: Tensor, key: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor | None]:

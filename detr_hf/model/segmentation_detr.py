@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from .fast_masks_detr import run_in_groups
 from .matcher_detr import PackedTargets
 from .outputs_detr import Decoded
 from .predictions_detr import Predictions
 
 NO_MASK = -100.0  # the logit of a mask that was not asked for
+QUERIES_AT_ONCE = {"cpu": 4, "cuda": 32}  # without gradients: what the cache, or the device, holds
 
 
 class MHAttentionMap(nn.Module):
@@ -132,6 +132,21 @@ def image_sizes_hw(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
         return size.expand(len(pixel_values), 2)
     mask = pixel_mask.bool()
     return torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1)
+
+
+def run_in_groups(mask_head: nn.Module, projected: Tensor, attention: Tensor, adapted: list[Tensor]) -> Tensor:
+    """Returns what `mask_head` gives, mask logits (n, h4, w4); the arguments are those of its `forward`.
+
+    With gradients, or while the graph is recorded, it is called once: what a group computes would be kept anyway.
+    """
+    if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling() or not len(attention):
+        return mask_head(projected, attention, adapted)
+    size = QUERIES_AT_ONCE.get(attention.device.type, len(attention))
+    last = torch.channels_last
+    projected = projected.contiguous(memory_format=last)
+    adapted = [feature_map.contiguous(memory_format=last) for feature_map in adapted]
+    groups = [group.contiguous(memory_format=last) for group in attention.split(size)]
+    return torch.cat([mask_head(projected, group, adapted) for group in groups])
 
 
 def masks_of_queries(model: nn.Module, decoded: Decoded, chosen: list[Tensor] | None) -> list[Tensor]:

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention_detr import MultiheadAttention
+from .attention_detr import MultiheadAttention, call_layer
 from .configuration_detr import DETRConfig
-from .fast_attention_detr import use_fast_attention
-from .fast_linear_detr import apply_linear
+from .fast_attention_detr import use_fast_layers
 from .queries_detr import DecoderQueries, QuerySet, attend_within_groups
 
 
 class _Layer(GradientCheckpointingLayer):
     """What encoder and decoder layers share: the feed-forward network and the place of the norms."""
+
+    linear = staticmethod(call_layer)
 
     def __init__(self, config: DETRConfig, num_blocks: int):
         super().__init__()
@@ -47,8 +48,8 @@ class _Layer(GradientCheckpointingLayer):
 
     def feed_forward(self, states: Tensor) -> Tensor:
         """Returns two linear layers with the activation between them, (B, S, D)."""
-        states = self.activation(apply_linear(self.linear1, states))
-        return apply_linear(self.linear2, self.dropout(states))
+        states = self.activation(self.linear(self.linear1, states))
+        return self.linear(self.linear2, self.dropout(states))
 
 
 class TransformerEncoderLayer(_Layer):
@@ -193,7 +194,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.encoder = TransformerEncoder(config)
         self.decoder = TransformerDecoder(config)
-        use_fast_attention(self)
+        use_fast_layers(self)
 
     def forward(
         self,
