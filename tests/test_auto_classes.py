@@ -146,6 +146,7 @@ print(packaged, again.partition(".")[0])
 """
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_class(tmp_path):
     """Code that travelled stays itself where the package is installed, and does not import it by itself."""
     from detr_hf.hub.staging import add_code

@@ -157,6 +157,7 @@ def statistics(pixels, labels, boxes_xyxy) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_digit_scenes(sheet):
     scenes = DigitScenes("train", objects_per_scene=(2, 10))
     drawer = drawer_of(sheet, scenes, 32)

@@ -37,10 +37,10 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     [
         "import transformers; import detr_hf",
         "import detr_hf; from transformers import Trainer, pipeline",
-        "from detr_hf.model.modeling_detr import DETRForObjectDetection",
         # seconds each, and much the same roads
         pytest.param("import detr_hf; from transformers import AutoImageProcessor", marks=pytest.mark.slow),
         pytest.param("import detr_hf; import transformers.models.auto.configuration_auto", marks=pytest.mark.slow),
+        pytest.param("from detr_hf.model.modeling_detr import DETRForObjectDetection", marks=pytest.mark.slow),
         pytest.param("from detr_hf import DETRConfig", marks=pytest.mark.slow),
     ],
 )

@@ -112,7 +112,7 @@ class DETRModel(DETRPreTrainedModel):
         `queries` go into the decoder; with `every_layer` the states of all its layers come back. The other arguments
         are those of `forward`.
         """
-        check_inputs(pixel_values, pixel_mask, self.config.num_channels)
+        self._check_inputs(pixel_values, pixel_mask)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
@@ -163,6 +163,9 @@ class DETRModel(DETRPreTrainedModel):
             encoder_hidden_states=tuple(encoder_states) if hidden_states else None,
             encoder_attentions=tuple(encoder_attentions) if attentions else None,
         )
+
+    def _check_inputs(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
+        check_inputs(pixel_values, pixel_mask, self.config.num_channels)
 
 
 class DETRForObjectDetection(HasTrainingAids, DETRModel):

@@ -50,6 +50,7 @@ def test_forward(padded):
 
 @pytest.mark.processor
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.slow
 def test_what_is_measured_is_the_folded_model_that_users_get(dtype, monkeypatch):
     bodies, of = [], InferenceBody.of
     monkeypatch.setattr(InferenceBody, "of", lambda *arguments: bodies.append(of(*arguments)) or bodies[-1])
@@ -59,6 +60,7 @@ def test_what_is_measured_is_the_folded_model_that_users_get(dtype, monkeypatch)
 
 
 @pytest.mark.processor
+@pytest.mark.slow
 def test_the_peer_may_run_in_another_precision():
     records = {
         peer_dtype: compare_forward("cpu", "bfloat16", 1, (64, 64), False, False, False, 2, peer_dtype, **SMALL)
@@ -133,6 +135,7 @@ def test_preprocess():
     assert record["postprocess"]["difference"] < 1e-3
 
 
+@pytest.mark.slow
 def test_growth_is_measured_and_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     config = {name: value for name, value in SMALL.items() if name != "num_queries"}

@@ -86,6 +86,7 @@ def test_a_padded_batch_is_compiled_without_a_graph_break(shallow, counting_back
     assert len(counting_backend) == 1
 
 
+@pytest.mark.slow
 def test_compilation_is_no_part_of_what_is_saved_or_copied(shallow, counting_backend, tmp_path):
     model = shallow
     pixels = torch.randn(2, 3, 64, 64)

@@ -404,6 +404,7 @@ assert "detr_hf" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_custom_code_loads_with_either_backend_where_the_package_is_absent(tmp_path, monkeypatch):
     for backend in BACKENDS:
         monkeypatch.setattr(backend, "_auto_class", None)

@@ -236,6 +236,7 @@ def test_sampling_equals_resize_crop_resize():
     torch.testing.assert_close(masks.sample(maps[0, 0]), full[:61, :97], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_large_picture_with_300_queries_takes_little_time_and_memory():
     import resource
     import time
