@@ -9,7 +9,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -qq --constr
 
 # Two workers on two cores: more threads in each would only fight. Nothing that runs here needs the network.
 RUN = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup
+PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 # How oneDNN and torch are told to be a lesser processor; nothing in it: as this one is.
 AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2

@@ -57,10 +57,6 @@ def run_process(rank: int, world_size: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-# One worker makes the two processes, for all tests here.
-pytestmark = pytest.mark.xdist_group("distributed model")
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, free_port):
     folder = tmp_path_factory.mktemp("ranks")

@@ -80,10 +80,6 @@ def run_process(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-# One worker makes the two processes, for all tests here.
-pytestmark = pytest.mark.xdist_group("distributed training")
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
