@@ -35,6 +35,10 @@ class Header(NamedTuple):
         """Returns width and height as a viewer shows the picture."""
         return (self.height, self.width) if self.orientation in QUARTER_TURNS else (self.width, self.height)
 
+    def has_size(self, recorded_wh: tuple[int, int]) -> bool:
+        """Whether annotations for a picture of this width and height can be for this one, as stored or as shown."""
+        return recorded_wh in ((self.width, self.height), self.upright_wh)
+
 
 def header_of(image: Image.Image) -> Header:
     """Returns the header of an opened picture; nothing is decoded."""

@@ -11,6 +11,7 @@ from transformers import AutoModelForObjectDetection
 
 from detr_hf import Detector, DETRForObjectDetection
 
+from ..checkpoints.foreign import original_state_dict
 from .kinds import Holds, Kind, Refused, each, try_out
 from .models import detector, foreign, original, own, weights_with, without
 
@@ -116,14 +117,7 @@ def load_state(**options: Any) -> Callable[[Path], str]:
 
 def original_names(root: Path) -> Path:
     """Writes the original's file, which packs q, k and v."""
-    ours, packed = detector().state_dict(), {}
-    for name, tensor in ours.items():
-        if ".q_proj." in name:
-            parts = [ours[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            packed[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
-        elif ".k_proj." not in name and ".v_proj." not in name:
-            packed[name] = tensor
-    torch.save({"model": packed}, root / "detr.pth")
+    torch.save({"model": original_state_dict(detector())}, root / "detr.pth")
     return root / "detr.pth"
 
 

@@ -208,3 +208,15 @@ def objects_of(data: DetectionData, kind: str) -> list[list[tuple]]:
         ]
         for row in split
     ]
+
+
+def fill(root: Path, files: dict[str, str | tuple[int, int]]) -> Path:
+    """Writes texts (`{root}` is the folder), and noise of a size where the value is one."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, tuple):
+            Image.effect_noise(content, 60).convert("RGB").save(path)
+        else:
+            path.write_bytes(content.replace("{root}", str(root)).encode())
+    return root

@@ -10,14 +10,20 @@ from transformers import DetrConfig, DetrForSegmentation, TimmBackboneConfig
 
 from detr_hf.model import DETRConfig, DETRForObjectDetection, DETRForSegmentation
 
+from ..checkpoints.foreign import original_state_dict
+
 SMALL = {"hidden_dim": 64, "enc_layers": 2, "dec_layers": 2, "dim_feedforward": 128, "num_queries": 7}
 
 
 def small(**options) -> DETRForSegmentation:
     torch.manual_seed(0)
     config = DETRConfig(**{"backbone": "resnet18", "id2label": {0: "cat", 1: "dog", 2: "grass"}, **SMALL, **options})
-    model = DETRForSegmentation(config)
-    for name, buffer in model.named_buffers():  # frozen norms that do something
+    return with_statistics(DETRForSegmentation(config))
+
+
+def with_statistics(model: torch.nn.Module) -> torch.nn.Module:
+    """Returns the model with frozen norms that do something."""
+    for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.1)
         elif name.endswith("running_var"):
@@ -51,13 +57,8 @@ def theirs(request: pytest.FixtureRequest) -> DetrForSegmentation:
     torch.manual_seed(0)
     backbone = TimmBackboneConfig(backbone=request.param, out_indices=[1, 2, 3, 4], use_pretrained_backbone=False)
     sizes = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}
-    model = DetrForSegmentation(DetrConfig(backbone_config=backbone, num_queries=7, num_labels=3, **sizes)).eval()
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_(0, 0.1)
-        elif name.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5)
-    return model
+    config = DetrConfig(backbone_config=backbone, num_queries=7, num_labels=3, **sizes)
+    return with_statistics(DetrForSegmentation(config).eval())
 
 
 @pytest.mark.parametrize("size", [(120, 90), (97, 131)])
@@ -136,14 +137,10 @@ def test_a_segmentation_checkpoint_without_a_part_of_its_head_is_refused(lost: s
 def test_an_originals_file_gives_the_same_masks(options: dict, tmp_path: Path):
     """The original names the detector `detr.` and packs the attention's projections."""
     model = small(nheads=8, **options).eval()
-    original = {}
-    for name, tensor in model.state_dict().items():
-        if ".q_proj." in name:
-            packed = [model.state_dict()[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            original["detr." + name.replace(".q_proj.", ".in_proj_")] = torch.cat(packed)
-        elif ".k_proj." not in name and ".v_proj." not in name:
-            of_masks = name.startswith(("mask_head.", "bbox_attention."))
-            original[name if of_masks else f"detr.{name}"] = tensor
+    original = {
+        name if name.startswith(("mask_head.", "bbox_attention.")) else f"detr.{name}": tensor
+        for name, tensor in original_state_dict(model).items()
+    }
     torch.save({"model": original}, tmp_path / "panoptic.pth")
     fields = {"nheads": 8, "dilation": False, "id2label": model.config.id2label, **options}
     loaded = DETRForSegmentation.from_pretrained(tmp_path / "panoptic.pth", **fields).eval()

@@ -45,7 +45,7 @@ def _check_frame(read: ReadData, split: JudgedSplit, row: int, header: Header) -
     """Compares the picture's size and orientation with what is recorded."""
     recorded = (split.records.widths[row], split.records.heights[row])
     stored, upright = (header.width, header.height), header.upright_wh
-    if recorded not in (stored, upright):
+    if not header.has_size(recorded):
         message = (
             f"the picture is {upright[0]}x{upright[1]} (width x height), its annotations are for "
             f"{recorded[0]}x{recorded[1]}"

@@ -150,7 +150,7 @@ class CocoFile:
                 header = read_header(os.path.join(self.finder.folder, found), found)
             except PictureError:
                 return ListedImage(image_id, size, found, repaired)  # told of later, as of any that cannot be read
-            if size not in ((header.width, header.height), header.upright_wh):
+            if not header.has_size(size):
                 message = (
                     f"{image['file_name']!r} is not there, and {found!r}, which it could mean, is another picture: it "
                     f"is {header.upright_wh[0]}x{header.upright_wh[1]} and {size[0]}x{size[1]} is recorded"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-from ...errors import AnnotationError, LayoutError
+from ...errors import LayoutError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from .text import name_key
 
@@ -54,18 +54,6 @@ def unsafe_reason(file_name: object) -> str | None:
     if parts[0] == "" or ".." in parts:
         return f"the file name {file_name!r} is absolute or leaves the image folder with '..'"
     return None
-
-
-def join_inside(folder: Path, file_name: str) -> str:
-    """Returns `folder / file_name` as text.
-
-    Raises:
-        AnnotationError: the name is absolute, a URL, or leaves the folder.
-    """
-    reason = unsafe_reason(file_name)
-    if reason:
-        raise AnnotationError(f"Refused: {reason}.")
-    return os.path.join(folder, file_name)
 
 
 def walk_files(folder: Path) -> Iterator[str]:

@@ -130,7 +130,7 @@ def _fits(finder: PictureFinder, name: str, recorded_wh: tuple[int, int]) -> boo
         header = read_header(f"{finder.folder}/{name}", name)
     except PictureError:
         return False
-    return recorded_wh == (0, 0) or recorded_wh in ((header.width, header.height), header.upright_wh)
+    return recorded_wh == (0, 0) or header.has_size(recorded_wh)
 
 
 def _number(text: str | None) -> float:

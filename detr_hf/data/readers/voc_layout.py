@@ -7,7 +7,9 @@ ending: other tools write XML too.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from ...errors import LayoutError
@@ -110,15 +112,19 @@ def _folders_called(root: Path, names: tuple[str, ...]) -> list[Path]:
     return sorted(found, key=lambda folder: names.index(folder.name.lower()))
 
 
+def _xml_files(folder: Path) -> Iterator[str]:
+    return (name for name in walk_files(folder) if name.lower().endswith(".xml"))
+
+
 def _xml_names(folder: Path) -> list[str]:
-    return sorted(name for name in walk_files(folder) if name.lower().endswith(".xml"))
+    return sorted(_xml_files(folder))
 
 
 def _holds_voc(folder: Path, deep: bool = True) -> bool:
     """Whether one of the first XML files of a folder is VOC's."""
-    names = _xml_names(folder) if deep else sorted(path.name for path in folder.glob("*.[xX][mM][lL]"))
-    names = [name for name in names if not name.startswith(".")]
-    return any(root_element(folder / name) == "annotation" for name in names[:PROBED_FILES])
+    names = _xml_files(folder) if deep else sorted(path.name for path in folder.glob("*.[xX][mM][lL]"))
+    probed = islice((name for name in names if not name.startswith(".")), PROBED_FILES)
+    return any(root_element(folder / name) == "annotation" for name in probed)
 
 
 def _xml_folder(home: Path) -> Path | None:

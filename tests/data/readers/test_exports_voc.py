@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from detr_hf.data import check, load_detection_dataset
 from detr_hf.errors import AnnotationError, LayoutError
+
+from ..layouts import fill
 
 BOX = "<bndbox><xmin>11</xmin><ymin>11</ymin><xmax>50</xmax><ymax>40</ymax></bndbox>"
 CAT = f"<object><name>cat</name>{BOX}</object>"
@@ -16,18 +17,6 @@ def xml(filename: str = "", objects: str = CAT, size: tuple[int, int] | None = (
     width, height = size or (0, 0)
     sized = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>" if size else ""
     return f"<annotation><folder>f</folder><filename>{filename}</filename>{sized}{objects}</annotation>"
-
-
-def fill(root: Path, files: dict[str, str | tuple[int, int]]) -> Path:
-    """Writes texts, and noise of a size where the value is one."""
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, tuple):
-            Image.effect_noise(content, 60).convert("RGB").save(path)
-        else:
-            path.write_text(content, encoding="utf-8")
-    return root
 
 
 PICTURE = (96, 64)

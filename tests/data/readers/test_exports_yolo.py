@@ -3,27 +3,16 @@
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from detr_hf.data import check, load_detection_dataset
 from detr_hf.errors import LayoutError
+
+from ..layouts import fill
 
 PICTURE = (96, 64)
 BOX = "1 0.3 0.4 0.4 0.5\n"
 BOX_XYWH = [9.6, 9.6, 38.4, 32.0]
 NAMES = "cat\ndog\n"
-
-
-def fill(root: Path, files: dict[str, str | tuple[int, int]]) -> Path:
-    """Writes texts, and noise of a size where the value is one."""
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, tuple):
-            Image.effect_noise(content, 60).convert("RGB").save(path)
-        else:
-            path.write_bytes(content.replace("{root}", str(root)).encode())
-    return root
 
 
 def ultralytics(line: str, more: str = "", split: str = "train") -> dict[str, str | tuple[int, int]]:

@@ -7,7 +7,8 @@ import pytest
 
 from detr_hf.data import check, load_detection_dataset
 
-from .test_exports_yolo import BOX, PICTURE, fill
+from ..layouts import fill
+from .test_exports_yolo import BOX, PICTURE
 
 YAML = "train: train/images\nnames: [cat, dog]\n"
 OTHER = "0 0.5 0.5 0.1 0.1\n"

@@ -7,7 +7,8 @@ import pytest
 from detr_hf.data import check, load_detection_dataset
 from detr_hf.errors import LayoutError
 
-from .test_exports_yolo import BOX, PICTURE, fill, side_by_side
+from ..layouts import fill
+from .test_exports_yolo import BOX, PICTURE, side_by_side
 from .test_yolo_yaml import site
 
 NAMES = {"classes.txt": "cat\ndog\n"}

@@ -7,7 +7,8 @@ import pytest
 from detr_hf.data import check, load_detection_dataset
 from detr_hf.errors import AnnotationError, LayoutError
 
-from .test_exports_yolo import PICTURE, fill
+from ..layouts import fill
+from .test_exports_yolo import PICTURE
 
 FILES = {"train/images/a.jpg": PICTURE, "train/labels/a.txt": "0 0.3 0.4 0.4 0.5\n"}
 

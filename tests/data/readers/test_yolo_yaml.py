@@ -8,7 +8,8 @@ import pytest
 from detr_hf.data import check, load_detection_dataset
 from detr_hf.errors import LayoutError
 
-from .test_exports_yolo import BOX, PICTURE, fill
+from ..layouts import fill
+from .test_exports_yolo import BOX, PICTURE
 
 NAMES = "names: [cat, dog]\n"
 
