@@ -10,7 +10,6 @@ A map is (h4, w4) of the padded input; positions in it are found for each pixel 
 """
 
 import math
-import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .mask_annotations_detr import run_lengths
-from .post_processing_detr import target_sizes_hw
+from .post_processing_detr import is_part, output_field, target_sizes_hw
 
 RULES = ("confident", "original")
 SMALLEST_SEGMENT = 4  # of the original's rule: this many pixels are too few
@@ -83,14 +82,14 @@ def images_of(outputs: Any, target_sizes: Any) -> Iterator[ImageMasks]:
     Raises:
         ValueError: there are no masks, other sizes than images, or values that are not finite.
     """
-    logits, masks = (_field(outputs, name) for name in ("logits", "pred_masks"))
+    logits, masks = (output_field(outputs, name) for name in ("logits", "pred_masks"))
     if logits is None or masks is None:
         raise ValueError(
             "The outputs have no pred_masks: masks come from a DETRForSegmentation, this is the output of a detector."
         )
     logits, masks = torch.as_tensor(logits), torch.as_tensor(masks)
     sizes_hw = target_sizes_hw(target_sizes, len(logits), torch.device("cpu"))
-    images_hw, padded_hw = (_field(outputs, name) for name in ("image_sizes_hw", "padded_sizes_hw"))
+    images_hw, padded_hw = (output_field(outputs, name) for name in ("image_sizes_hw", "padded_sizes_hw"))
     for image, (scores, maps) in enumerate(zip(logits, masks, strict=True)):
         if not (torch.isfinite(scores).all() and torch.isfinite(maps).all()):
             raise ValueError(
@@ -104,10 +103,6 @@ def images_of(outputs: Any, target_sizes: Any) -> Iterator[ImageMasks]:
         yield ImageMasks(maps, scores.float().softmax(dim=-1), inside, padded, target)
 
 
-def _field(outputs: Any, name: str) -> Any:
-    return outputs.get(name) if hasattr(outputs, "get") else getattr(outputs, name, None)
-
-
 def _pair(size: Any) -> tuple[int, int]:
     height, width = (int(side) for side in size)
     return height, width
@@ -116,8 +111,7 @@ def _pair(size: Any) -> tuple[int, int]:
 def check_thresholds(**thresholds: float) -> None:
     """Raises ValueError for a threshold that is no number from 0 to 1, by its name."""
     for name, value in thresholds.items():
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not (is_number and 0 <= value <= 1):
+        if not is_part(value):
             raise ValueError(f"{name} must be a number from 0 to 1; got {value!r}.")
 
 

@@ -17,6 +17,16 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 
+def output_field(outputs: Any, name: str) -> Any:
+    """Returns a field of an output of transformers, a dict, or an object with attributes; None where it has none."""
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+
+
+def is_part(value: Any) -> bool:
+    """Whether a value is a number from 0 to 1."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 def logits_and_boxes(outputs: Any) -> tuple[Tensor, Tensor]:
     """Returns `logits` (B, Q, K + 1) and `pred_boxes` (B, Q, 4) of whatever holds a model's outputs.
 
@@ -32,10 +42,7 @@ def logits_and_boxes(outputs: Any) -> tuple[Tensor, Tensor]:
             shape, box_shape = getattr(logits, "shape", ()), getattr(boxes, "shape", ())
             if len(shape) == len(box_shape) == 3 and (*shape[:2], 4) == tuple(box_shape):
                 return torch.as_tensor(logits), torch.as_tensor(boxes)
-    found = [
-        outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-        for name in ("logits", "pred_boxes")
-    ]
+    found = [output_field(outputs, name) for name in ("logits", "pred_boxes")]
     if any(values is None for values in found):
         raise TypeError(
             f"outputs is a {type(outputs).__name__} without logits (B, Q, K + 1) and pred_boxes (B, Q, 4). Pass the "
@@ -55,8 +62,7 @@ def detections(
     `logits` is (B, Q, K + 1), where the last class is "no object"; `boxes_cxcywh_norm` is (B, Q, 4), fractions of the
     image without padding. All else is told by `post_process_object_detection` of the image processors.
     """
-    is_number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
-    if threshold is not None and not (is_number and 0 <= threshold <= 1):
+    if threshold is not None and not is_part(threshold):
         raise ValueError(f"threshold must be a number from 0 to 1, or None to keep everything; got {threshold!r}.")
     scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)  # (B, Q)
     sizes_hw = target_sizes_hw(target_sizes, len(logits), logits.device)
