@@ -100,6 +100,11 @@ def detect_layout(names: Iterable[str]) -> str | None:
     return "original" if any(".in_proj_" in name for name in own) else "detr_hf"
 
 
+def has_mask_head_names(names: Iterable[str]) -> bool:
+    """Whether tensors of a mask head are among those of a DETR."""
+    return any(name.removeprefix("detr.").startswith(_MASK_HEAD_PREFIXES) for name in names)
+
+
 def rename(tensors: dict[str, Tensor], layout: str) -> Renamed:
     """Returns `tensors` of a layout that `detect_layout` named, sorted and in our names.
 

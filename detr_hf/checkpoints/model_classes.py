@@ -1,0 +1,41 @@
+"""Which model class a checkpoint is of: for commands and `Detector`, whose users name a checkpoint and no class."""
+
+from pathlib import Path
+from typing import Any
+
+from ..model.modeling_detr import DETRForObjectDetection, DETRForSegmentation
+from .layouts import has_mask_head_names
+from .weight_files import Hub, find_file, local_path, read_json, read_pickle, read_tensors
+from .wrappers import weights_in, without_wrappers
+
+_HUB_ARGUMENTS = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only")
+
+
+def load_model(name_or_path: str | Path, **loading: Any) -> DETRForObjectDetection:
+    """Returns a checkpoint's model: a `DETRForSegmentation` where it has a mask head, else the detector.
+
+    Arguments and errors are those of `DETRForObjectDetection.from_pretrained`.
+    """
+    hub = Hub(**{name: loading[name] for name in _HUB_ARGUMENTS if loading.get(name) is not None})
+    model_class = DETRForSegmentation if has_mask_head(name_or_path, hub) else DETRForObjectDetection
+    return model_class.from_pretrained(name_or_path, **loading)
+
+
+def has_mask_head(name_or_path: str | Path, hub: Hub | None = None) -> bool:
+    """Whether a checkpoint gives masks, by the architecture in its config.json, or by the names in a lone file.
+
+    Says False, and leaves the error to whoever loads it, where nothing can be read.
+    """
+    hub = hub or Hub()
+    path = local_path(name_or_path)
+    if path is not None and path.is_file():
+        content = read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+        tensors, _, _ = weights_in(content, str(path))
+        return has_mask_head_names(without_wrappers(tensors, str(path)))
+    adapter = path and path / hub.subfolder / "adapter_config.json"
+    if adapter and adapter.is_file():
+        base = read_json(adapter).get("base_model_name_or_path")
+        return bool(base) and has_mask_head(base)
+    config = find_file(name_or_path, "config.json", hub)
+    architectures = read_json(config).get("architectures") if config else None
+    return any(str(name).endswith("ForSegmentation") for name in architectures or ())
