@@ -59,12 +59,11 @@ class ImageMasks:
         """
         (top, bottom, down), (left, right, along) = self._lines
         rows, columns = region
-        down, along = down[rows, None], along[columns]
-        values = map_[top[rows]]
-        values = values + (map_[bottom[rows]] - values) * down
-        found, other = values.take(left[columns], axis=1), values.take(right[columns], axis=1)
+        low, values = map_.take(left[columns], axis=1), map_.take(right[columns], axis=1)  # few rows yet
+        values = low + (values - low) * along[columns]
+        found, other = values[top[rows]], values[bottom[rows]]
         other -= found
-        other *= along
+        other *= down[rows, None]
         other += found
         return other
 
@@ -120,7 +119,11 @@ def as_logit(probability: float) -> float:
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Returns a probability for each logit."""
-    return 1 / (1 + np.exp(np.minimum(-logits, 80)))  # no exponential that overflows
+    values = np.negative(logits)
+    np.minimum(values, 80, out=values)  # no exponential that overflows
+    np.exp(values, out=values)
+    values += 1
+    return np.reciprocal(values, out=values)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -183,7 +186,8 @@ def panoptic(
         for query in queries:
             region, values, claimed = masks.claimed(query, mask_threshold)
             union[region] |= claimed
-            values = sigmoid(values) * scores[query]
+            values = sigmoid(values)
+            values *= scores[query]
             wins = claimed & (values > best[region])
             np.copyto(best[region], values, where=wins)
             np.copyto(owner[region], number, where=wins)
