@@ -30,26 +30,34 @@ def run_length_mask(encoded: Mapping[str, Any], image_hw: tuple[int, int], name:
     Raises:
         ValueError, TypeError: they are malformed, or not of this size; `name` says whose they are.
     """
+    counts = run_counts(encoded, image_hw, name)
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(image_hw[1], image_hw[0]).T
+
+
+def run_counts(encoded: Mapping[str, Any], image_hw: tuple[int, int], name: str = "The mask") -> np.ndarray:
+    """Returns the lengths of the runs, int64: of background and mask in turn; errors as for `run_length_mask`."""
     size = encoded.get("size")
     if not isinstance(size, (list, tuple, np.ndarray)) or list(size) != list(image_hw):
         raise ValueError(f"{name} has run lengths of size {size!r} in an image of (height, width) {tuple(image_hw)}.")
     counts = encoded.get("counts")
     if isinstance(counts, (str, bytes)):
-        counts = _uncompress(counts.encode() if isinstance(counts, str) else counts, name).tolist()
+        counts = _uncompress(counts.encode() if isinstance(counts, str) else counts, name)
+        total, least = int(counts.sum()), counts.min(initial=0)
     elif not isinstance(counts, (list, tuple)) or not all(
         isinstance(count, (int, np.integer)) and not isinstance(count, bool) for count in counts
     ):
         raise TypeError(
             f"{name} has run-length counts of type {type(counts).__name__}: expected a list of integers or a string."
         )
+    else:  # Python's numbers, as these may be larger than int64
+        total, least = sum(counts), min(counts, default=0)
     height, width = image_hw
-    if any(count < 0 for count in counts) or sum(counts) != height * width:
+    if least < 0 or total != height * width:
         raise ValueError(
             f"{name} has run-length counts that do not fit its size: they must be at least 0 and sum to "
-            f"{height * width} (height x width), their sum is {sum(counts)}."
+            f"{height * width} (height x width), their sum is {total}."
         )
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, np.array(counts, dtype=np.int64)).reshape(width, height).T
+    return np.asarray(counts, dtype=np.int64)
 
 
 def _compress(values: np.ndarray) -> str:
