@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..processing.run_lengths_detr import run_counts, run_length_mask, run_lengths
+from ..processing.run_lengths_detr import run_length_counts, run_lengths
 from ..processing.segments_detr import ImageMasks, panoptic, semantic
 
 # What a model is asked for; each holds what the ones before it hold, but semantic, which has boxes and classes of
@@ -67,7 +67,7 @@ class MaskCrop(NamedTuple):
 def mask_crop(segmentation: Mapping[str, Any]) -> MaskCrop:
     """Returns the part of a mask that has pixels, made without the rest; one without any has a crop of no size."""
     height = segmentation["size"][0]
-    ends = run_counts(segmentation, segmentation["size"]).cumsum()
+    ends = run_length_counts(segmentation, segmentation["size"]).cumsum()
     starts, ends = ends[:-1:2], ends[1::2]  # of the mask's own runs, which lie column by column
     starts, ends = starts[ends > starts], ends[ends > starts]
     if not len(starts):
@@ -130,11 +130,3 @@ class SegmentMap:
     def __repr__(self) -> str:
         height, width = self.size_hw
         return f"SegmentMap({len(self.segments_info)} segments, {width}x{height} px)"
-
-
-def map_of_segments(segments: Sequence[Mapping[str, Any]], size_hw: tuple[int, int]) -> np.ndarray:
-    """Returns the ids (H, W) int32 of panoptic segments as a record has them: 1..n in their order, 0 nothing."""
-    ids = np.zeros(size_hw, dtype=np.int32)
-    for number, segment in enumerate(segments, start=1):
-        ids[run_length_mask(segment["segmentation"], size_hw)] = number
-    return ids

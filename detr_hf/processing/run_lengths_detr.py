@@ -25,39 +25,37 @@ def run_lengths(mask: Any) -> dict[str, Any]:
 
 
 def run_length_mask(encoded: Mapping[str, Any], image_hw: tuple[int, int], name: str = "The mask") -> np.ndarray:
-    """Returns the mask (H, W) bool of run lengths, compressed or not.
+    """Returns the mask (H, W) bool of run lengths, compressed or not; arguments and errors as `run_length_counts`."""
+    counts = run_length_counts(encoded, image_hw, name)
+    height, width = image_hw
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+
+
+def run_length_counts(encoded: Mapping[str, Any], image_hw: tuple[int, int], name: str = "The mask") -> np.ndarray:
+    """Returns the lengths (n,) of the runs, background and mask by turns, column by column.
 
     Raises:
         ValueError, TypeError: they are malformed, or not of this size; `name` says whose they are.
     """
-    counts = run_counts(encoded, image_hw, name)
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(image_hw[1], image_hw[0]).T
-
-
-def run_counts(encoded: Mapping[str, Any], image_hw: tuple[int, int], name: str = "The mask") -> np.ndarray:
-    """Returns the lengths of the runs, int64: of background and mask in turn; errors as for `run_length_mask`."""
     size = encoded.get("size")
     if not isinstance(size, (list, tuple, np.ndarray)) or list(size) != list(image_hw):
         raise ValueError(f"{name} has run lengths of size {size!r} in an image of (height, width) {tuple(image_hw)}.")
     counts = encoded.get("counts")
     if isinstance(counts, (str, bytes)):
-        counts = _uncompress(counts.encode() if isinstance(counts, str) else counts, name)
-        total, least = int(counts.sum()), counts.min(initial=0)
+        counts = _uncompress(counts.encode() if isinstance(counts, str) else counts, name).tolist()
     elif not isinstance(counts, (list, tuple)) or not all(
         isinstance(count, (int, np.integer)) and not isinstance(count, bool) for count in counts
     ):
         raise TypeError(
             f"{name} has run-length counts of type {type(counts).__name__}: expected a list of integers or a string."
         )
-    else:  # Python's numbers, as these may be larger than int64
-        total, least = sum(counts), min(counts, default=0)
     height, width = image_hw
-    if least < 0 or total != height * width:
+    if min(counts, default=0) < 0 or sum(counts) != height * width:
         raise ValueError(
             f"{name} has run-length counts that do not fit its size: they must be at least 0 and sum to "
-            f"{height * width} (height x width), their sum is {total}."
+            f"{height * width} (height x width), their sum is {sum(counts)}."
         )
-    return np.asarray(counts, dtype=np.int64)
+    return np.array(counts, dtype=np.int64)
 
 
 def _compress(values: np.ndarray) -> str:
