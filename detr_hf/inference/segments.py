@@ -32,8 +32,8 @@ def chosen_task(task: str | None, has_masks: bool, model: str) -> str:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
     if task != "detection" and not has_masks:
         raise ValueError(
-            f"{model} is a detector, without masks, so there is no {task} segmentation: use task='detection', or a "
-            "checkpoint with masks. DETRForSegmentation.from_pretrained makes a model of this one, for training them."
+            f"{model} has no masks, so there is no {task} segmentation: take a checkpoint with a mask head, or the "
+            "task detection. A detector learns masks by training: detr-hf train --task panoptic, DETRForSegmentation."
         )
     return task
 

@@ -39,6 +39,6 @@ def inner(pixels: np.ndarray, line_px: int) -> np.ndarray:
         inside = np.zeros_like(pixels)
         inside[1:-1] = pixels[:-2] & pixels[1:-1] & pixels[2:]
         inside[:, 1:-1] &= pixels[:, :-2] & pixels[:, 2:]
-        inside[:, 0] = inside[:, -1] = False
+        inside[:, :1] = inside[:, -1:] = False
         pixels = inside
     return pixels

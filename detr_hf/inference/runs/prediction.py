@@ -106,7 +106,7 @@ def predict_to_shards(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is a score between 0 and 1, got {threshold}.")
-    task = getattr(detector, "task", "detection")
+    task = detector.task
     suffix = suffix_of(format, task)
     rank, world_size = _share(rank, world_size)
     options = options or SourceOptions()
