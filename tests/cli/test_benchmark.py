@@ -6,15 +6,19 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from detr_hf import DETRForSegmentation
 from detr_hf.cli.main import app
 from detr_hf.inference import benchmarking
 from detr_hf.inference.benchmarking import RUNTIMES, has_bfloat16
 from detr_hf.model import compiling_detr
+from detr_hf.model.segmentation_detr import NO_MASK
 
+from ..conftest import tiny_config
 from ..export.artefacts import info_of, small_model, small_processor
 
 
@@ -48,7 +52,7 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch):
     monkeypatch.setattr(benchmarking, "_Worker", StandIn)
-    monkeypatch.setattr(benchmarking, "_export", lambda detector, runtime, folder: folder / runtime)
+    monkeypatch.setattr(benchmarking, "_export", lambda detector, runtime, folder, mask_queries: folder / runtime)
     return StandIn
 
 
@@ -88,7 +92,7 @@ def test_every_runtime_measures(checkpoint, tmp_path):
 
 
 def test_the_table_names_every_row_and_what_is_left_out(checkpoint, stand_in, monkeypatch):
-    def missing(detector, runtime, folder):
+    def missing(detector, runtime, folder, mask_queries):
         if runtime == "onnx":
             raise ImportError(
                 "Exporting to onnx needs onnx, which does not load: pip install 'detr-hf[export]'.\nmore"
@@ -111,13 +115,35 @@ def test_an_exported_model_runs_as_what_it_is(stand_in, monkeypatch, tmp_path):
     detector = SimpleNamespace(
         model=SimpleNamespace(info=info_of(small_model(), batch=2, size_hw=(64, 96))),
         backend=SimpleNamespace(processed=lambda picture: (None, torch.zeros(1, 3, 64, 85))),
+        task="detection",
     )
     monkeypatch.setattr(benchmarking.Detector, "from_pretrained", lambda *_, **__: detector)
     done = run(str(path))
     assert done.exit_code == 0, done.output
-    assert stand_in.loaded == ("onnx", path, True, (2, 3, 64, 96), "cpu", None)
+    assert stand_in.loaded == ("onnx", path, True, (2, 3, 64, 96), "cpu", None, None)
     for row in set(RUNTIMES) - {"onnx"}:
         assert f"{row} left out: the model is exported already, to onnx" in done.output
+
+
+def test_masks_of_as_many_queries_as_are_asked_for(stand_in, checkpoint, tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "segmenter"
+    model = DETRForSegmentation(tiny_config())
+    model.class_embed.weight.data *= 50  # scores that are apart
+    model.save_pretrained(folder)
+    small_processor().save_pretrained(folder)
+    asked = {None: "masks of all queries", 3: "masks of 3 queries"}
+    for count, shown in asked.items():
+        arguments = () if count is None else ("--mask-queries", str(count))
+        done = run(str(folder), "--runtimes", "torch", *arguments)
+        assert done.exit_code == 0 and shown in done.output, done.output
+        assert stand_in.loaded[-1] == count
+    pixels = np.zeros((2, 3, 64, 96), np.float32)
+    masks = benchmarking._torch_call("torch", folder, pixels, "cpu", 1, 3)().pred_masks
+    assert (masks.amax((2, 3)) > NO_MASK).sum() == 2 * 3
+    assert not hasattr(benchmarking._torch_call("torch", folder, pixels, "cpu", 1, 0)(), "pred_masks")
+    refused = run(checkpoint, "--mask-queries", "3")
+    assert isinstance(refused.exception, ValueError) and "is a detector" in str(refused.exception)
 
 
 def test_a_measurement_of_nothing_is_an_error(checkpoint, stand_in, monkeypatch):
