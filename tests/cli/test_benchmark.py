@@ -11,15 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from detr_hf import DETRForSegmentation
+from detr_hf import Detector
 from detr_hf.cli.main import app
 from detr_hf.inference import benchmarking
 from detr_hf.inference.benchmarking import RUNTIMES, has_bfloat16
 from detr_hf.model import compiling_detr
-from detr_hf.model.segmentation_detr import NO_MASK
 
-from ..conftest import tiny_config
 from ..export.artefacts import info_of, small_model, small_processor
+from ..inference.rectangles import Rectangles
 
 
 @pytest.fixture
@@ -125,25 +124,22 @@ def test_an_exported_model_runs_as_what_it_is(stand_in, monkeypatch, tmp_path):
         assert f"{row} left out: the model is exported already, to onnx" in done.output
 
 
-def test_masks_of_as_many_queries_as_are_asked_for(stand_in, checkpoint, tmp_path):
-    torch.manual_seed(0)
-    folder = tmp_path / "segmenter"
-    model = DETRForSegmentation(tiny_config())
-    model.class_embed.weight.data *= 50  # scores that are apart
-    model.save_pretrained(folder)
-    small_processor().save_pretrained(folder)
-    asked = {None: "masks of all queries", 3: "masks of 3 queries"}
+def test_masks_of_as_many_queries_as_are_asked_for(stand_in, checkpoint, monkeypatch):
+    refused = run(checkpoint, "--mask-queries", "3")
+    assert isinstance(refused.exception, ValueError) and "is a detector" in str(refused.exception)
+    model = Rectangles([(0, score, (0.2, 0.2, 0.8, 0.8)) for score in (0.3, 0.9, 0.5, 0.7)])
+    model.optimize_for_inference = lambda compile: None
+    detector = lambda source, device, task=None, dtype=None: Detector(model, small_processor(), task)  # noqa: E731
+    monkeypatch.setattr(benchmarking.Detector, "from_pretrained", detector)
+    asked = {None: "masks of all queries", 3: "masks of 3 queries", 0: "64x85, 10 timings"}
     for count, shown in asked.items():
-        arguments = () if count is None else ("--mask-queries", str(count))
-        done = run(str(folder), "--runtimes", "torch", *arguments)
+        done = run("segmenter", "--runtimes", "torch", *(() if count is None else ("--mask-queries", str(count))))
         assert done.exit_code == 0 and shown in done.output, done.output
         assert stand_in.loaded[-1] == count
     pixels = np.zeros((2, 3, 64, 96), np.float32)
-    masks = benchmarking._torch_call("torch", folder, pixels, "cpu", 1, 3)().pred_masks
-    assert (masks.amax((2, 3)) > NO_MASK).sum() == 2 * 3
-    assert not hasattr(benchmarking._torch_call("torch", folder, pixels, "cpu", 1, 0)(), "pred_masks")
-    refused = run(checkpoint, "--mask-queries", "3")
-    assert isinstance(refused.exception, ValueError) and "is a detector" in str(refused.exception)
+    for count, least in ((None, None), (3, 0.4), (4, -1.0)):
+        benchmarking._torch_call("torch", "segmenter", pixels, "cpu", 1, count)()
+        assert model.asked[-1] == (least and pytest.approx(least))
 
 
 def test_a_measurement_of_nothing_is_an_error(checkpoint, stand_in, monkeypatch):
