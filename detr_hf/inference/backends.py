@@ -17,6 +17,7 @@ from ..export.artefact import each_field
 from ..export.processing import NumpyProcessor, detections_of
 from ..export.runtimes import Runtime, load_runtime
 from ..processing.image_opening_detr import divides_by_255
+from ..processing.segments_detr import checked_labels
 from .batching import Prepared
 from .segments import chosen_task, segmented
 
@@ -46,7 +47,8 @@ class ModelBackend:
     `task` is of `TASKS`, by default all that the model can.
 
     Raises:
-        ValueError: the model has no masks for the task, or has them only at random.
+        ValueError: the model has no masks for the task, or has them only at random; or the image processor fuses
+            classes that the model does not have.
     """
 
     def __init__(self, model: "DETRForObjectDetection", image_processor: Any, task: str | None = None):
@@ -58,6 +60,8 @@ class ModelBackend:
         self.task = chosen_task(task, getattr(model, "has_mask_head", False), getattr(model, "name_or_path", "model"))
         self.model = model.eval()
         self.image_processor = image_processor
+        if self.task == "panoptic":
+            checked_labels(self.stuff_labels, model.config.num_labels)
 
     @property
     def expects_0_255(self) -> bool:
@@ -109,7 +113,7 @@ class ModelBackend:
     def _masks(self, outputs: Any, threshold: float, sizes_hw: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
         from ..processing.mask_post_processing_detr import images_of
 
-        fused_labels = set(self.image_processor.label_ids_to_fuse)
+        fused_labels = set(self.stuff_labels)
         scores = outputs.logits.cpu().float().softmax(-1)[..., :-1].amax(-1)  # (B, Q), as post-processing has them
         kept = scores > (-1.0 if self.task == "semantic" else threshold)
         for image, size_hw in enumerate(sizes_hw):

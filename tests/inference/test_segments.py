@@ -91,6 +91,8 @@ def test_a_task_gives_what_it_says_and_pays_for_no_more():
 def test_masks_that_are_missing_or_random_are_refused_when_the_detector_is_made():
     with pytest.raises(ValueError, match="mask head is new"):
         Detector(Rectangles(OBJECTS, mask_head_is_new=True), DETRImageProcessor())
+    with pytest.raises(ValueError, match=r"fuse has \[7\]"):
+        Detector(Rectangles(OBJECTS), DETRImageProcessor(label_ids_to_fuse=[7]))
     with pytest.raises(ValueError, match="no masks, so there is no panoptic segmentation"):
         Detector.from_pretrained(task="panoptic")  # the shipped detector
     with pytest.raises(ValueError, match="one of detection, instance"):
