@@ -12,7 +12,7 @@ import numpy as np
 
 from ..model.predictions_detr import Predictions
 from .artefact import ArtefactInfo, each_field, predictions_of
-from .processing import sigmoid, softmax
+from .processing import best_scores, sigmoid, softmax
 
 if TYPE_CHECKING:
     from ..model.modeling_detr import DETRForObjectDetection
@@ -126,6 +126,7 @@ def check_parity(model: "DETRForObjectDetection", runtime: "Runtime", cases: Ite
         except Exception as error:  # a runtime's own errors, of whatever type
             raise ValueError(f"The exported model fails on a {case}: {error}") from error
         expected = _reference(model, case)
+        expected = _of_found_queries(expected, found, runtime.info.dtype)
         differences = _differences(expected, found)
         _check(differences, expected, runtime.info.dtype, case)
         for field, difference in differences.items():
@@ -145,12 +146,32 @@ def _reference(model: "DETRForObjectDetection", case: Case) -> Predictions:
     return each_field(predictions_of(output), lambda values: values.float().cpu().numpy())
 
 
+def _of_found_queries(expected: Predictions, found: Predictions, dtype: str) -> Predictions:
+    """Returns what is expected with the masks of those queries alone that the exported model chose.
+
+    It must have chosen the best by its own scores, which are compared with the model's like all else. Where two are
+    nearly equal either will do.
+    """
+    queries = found.mask_queries
+    if queries is None or expected.masks is None:
+        return expected
+    scores = best_scores(found.logits)
+    count = queries.shape[1]
+    if queries.min() < 0 or queries.max() >= scores.shape[1] or any(len(set(row)) < count for row in queries.tolist()):
+        raise ValueError(f"The exported model's mask_queries are not {count} of {scores.shape[1]} queries: {queries}.")
+    lowest = np.take_along_axis(scores, queries, axis=1).min(axis=1)
+    if not (lowest >= -np.sort(-scores, axis=1)[:, count - 1] - MEAN_TOLERANCE.get(dtype, FLOAT32_TOLERANCE)).all():
+        raise ValueError(f"The exported model's masks are not of the {count} queries with the best scores.")
+    masks = np.take_along_axis(expected.masks, queries[..., None, None], axis=1)
+    return expected._replace(masks=masks, mask_queries=queries)
+
+
 def _differences(expected: Predictions, found: Predictions) -> dict[str, Difference]:
     """Returns the differences of one case by field, in the order of `Predictions`."""
     differences = {}
     for field, wanted in expected._asdict().items():
         got = getattr(found, field)
-        if wanted is None and got is None:
+        if field == "mask_queries" or (wanted is None and got is None):
             continue
         if wanted is None or got is None:
             has, lacks = ("model", "exported model") if got is None else ("exported model", "model")

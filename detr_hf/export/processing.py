@@ -115,8 +115,7 @@ def detections_of(
     """
     if not all(np.isfinite(values).all() for values in predictions if values is not None):
         raise ValueError("The exported model's outputs hold NaN or infinity. Check its inputs, or export it again.")
-    probabilities = softmax(predictions.logits)[..., :-1]
-    labels, scores = probabilities.argmax(-1), probabilities.max(-1)  # (B, Q)
+    labels, scores = softmax(predictions.logits)[..., :-1].argmax(-1), best_scores(predictions.logits)  # (B, Q)
     centers, half_sizes = predictions.boxes_cxcywh_norm[..., :2], predictions.boxes_cxcywh_norm[..., 2:] / 2
     boxes_xyxy_norm = np.concatenate([centers - half_sizes, centers + half_sizes], axis=-1)
     results = []
@@ -132,6 +131,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns probabilities over the last dimension."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
+
+
+def best_scores(logits: np.ndarray) -> np.ndarray:
+    """Returns the probability of each query's best class but no-object, (B, Q) of (B, Q, K + 1)."""
+    return softmax(logits)[..., :-1].max(-1)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
