@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..model.predictions_detr import Predictions
+from ..processing.segments_detr import sigmoid, softmax
 from .artefact import ArtefactInfo, each_field, predictions_of
-from .processing import best_scores, sigmoid, softmax
 
 if TYPE_CHECKING:
     from ..model.modeling_detr import DETRForObjectDetection
@@ -155,7 +155,7 @@ def _of_found_queries(expected: Predictions, found: Predictions, dtype: str) -> 
     queries = found.mask_queries
     if queries is None or expected.masks is None:
         return expected
-    scores = best_scores(found.logits)
+    scores = softmax(found.logits)[..., :-1].max(-1)
     count = queries.shape[1]
     if queries.min() < 0 or queries.max() >= scores.shape[1] or any(len(set(row)) < count for row in queries.tolist()):
         raise ValueError(f"The exported model's mask_queries are not {count} of {scores.shape[1]} queries: {queries}.")

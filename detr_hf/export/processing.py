@@ -16,6 +16,7 @@ from ..model.predictions_detr import Predictions
 from ..processing.image_opening_detr import divides_by_255, opened_image, upright_image
 from ..processing.image_sizes_detr import resized_by_pillow, resized_hw
 from ..processing.image_sources_detr import as_array, plain_source
+from ..processing.segments_detr import softmax
 from .artefact import ArtefactInfo
 
 CHANNEL_COUNTS = (1, 3, 4)  # as in image_reading_detr
@@ -115,7 +116,8 @@ def detections_of(
     """
     if not all(np.isfinite(values).all() for values in predictions if values is not None):
         raise ValueError("The exported model's outputs hold NaN or infinity. Check its inputs, or export it again.")
-    labels, scores = softmax(predictions.logits)[..., :-1].argmax(-1), best_scores(predictions.logits)  # (B, Q)
+    probabilities = softmax(predictions.logits)[..., :-1]
+    labels, scores = probabilities.argmax(-1), probabilities.max(-1)  # (B, Q)
     centers, half_sizes = predictions.boxes_cxcywh_norm[..., :2], predictions.boxes_cxcywh_norm[..., 2:] / 2
     boxes_xyxy_norm = np.concatenate([centers - half_sizes, centers + half_sizes], axis=-1)
     results = []
@@ -125,22 +127,6 @@ def detections_of(
         boxes = np.clip(boxes_xyxy_norm[index][keep] * sides, 0, sides)
         results.append({"scores": scores[index][keep], "labels": labels[index][keep], "boxes": boxes})
     return results
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns probabilities over the last dimension."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
-
-
-def best_scores(logits: np.ndarray) -> np.ndarray:
-    """Returns the probability of each query's best class but no-object, (B, Q) of (B, Q, K + 1)."""
-    return softmax(logits)[..., :-1].max(-1)
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Returns a probability for each logit."""
-    return 0.5 + 0.5 * np.tanh(0.5 * logits)  # no exponential that could overflow
 
 
 def read_pixels(
