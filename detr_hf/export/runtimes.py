@@ -28,7 +28,7 @@ class Runtime(Protocol):
     device: str
 
     def __call__(self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None) -> Predictions:
-        """Returns `logits (B, Q, K + 1)`, `boxes_cxcywh_norm (B, Q, 4)`, and masks if it has them: float32 and numbers.
+        """Returns `logits (B, Q, K + 1)`, `boxes_cxcywh_norm (B, Q, 4)`, and masks where it has them, all float32.
 
         Args:
             pixel_values: (B, C, H, W) float32.
@@ -155,10 +155,12 @@ class TorchProgram:
         inputs["pixel_values"] = inputs["pixel_values"].to(self._dtype)
         with torch.inference_mode():
             found = self._module(**inputs)
-        return predictions_of({
-            name: (values.float() if values.is_floating_point() else values).cpu().numpy()
-            for name, values in found.items()
-        })
+        return predictions_of(
+            {
+                name: (values.float() if values.is_floating_point() else values).cpu().numpy()
+                for name, values in found.items()
+            }
+        )
 
 
 class ExecuTorchProgram:

@@ -72,9 +72,7 @@ def _write_onnx(graph: nn.Module, info: ArtefactInfo, path: Path, calibration: l
     return path
 
 
-def _write_openvino(
-    graph: nn.Module, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]
-) -> Path:
+def _write_openvino(graph: nn.Module, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]) -> Path:
     import openvino
     from transformers.exporters import OpenVINOConfig
     from transformers.exporters.exporter_openvino import OpenVINOExporter
@@ -141,9 +139,7 @@ def _divided_length(node: Any) -> tuple[Any, int] | None:
     return (length, whole) if is_length else None
 
 
-def _write_torch_export(
-    graph: nn.Module, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]
-) -> Path:
+def _write_torch_export(graph: nn.Module, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]) -> Path:
     from transformers.exporters import DynamoConfig
     from transformers.exporters.exporter_dynamo import DynamoExporter
 
@@ -152,9 +148,7 @@ def _write_torch_export(
     return path
 
 
-def _write_executorch(
-    graph: nn.Module, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]
-) -> Path:
+def _write_executorch(graph: nn.Module, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]) -> Path:
     from transformers.exporters import ExecutorchConfig
     from transformers.exporters.exporter_executorch import ExecutorchExporter
 
@@ -164,8 +158,8 @@ def _write_executorch(
     return path
 
 
-# Format -> what puts an artefact at a path, from a graph of its own, its metadata and calibration pixels, and returns the file to
-# load.
+# Format -> what puts an artefact at a path, from a graph of its own, its metadata and calibration pixels, and returns the
+# file to load.
 WRITERS: dict[str, Callable[[nn.Module, ArtefactInfo, Path, list[np.ndarray]], Path]] = {
     "onnx": _write_onnx,
     "openvino": _write_openvino,

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+NO_MASK = -100.0  # the logit of a mask that was not asked for
+
 
 class Predictions(NamedTuple):
     """Answers of the heads, of torch or NumPy, for one decoder layer or for all of them stacked in front.

@@ -18,9 +18,8 @@ from transformers.activations import ACT2FN
 
 from .matcher_detr import PackedTargets
 from .outputs_detr import Decoded
-from .predictions_detr import Predictions
+from .predictions_detr import NO_MASK, Predictions
 
-NO_MASK = -100.0  # the logit of a mask that was not asked for
 QUERIES_AT_ONCE = {"cpu": 4, "cuda": 32}  # without gradients: what the cache, or the device, holds
 
 

@@ -9,22 +9,9 @@ import pytest
 import torch
 
 from detr_hf.export import check_parity, export_model, exporting as exporting_module, load_runtime
-from detr_hf.export.parity import Case, smooth_images
+from detr_hf.export.parity import smooth_images
 
-from .artefacts import ModelRuntime, info_of, small_model, small_processor
-
-
-def other_cases(batch: int | None = None, size_hw: tuple[int, int] | None = None) -> list[Case]:
-    """Inputs that the export itself does not check: a single row of cells, a large batch, a picture of 3/4 padding."""
-    rng = np.random.default_rng(9)
-    cases = []
-    for shape in ((5, 33, 97), (1, 97, 33), (4, 129, 64)):
-        pixel_values = smooth_images(rng, (batch or shape[0], 3, *(size_hw or shape[1:])))
-        mask = np.ones((len(pixel_values), *pixel_values.shape[2:]), dtype=bool)
-        mask[-1, mask.shape[1] // 2 :] = False
-        mask[-1, :, mask.shape[2] // 2 :] = False
-        cases += [Case(pixel_values, mask), Case(pixel_values, None)]
-    return cases
+from .artefacts import ModelRuntime, info_of, other_cases, small_model, small_processor
 
 
 @pytest.mark.processor
