@@ -158,8 +158,8 @@ def _write_executorch(graph: nn.Module, info: ArtefactInfo, path: Path, calibrat
     return path
 
 
-# Format -> what puts an artefact at a path, from a graph of its own, its metadata and calibration pixels, and returns the
-# file to load.
+# Format -> what puts an artefact at a path, from a graph, its metadata and calibration pixels, and returns the file to
+# load.
 WRITERS: dict[str, Callable[[nn.Module, ArtefactInfo, Path, list[np.ndarray]], Path]] = {
     "onnx": _write_onnx,
     "openvino": _write_openvino,
