@@ -160,8 +160,8 @@ class ArtefactBackend:
         self.task = chosen_task(task, runtime.info.has_masks, str(path))
         if self.task == "semantic" and runtime.info.mask_queries is not None:
             raise ValueError(
-                f"{path} gives the masks of the {runtime.info.mask_queries} best queries, and a semantic map is made of "
-                "all: export the model without --mask-queries, or use task='panoptic'."
+                f"{path} gives the masks of the {runtime.info.mask_queries} best queries, and a semantic map is made "
+                "of all: export the model without --mask-queries, or use task='panoptic'."
             )
         self.model = runtime
         self.image_processor = NumpyProcessor(runtime.info)

@@ -25,10 +25,13 @@ def small_model(blocks: tuple[int, ...] = (1, 1, 1, 1), **changes) -> DETRForObj
 
 
 def small_segmenter(blocks: tuple[int, ...] = (1, 1, 1, 1), **changes) -> DETRForSegmentation:
-    """Returns the same with a mask head, whose masks cover a part of the image each."""
+    """Returns the same with a mask head; its queries differ in score and class, as a trained model's do."""
     torch.manual_seed(0)
     model = DETRForSegmentation(tiny_config(**few_layers(blocks), **changes)).eval()
     randomise_frozen_statistics(model)
+    with torch.no_grad():
+        model.query_embed.weight.mul_(10)
+        model.class_embed.weight.mul_(10)
     return model
 
 
