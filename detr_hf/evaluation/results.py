@@ -78,7 +78,10 @@ def results_array(
 
 
 def coco_results(
-    detections: np.ndarray, image_ids: Mapping[int, Any] | None = None, category_ids: Sequence[Any] | None = None
+    detections: np.ndarray,
+    image_ids: Mapping[int, Any] | None = None,
+    category_ids: Sequence[Any] | None = None,
+    segmentations: Sequence[Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Returns detections (N, 7) as COCO results: what `results_array` takes, the other way.
 
@@ -86,8 +89,9 @@ def coco_results(
         detections: image id, x, y, width, height, score, label.
         image_ids: the evaluation's image id to the source's; by default they are the same.
         category_ids: the source's category id by label; by default the label itself.
+        segmentations: the run lengths of each, or None for one without.
     """
-    return [
+    results = [
         {
             "image_id": int(image_id) if image_ids is None else image_ids[int(image_id)],
             "category_id": int(label) if category_ids is None else category_ids[int(label)],
@@ -96,3 +100,7 @@ def coco_results(
         }
         for image_id, *box, score, label in detections.tolist()
     ]
+    for result, segmentation in zip(results, segmentations or (), strict=False):
+        if segmentation is not None:
+            result["segmentation"] = segmentation
+    return results
