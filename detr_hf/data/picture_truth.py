@@ -1,6 +1,6 @@
 """`PictureTruth`: what the data says of a picture's masks, at the picture's own size: what evaluation measures by.
 
-A target is resized, has no crowds and is for the loss; this travels beside it and is decoded only when it is asked for.
+A target is resized, has no crowds and is for the loss; this travels beside it, and is decoded when it is asked for.
 """
 
 import json
@@ -45,9 +45,8 @@ class PictureTruth:
 
     @property
     def has_masks(self) -> bool:
-        """Whether there are masks, or nothing that could have one."""
-        texts = self.objects.get("segmentation") or []
-        return self.panoptic is not None or not self.objects["bbox"] or any(map(_is_mask, texts))
+        """Whether an object has a mask."""
+        return self.panoptic is not None or any(map(_is_mask, self.objects.get("segmentation") or []))
 
     @cached_property
     def ids(self) -> np.ndarray:

@@ -151,7 +151,7 @@ class DetectionEvaluator:
         self._images, self._found, self._truth, self._masks = {}, [], {}, {}
         for images, rows, truth, masks in gather_object([share]):
             self._truth |= truth
-            self._masks |= masks
+            self._masks = masks | self._masks
             # number in the share -> number here; -1: counted already
             numbers = np.full(len(images), -1, dtype=np.int64)
             for number, (image_id, size_hw) in enumerate(images):

@@ -1,8 +1,8 @@
 """`SegmentEvaluator`: what is true and found of segments, picture by picture, beside a `DetectionEvaluator`'s boxes.
 
 A picture's masks become run lengths as soon as its batch is done, and its panoptic segments a few numbers; maps are
-kept of none. Truth comes at the size of the data (`PictureTruth`), with crowds. Where classes are known to be things or
-stuff, AP of masks is that of things, as COCO's panoptic task has it, and panoptic quality is measured besides.
+kept of none. Truth comes at the size of the data (`PictureTruth`), with crowds. Where classes are known to be things
+or stuff, AP of masks is that of things, as COCO has it, and panoptic quality is measured besides.
 """
 
 import logging
@@ -16,10 +16,9 @@ from torch import Tensor
 from ..data.picture_truth import TRUTH, PictureTruth
 from ..processing.mask_annotations_detr import resize_masks
 from ..processing.mask_post_processing_detr import RULES, check_thresholds, images_of
-from ..processing.run_lengths_detr import run_lengths
+from ..processing.run_lengths_detr import run_length_counts, run_lengths
 from ..processing.segments_detr import ImageMasks, panoptic, panoptic_as_published
-from .coco import CocoMetrics
-from .masks import evaluate_masks
+from .coco import CocoMetrics, coco_metrics
 from .panoptic import PanopticEvaluator, PanopticMetrics
 
 logger = logging.getLogger(__name__)
@@ -85,6 +84,13 @@ class SegmentEvaluator:
         found = images_of({"logits": logits[None, kept], "pred_masks": masks[None, kept], **frame}, [size_hw])
         return kept.cpu().numpy(), next(found)
 
+    def worth(self, scores: np.ndarray, masks: Sequence[dict[str, Any] | None]) -> list[dict[str, Any] | None]:
+        """Returns the run lengths that count: of detections above `masks_from`, and that have a pixel."""
+        return [
+            mask if score > self.masks_from and mask and len(run_length_counts(mask, mask["size"])) > 1 else None
+            for score, mask in zip(scores.tolist(), masks, strict=True)
+        ]
+
     def panoptic_of(self, masks: ImageMasks) -> dict[str, Any] | None:
         """Returns an image's panoptic segments by label; None where panoptic quality is not measured."""
         if self._panoptic is None:
@@ -105,16 +111,18 @@ class SegmentEvaluator:
         else:
             self.add_truth(image_id, truth)
             if self._panoptic is not None and found is not None:
-                real, odd = truth.segments()
-                self._left_out["odd"] += odd
-                listed = [{**one, "category_id": one["label_id"]} for one in found["segments_info"]]
-                self._panoptic.add(image_id, {**found, "segments_info": listed}, real)
+                self.add_panoptic(image_id, found, truth)
+
+    def add_panoptic(self, image_id: Any, found: Mapping[str, Any], truth: PictureTruth) -> None:
+        """Compares a picture's panoptic segments, whose `label_id` is the data's label."""
+        real, odd = truth.segments()
+        self._left_out["odd"] += odd
+        listed = [{**one, "category_id": one["label_id"]} for one in found["segments_info"]]
+        self._panoptic.add(image_id, {**found, "segments_info": listed}, real)
 
     def add_truth(self, image_id: Any, truth: PictureTruth) -> None:
         """Adds the true objects of a picture, for AP of masks."""
         self._truth[image_id] = []
-        if not truth.has_masks:
-            return
         objects = truth.objects
         crowds = objects.get("iscrowd") or [0] * len(objects["bbox"])
         areas = objects.get("area") or [None] * len(objects["bbox"])
@@ -162,7 +170,10 @@ class SegmentEvaluator:
             self._panoptic.gather()
 
     def compute_masks(
-        self, images: Mapping[Any, Mapping[str, Any]], detections: Sequence[Mapping[str, Any]], backend: str | None
+        self,
+        images: Mapping[Any, Mapping[str, Any]],
+        detections: Sequence[Mapping[str, Any]],
+        backend: str | None = None,
     ) -> CocoMetrics | None:
         """Returns COCO's numbers of masks; None where the data has none.
 
@@ -171,7 +182,6 @@ class SegmentEvaluator:
             detections: results with masks, whose image ids are those of COCO.
             backend: as for `evaluate_boxes`.
         """
-        self._say_what_was_left_out()
         counted = {label for label in self.id2label if self.is_thing is None or self.is_thing[label]}
         annotations = [
             {"id": number, "image_id": images[image_id]["id"], **one}
@@ -179,17 +189,20 @@ class SegmentEvaluator:
             for number, one in enumerate(self._truth.get(image_id, ()), start=1)
             if one["category_id"] in counted
         ]
-        if not annotations:
+        if all(one["iscrowd"] for one in annotations):
+            logger.warning("The data has no masks to measure AP by: that of boxes alone is told.")
             return None
+        self._say_what_was_left_out()
         truth = {
             "images": list(images.values()),
             "categories": [one for one in self.categories() if one["id"] in counted],
             "annotations": annotations,
         }
-        return evaluate_masks(truth, [one for one in detections if one["category_id"] in counted], backend)
+        return coco_metrics(truth, [one for one in detections if one["category_id"] in counted], "segm", backend)
 
     def compute_panoptic(self) -> PanopticMetrics | None:
         """Returns the panoptic quality; None where it is not measured."""
+        self._say_what_was_left_out()
         return self._panoptic.compute() if self._panoptic is not None and len(self._panoptic) else None
 
     def _say_what_was_left_out(self) -> None:
