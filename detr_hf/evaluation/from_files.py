@@ -184,6 +184,15 @@ def is_panoptic_results(path: str | Path) -> bool:
     return isinstance(first, Mapping) and "segments_info" in first
 
 
+def file_has_masks(path: str | Path) -> bool:
+    """Whether a results file has masks; False, and the error is left to who reads it, where it is none."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, list) and any(isinstance(one, dict) and "segmentation" in one for one in content)
+
+
 def _by_image(path: Path) -> dict[Any, Mapping[str, Any]]:
     content = read_json(path)
     annotations = content.get("annotations") if isinstance(content, Mapping) else content

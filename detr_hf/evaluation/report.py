@@ -108,9 +108,7 @@ class Evaluation:
 
     def save(self, path: str | Path, about: Mapping[str, Any] | None = None, curves: bool = False) -> None:
         """Writes `about`, for example the model's name, and the numbers as JSON: the file is whole or not there."""
-        text = json.dumps({**(about or {}), **self.to_dict(curves)}, indent=1)
-        with whole_file(path) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        write_json(path, {**(about or {}), **self.to_dict(curves)})
 
     def __repr__(self) -> str:
         numbers = {name: self.metrics[name] for name in ("AP", "AP50", "AP75")}
@@ -118,6 +116,12 @@ class Evaluation:
         numbers |= {} if self.panoptic is None else {"PQ": self.panoptic.summary["PQ"]}
         shown = ", ".join(f"{name}={value:.3f}" for name, value in numbers.items())
         return f"Evaluation({shown}, images={self.coco.num_images})"
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Writes numbers as JSON: the file is whole or not there."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def metrics_table(metrics: CocoMetrics, mistakes: Mistakes | None = None, max_classes: int = 100) -> str:

@@ -52,6 +52,10 @@ class SegmentEvaluator:
         if rule not in RULES:
             raise ValueError(f"rule is {rule!r}; there are {' and '.join(map(repr, RULES))}.")
         self.id2label = {int(label): str(name) for label, name in id2label.items()}
+        if is_thing is not None and len(is_thing) != len(self.id2label):
+            raise ValueError(
+                f"is_thing has {len(is_thing)} values for {len(self.id2label)} classes; expected one each."
+            )
         self.is_thing = None if is_thing is None else dict(zip(sorted(self.id2label), is_thing, strict=True))
         self.rule, self.panoptic_threshold = rule, panoptic_threshold
         self._panoptic = None if is_thing is None else PanopticEvaluator(self.categories(), repeats)
