@@ -1,7 +1,8 @@
 """Exported models: their speed beside transformers' DETR in torch, cold starts, and the AP that each precision keeps.
 
 Speed is measured on random weights, like the other comparisons; AP on the checkpoint that ships with the package, or
-another of digits, and the validation scenes, which it has not seen. int8 is calibrated on training scenes, or for speed on random pixels.
+another of digits, and the validation scenes, which it has not seen. int8 is calibrated on training scenes, or for
+speed on random pixels.
 """
 
 import shutil

@@ -209,11 +209,24 @@ def predict_masks(model: nn.Module, decoded: Decoded, predictions: Predictions, 
     """
     if not model.training:
         refuse_new_mask_head(model)
+    return masks_above(model, decoded, predictions, threshold)
+
+
+def masks_above(
+    model: nn.Module,
+    decoded: Decoded,
+    predictions: Predictions,
+    threshold: float | None,
+    besides: list[Tensor] | None = None,
+) -> Tensor:
+    """Returns mask logits (B, Q, h4, w4) of the queries with a score above `threshold` and those `besides`; or all."""
     if threshold is None:
         return torch.stack(masks_of_queries(model, decoded, None))
-    scores = predictions.logits[-1].softmax(dim=-1)[..., :-1].amax(dim=-1)
-    kept = [(score > threshold).nonzero()[:, 0] for score in scores]
-    return place_masks(masks_of_queries(model, decoded, kept), kept, scores.shape[1])
+    wanted = predictions.logits[-1].softmax(dim=-1)[..., :-1].amax(dim=-1) > threshold  # (B, Q)
+    for of_image, numbers in zip(wanted, besides or (), strict=False):
+        of_image[numbers] = True
+    kept = [of_image.nonzero()[:, 0] for of_image in wanted]
+    return place_masks(masks_of_queries(model, decoded, kept), kept, wanted.shape[1])
 
 
 def refuse_new_mask_head(model: nn.Module) -> None:
@@ -240,11 +253,12 @@ def train_masks(
     labels: list[dict[str, Tensor]],
     padded_hw: tuple[int, int],
     sizes_hw: Tensor,
+    threshold: float | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Returns the mask logits (B, Q, h4, w4), the loss of the matched ones, and its parts.
 
     The last layer's assignment counts, made by the detector's costs alone. While training, only matched queries have a
-    mask: the others' would carry no gradient.
+    mask: the others' would carry no gradient. In evaluation those above `threshold` have one besides, or all.
     """
     criterion = model.criterion()
     targets = PackedTargets.from_list(labels, len(sizes_hw), predictions.logits.device)
@@ -263,7 +277,7 @@ def train_masks(
         masks = [masks[0] * 0, *masks[1:]] if unused else masks
         wanted = [wanted[0].new_zeros(1, *wanted[0].shape[1:]), *wanted[1:]] if unused else wanted
     else:
-        placed = torch.stack(masks_of_queries(model, decoded, None))
+        placed = masks_above(model, decoded, predictions, threshold, queries)
         unused, masks = False, [of_image[numbers] for of_image, numbers in zip(placed, queries, strict=True)]
     loss, parts = criterion.loss_masks(masks, wanted, padded_hw, [tuple(size) for size in sizes_hw.tolist()])
     if unused:
