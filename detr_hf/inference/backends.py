@@ -193,14 +193,14 @@ class ArtefactBackend:
         """Returns `pixel_values`; the mask of a batch follows from its sizes."""
         return self.image_processor.processed(pixels), None
 
-    def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
+    def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, Any]]:
         step = self.model.info.batch or len(batch)
         results = []
         for first in range(0, len(batch), step):
             results += self._chunk_results(batch[first : first + step], threshold)
         return results
 
-    def _chunk_results(self, chunk: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
+    def _chunk_results(self, chunk: list[Prepared], threshold: float) -> list[dict[str, Any]]:
         """Returns what is found in no more pictures than the artefact takes at a time."""
         sizes_hw = [item.size_hw for item in chunk]
         filled = [*chunk, *[chunk[-1]] * ((self.model.info.batch or len(chunk)) - len(chunk))]

@@ -8,7 +8,7 @@ import pytest
 from detr_hf.export import check_parity
 from detr_hf.export.parity import parity_cases
 
-from .artefacts import ModelRuntime, info_of, other_cases, small_model, small_segmenter
+from .artefacts import ModelRuntime, info_of, other_cases, small_model
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +67,6 @@ def test_a_runtime_that_fails_is_refused_with_the_case(model):
 def test_nothing_to_compare_is_an_error(model):
     with pytest.raises(ValueError, match="no case"):
         check_parity(model, ModelRuntime(model, info_of(model)), [])
-
-
-@pytest.fixture(scope="module")
-def segmenter():
-    return small_segmenter()
 
 
 @pytest.mark.parametrize("mask_queries", [None, 1, 3])

@@ -14,12 +14,10 @@ from PIL import Image
 from detr_hf import Detections, Detector, DETRImageProcessor
 from detr_hf.export.processing import NumpyProcessor, detections_of, read_pixels
 from detr_hf.inference.backends import ArtefactBackend
-from detr_hf.inference.segments import MASK_THRESHOLD, OVERLAP_THRESHOLD
 from detr_hf.model import Predictions
 from detr_hf.processing.image_reading_detr import read_images
-from detr_hf.processing.run_lengths_detr import run_length_mask
 
-from ..export.artefacts import ModelRuntime, info_of, small_processor, small_segmenter
+from ..export.artefacts import ModelRuntime, info_of, small_processor
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,7 +119,10 @@ print(json.dumps({"heavy": heavy, "found": [detections.to_dict() for detections 
 """
 
 
-def test_it_runs_without_importing_torch(onnx_artefact, on_artefact, tmp_path):
+@pytest.mark.parametrize("kind", ["boxes", pytest.param("masks", marks=pytest.mark.slow)])
+def test_it_runs_without_importing_torch(kind, request, tmp_path):
+    onnx_artefact = request.getfixturevalue("onnx_artefact" if kind == "boxes" else "onnx_artefact_with_masks")
+    on_artefact = Detector.from_pretrained(onnx_artefact)
     paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
     picture(70, 90, 4).save(paths[0])
     grey = picture(80, 60, 5, "L")
@@ -140,7 +141,12 @@ def test_it_runs_without_importing_torch(onnx_artefact, on_artefact, tmp_path):
     assert shown["heavy"] == []
     expected = [on_artefact(path, 0.0).to_dict() for path in (paths[0], *paths)]
     for found, wanted in zip(shown["found"], expected, strict=True):
-        assert found["height"] == wanted["height"]
+        assert found["height"] == wanted["height"] and set(found) == set(wanted)
+        assert found.get("segments") == wanted.get("segments")
+        assert [one.get("segmentation") for one in found["objects"]] == [
+            one.get("segmentation") for one in wanted["objects"]
+        ]
+        assert ("segments" in found) == ("segmentation" in found["objects"][0]) == (kind == "masks")
         np.testing.assert_allclose(
             [one["box"] for one in found["objects"]], [one["box"] for one in wanted["objects"]], atol=1e-3
         )
@@ -305,96 +311,3 @@ def test_other_channels_are_refused(exported_model):
 
     with pytest.raises(ValueError, match="takes 1 channels"):
         NumpyProcessor(replace(info_of(exported_model), num_channels=1))
-
-
-# Masks
-
-
-@pytest.fixture(scope="module")
-def segmenter():
-    return small_segmenter()
-
-
-CANVAS = {"size": {"max_height": 96, "max_width": 96}, "pad_size": {"height": 96, "width": 96}}
-
-
-@pytest.mark.parametrize(("canvas", "shape"), [({}, {}), (CANVAS, {}), (CANVAS, {"batch": 2, "size_hw": (96, 96)})])
-def test_masks_lie_where_the_models_lie(segmenter, canvas, shape):
-    """On a canvas and without one: the picture's part of the masks is told from its padding."""
-    processor = small_processor(**canvas, label_ids_to_fuse=[1])
-    info = info_of(segmenter, processor, **shape)
-    on_artefact = Detector.on(ArtefactBackend(ModelRuntime(segmenter, info), "a.onnx"))
-    assert on_artefact.task == "panoptic" and on_artefact.stuff_labels == [1]
-    pictures = [picture(64, 96, 1), picture(96, 70, 2), picture(64, 64, 3)]
-    for found, expected in zip(on_artefact(pictures, 0.2), Detector(segmenter, processor)(pictures, 0.2), strict=True):
-        assert len(found) == 7 and 0.2 < expected.masks.mean() < 0.8 and expected.panoptic.segments_info
-        assert (found.masks != expected.masks).mean() < 2e-3
-        assert (found.panoptic.segmentation != expected.panoptic.segmentation).mean() < 2e-3
-
-
-class Answers:
-    """A runtime that says of every picture what it was told to say."""
-
-    device = "cpu"
-
-    def __init__(self, predictions: Predictions, info):
-        self.predictions, self.info = predictions, info
-
-    def __call__(self, pixel_values, pixel_mask=None):
-        return self.predictions
-
-
-def different_masks() -> Predictions:
-    """Six queries on a canvas of 64x96: two objects that overlap, a class of stuff in three parts, and nothing."""
-    masks = np.full((1, 6, 16, 24), -6.0, np.float32)
-    for query, (rows, columns) in enumerate([(slice(2, 9), slice(3, 12)), (slice(6, 14), slice(8, 20))]):
-        masks[0, query, rows, columns] = 4 + query
-    masks[0, 2, :, :8], masks[0, 3, :, 8:], masks[0, 4, 12:] = 2, 3, 1
-    labels, scores = [0, 1, 2, 2, 2, 3], [5, 4, 3, 6, 2, 5]
-    logits = np.zeros((1, 6, 4), np.float32)
-    logits[0, np.arange(6), labels] = scores
-    return Predictions(logits, np.full((1, 6, 4), 0.5, np.float32), masks)
-
-
-@pytest.mark.parametrize("mask_queries", [None, [3, 0, 1]])
-def test_masks_are_read_as_the_image_processor_reads_them(segmenter, mask_queries, caplog):
-    processor = small_processor(label_ids_to_fuse=[2])
-    answers = different_masks()
-    expected = {"logits": torch.from_numpy(answers.logits), "pred_masks": torch.from_numpy(answers.masks.copy())}
-    if mask_queries is not None:
-        others = [query for query in range(6) if query not in mask_queries]
-        expected["pred_masks"][:, others] = -100.0
-        answers = answers._replace(masks=answers.masks[:, mask_queries], mask_queries=np.array([mask_queries]))
-    info = info_of(segmenter, processor, mask_queries=mask_queries and len(mask_queries))
-    detector = Detector.on(ArtefactBackend(Answers(answers, info), "a.onnx"))
-    found = detector(picture(128, 192), 0.6)
-    sizes = {"threshold": 0.6, "target_sizes": [(128, 192)]}
-    (wanted,) = processor.post_process_panoptic_segmentation(
-        expected, **sizes, mask_threshold=MASK_THRESHOLD, overlap_mask_area_threshold=OVERLAP_THRESHOLD
-    )
-    np.testing.assert_array_equal(found.panoptic.segmentation, wanted["segmentation"])
-    assert len(wanted["segments_info"]) == 3 and wanted["segments_info"] == [
-        {name: segment[name] for name in wanted["segments_info"][0]} for segment in found.panoptic.segments_info
-    ]
-    (wanted,) = processor.post_process_instance_segmentation(expected, **sizes, return_coco_annotation=True)
-    with_pixels = [mask for mask in found.segmentations if run_length_mask(mask, (128, 192)).any()]
-    assert with_pixels == wanted["segmentation"]
-    assert len(found) == 5 and len(with_pixels) == (5 if mask_queries is None else 3)
-    lost = "2 of 5 objects in a picture have a box and no mask"
-    assert [lost in record.message for record in caplog.records] == ([] if mask_queries is None else [True])
-    detector(picture(128, 192), 0.6)
-    assert len(caplog.records) == (mask_queries is not None)  # said once
-
-
-def test_a_task_needs_the_masks_it_is_made_of(segmenter, exported_model):
-    few = ModelRuntime(segmenter, info_of(segmenter, mask_queries=3))
-    with pytest.raises(ValueError, match="the masks of the 3 best queries, and a semantic map is made of all"):
-        ArtefactBackend(few, "few.onnx", "semantic")
-    with pytest.raises(ValueError, match="a detector, without masks"):
-        ArtefactBackend(ModelRuntime(exported_model, info_of(exported_model)), "boxes.onnx", "instance")
-    boxes = Detector.on(ArtefactBackend(few, "few.onnx", "detection"))(picture(64, 64), 0.0)
-    assert len(boxes) == 7 and boxes.segmentations is None and boxes.panoptic is None
-    every = ModelRuntime(segmenter, info_of(segmenter))
-    found = Detector.on(ArtefactBackend(every, "all.onnx", "semantic"))(picture(64, 64), 0.99)
-    expected = Detector(segmenter, small_processor(), "semantic")(picture(64, 64), 0.99)
-    assert (found.semantic.segmentation != expected.semantic.segmentation).mean() < 2e-3
