@@ -1,4 +1,4 @@
-"""What an artefact's masks become in NumPy: the same instances and segments as the model's, on a canvas and without."""
+"""What an artefact's masks become in NumPy: the model's instances and segments, on a canvas and without."""
 
 import numpy as np
 import pytest
