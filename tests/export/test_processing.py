@@ -48,7 +48,7 @@ def different_masks() -> Predictions:
     for query, (rows, columns) in enumerate([(slice(2, 9), slice(3, 12)), (slice(6, 14), slice(8, 20))]):
         masks[0, query, rows, columns] = 4 + query
     masks[0, 2, :, :8], masks[0, 3, :, 8:], masks[0, 4, 12:] = 2, 3, 1
-    labels, scores = [0, 1, 2, 2, 2, 3], [5, 4, 3, 6, 2, 5]
+    labels, scores = [0, 1, 2, 2, 2, 3], [5, 4.5, 3, 3.5, 2, 5]
     logits = np.zeros((1, 6, 4), np.float32)
     logits[0, np.arange(6), labels] = scores
     return Predictions(logits, np.full((1, 6, 4), 0.5, np.float32), masks)
