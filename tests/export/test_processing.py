@@ -45,7 +45,7 @@ class Answers:
 def different_masks() -> Predictions:
     """Six queries on a canvas of 64x96: two objects that overlap, a class of stuff in three parts, and nothing."""
     masks = np.full((1, 6, 16, 24), -6.0, np.float32)
-    for query, (rows, columns) in enumerate([(slice(2, 9), slice(3, 12)), (slice(6, 14), slice(8, 20))]):
+    for query, (rows, columns) in enumerate([(slice(2, 6), slice(3, 9)), (slice(5, 9), slice(7, 12))]):
         masks[0, query, rows, columns] = 4 + query
     masks[0, 2, :, :8], masks[0, 3, :, 8:], masks[0, 4, 12:] = 2, 3, 1
     labels, scores = [0, 1, 2, 2, 2, 3], [5, 4.5, 3, 3.5, 2, 5]
