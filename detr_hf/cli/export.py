@@ -102,8 +102,8 @@ def export(
     typer.echo(f"Compared with the model on {parity}.")
     if loaded.has_mask_head and mask_queries is None:
         typer.echo(
-            f"It computes the masks of all {loaded.config.num_queries} queries of a picture; --mask-queries leaves out "
-            "those of the lowest scores, and their time."
+            f"It computes the masks of all {loaded.config.num_queries} queries of a picture; --mask-queries leaves "
+            "out those of the lowest scores, and their time."
         )
     typer.echo(f"Written: {path.parent if to is Format.OPENVINO else path} ({megabytes(path):.1f} MB)")
 
