@@ -18,6 +18,7 @@ import torch
 
 from ..model.modeling_detr import DETRForObjectDetection
 from ..model.segmentation_detr import refuse_new_mask_head
+from ..processing.segments_detr import checked_labels
 from ..version import version_of
 from ..whole_files import unfinished_folder
 from .artefact import OPENVINO_GRAPH, SUFFIX_OF, ArtefactInfo
@@ -123,6 +124,7 @@ def describe(
     constants = json.loads(json.dumps(image_processor.to_dict(), default=str))  # enums and tuples as a file has them
     packages = ("detr_hf", "torch", "transformers", "timm", *_packages(to, dtype))
     size_hw = None if size_hw is None else (int(size_hw[0]), int(size_hw[1]))
+    fused_labels = constants.get("label_ids_to_fuse") or () if model.has_mask_head else ()
     _check_canvas(constants, size_hw, masked)
     return ArtefactInfo(
         format=to,
@@ -138,7 +140,7 @@ def describe(
         versions={package: found for package in packages if (found := version_of(package)) is not None},
         has_masks=model.has_mask_head,
         mask_queries=mask_queries,
-        label_ids_to_fuse=tuple(constants.get("label_ids_to_fuse") or ()) if model.has_mask_head else (),
+        label_ids_to_fuse=tuple(sorted(checked_labels(fused_labels, config.num_labels))),
     )
 
 

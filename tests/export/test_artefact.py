@@ -21,6 +21,8 @@ def test_metadata_comes_back_as_it_was(info):
     with_masks = info_of(segmenter, processor, mask_queries=3)
     assert ArtefactInfo.from_json(with_masks.to_json(), "a.onnx") == with_masks
     assert with_masks.has_masks and with_masks.mask_queries == 3 and with_masks.label_ids_to_fuse == (1, 2)
+    with pytest.raises(ValueError, match="label_ids_to_fuse has"):
+        info_of(segmenter, small_processor(label_ids_to_fuse=[3]))
     assert info_of(segmenter).mask_queries is None and not info.has_masks
     assert info.id2label == {0: "cat", 1: "dog", 2: "owl"} and info.input_shape() == (2, 3, 64, 96)
 
