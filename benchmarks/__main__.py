@@ -44,7 +44,13 @@ RESULTS = Path("benchmarks/results")
 # Options that say nothing of what was measured, or whose value is in the command's part of the name already.
 NOT_IN_THE_NAME = {"out", "machine", "runs", "seconds", "part"}
 # How the name of a record tells an option; any other as --OPTION-VALUE.
-IN_THE_NAME = {"dtype": "{}", "peer_dtype": "peer-{}", "compile": "compiled", "compile_peer": "compiled-peer"}
+IN_THE_NAME = {
+    "checkpoint": "{0.name}",
+    "dtype": "{}",
+    "peer_dtype": "peer-{}",
+    "compile": "compiled",
+    "compile_peer": "compiled-peer",
+}
 
 
 @app.command()
@@ -218,6 +224,10 @@ def exported(
     static: Annotated[bool, typer.Option("--static", help="Export for just this batch and size.")] = False,
     mask: Annotated[bool, typer.Option("--mask/--no-mask", help="Export with pixel_mask, or without.")] = True,
     scenes: Annotated[int, typer.Option(min=1, help="Validation scenes, for ap.")] = 500,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint of digits in the shipped one's place, for ap; with masks, theirs."),
+    ] = None,
     backbone: Backbone = "resnet50",
     runs: Runs = 7,
     tuned_allocator: Tuned = False,
@@ -235,7 +245,7 @@ def exported(
     elif part == "start":
         record = compare_starts_of_exported([name for name in names if ":" not in name], backbone, runs)
     elif part == "ap":
-        record = precision_kept(names, scenes)
+        record = precision_kept(names, scenes, checkpoint=checkpoint)
     else:
         raise typer.BadParameter(f"there is no part {part!r}; choose speed, start or ap", param_hint="--part")
     _finish(context, f"exported-{part}", record)

@@ -1,7 +1,8 @@
 """Exported models: their speed beside transformers' DETR in torch, cold starts, and the AP that each precision keeps.
 
-Speed is measured on random weights, like the other comparisons; AP on the checkpoint that ships with the package and
-its validation scenes, which it has not seen. int8 is calibrated on training scenes, or for speed on random pixels.
+Speed is measured on random weights, like the other comparisons; AP on the checkpoint that ships with the package, or
+another of digits, and the validation scenes, which it has not seen. int8 is calibrated on training scenes, or for
+speed on random pixels.
 """
 
 import shutil
@@ -137,18 +138,24 @@ def save_peer_processor(processor: Any, folder: Path) -> None:
 
 
 def precision_kept(
-    variants: Sequence[str] = VARIANTS, scenes: int = 500, calibration_scenes: int = CALIBRATION_SCENES
+    variants: Sequence[str] = VARIANTS,
+    scenes: int = 500,
+    calibration_scenes: int = CALIBRATION_SCENES,
+    checkpoint: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Returns the shipped checkpoint's AP on validation scenes, in torch and in each artefact, and the difference."""
+    """Returns a digit checkpoint's AP on validation scenes, in torch and in each artefact, and the difference.
+
+    By default it is the shipped one. Of one with masks, their AP and the panoptic quality are measured too.
+    """
+    from detr_hf.checkpoints.model_classes import load_model
     from detr_hf.data.digits import DigitScenes
     from detr_hf.inference.detector import Detector
     from detr_hf.inference.embedded import embedded_model_path
-    from detr_hf.model.modeling_detr import DETRForObjectDetection
     from detr_hf.processing.image_processing_detr import DETRImageProcessor
 
-    source = embedded_model_path()
-    model, processor = DETRForObjectDetection.from_pretrained(source), DETRImageProcessor.from_pretrained(source)
-    rows = [scene for _, scene in zip(range(scenes), DigitScenes("validation", scenes), strict=True)]
+    source = embedded_model_path() if checkpoint is None else Path(checkpoint)
+    model, processor = load_model(source).eval(), DETRImageProcessor.from_pretrained(source)
+    rows = DigitScenes("validation", scenes, masks=model.has_mask_head)
     calibration = []
     if any(variant.endswith("int8") for variant in variants):
         pictures = (scene["image"] for scene in DigitScenes("train", calibration_scenes))
@@ -161,17 +168,28 @@ def precision_kept(
         for variant, path, _ in made(variants, model, Path(folder), calibration, processor=processor):
             detector = Detector.from_pretrained(path)
             found = average_precision(detector, rows)
-            points = {"points": 100 * (found["AP"] - reference["AP"])}
+            points = {
+                "points" if name == "AP" else f"{name}_points": 100 * (found[name] - reference[name])
+                for name in ("AP", "mask_AP", "PQ")
+                if name in reference
+            }
             record[variant] = {**found, **points, **computed_in(detector.model), "megabytes": megabytes(path)}
     return record
 
 
-def average_precision(detector: Any, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Returns AP, AP50 and AP75 of a detector on rows in the schema of `detr_hf.data`, and seconds a picture."""
+def average_precision(detector: Any, rows: Any) -> dict[str, float]:
+    """Returns AP, AP50 and AP75 of a detector on rows in the schema of `detr_hf.data`, and seconds a picture.
+
+    Of a detector with masks, mask AP and PQ too.
+    """
     from detr_hf import evaluate
 
     found = evaluate(detector, rows)
-    return {**{name: found.metrics[name] for name in ("AP", "AP50", "AP75")}, "s_a_picture": found.seconds / len(rows)}
+    of_boxes = {name: found.metrics[name] for name in ("AP", "AP50", "AP75")}
+    of_masks = {}
+    if getattr(detector, "task", "detection") == "panoptic":
+        of_masks = {"mask_AP": found.masks.summary["AP"], "PQ": found.panoptic.summary["PQ"]}
+    return {**of_boxes, **of_masks, "s_a_picture": found.seconds / len(rows)}
 
 
 def made(

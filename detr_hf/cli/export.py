@@ -14,6 +14,13 @@ MOST_CALIBRATION_PICTURES = 300
 DIGITS = "digits"
 
 
+class Task(StrEnum):
+    """What the outputs are."""
+
+    DETECTION = "detection"
+    SEGMENTATION = "segmentation"
+
+
 class Format(StrEnum):
     """What to write."""
 
@@ -43,12 +50,23 @@ def export(
     mask: Annotated[
         bool, typer.Option("--mask/--no-mask", help="Take pixel_mask; without it, only pictures without padding.")
     ] = True,
+    task: Annotated[
+        Task | None,
+        typer.Option(
+            help="Leave out the masks of a model that has them (detection), or insist on them (segmentation)."
+        ),
+    ] = None,
+    mask_queries: Annotated[
+        int | None,
+        typer.Option(min=1, help="Masks of so many queries of a picture, those with the best scores; by default all."),
+    ] = None,
     calibration: Annotated[
         str | None, typer.Option(help="For int8: a folder, file or pattern of typical pictures; or 'digits'.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
 ) -> None:
     """Write a model for ONNX Runtime, OpenVINO, torch.export or ExecuTorch. Detector and predict run the result."""
+    from ..checkpoints.model_classes import load_model
     from ..checkpoints.processors import processor_of
     from ..export.artefact import SUFFIX_OF, megabytes
     from ..export.exporting import export_model
@@ -60,7 +78,13 @@ def export(
     if dynamic and size is not None:
         raise typer.BadParameter("a fixed size needs --static", param_hint="--size")
     source = embedded_model_path() if model is None else model
-    loaded = DETRForObjectDetection.from_pretrained(source)
+    load = DETRForObjectDetection.from_pretrained if task is Task.DETECTION else load_model
+    loaded = load(source)
+    if task is Task.SEGMENTATION and not loaded.has_mask_head:
+        raise typer.BadParameter(
+            f"{source} is a detector, without masks: leave --task out, or name a checkpoint of DETRForSegmentation.",
+            param_hint="--task",
+        )
     processor = processor_of(source)
     path, parity = export_model(
         loaded,
@@ -71,10 +95,16 @@ def export(
         batch=None if dynamic else batch,
         size_hw=None if dynamic else fixed_size(size, processor),
         masked=mask,
+        mask_queries=mask_queries,
         calibration=calibration_pixels(calibration, processor) if dtype == "int8" else None,
         overwrite=overwrite,
     )
     typer.echo(f"Compared with the model on {parity}.")
+    if loaded.has_mask_head and mask_queries is None:
+        typer.echo(
+            f"It computes the masks of all {loaded.config.num_queries} queries of a picture; --mask-queries leaves "
+            "out those of the lowest scores, and their time."
+        )
     typer.echo(f"Written: {path.parent if to is Format.OPENVINO else path} ({megabytes(path):.1f} MB)")
 
 

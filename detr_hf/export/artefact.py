@@ -15,12 +15,17 @@ from typing import Any
 from ..model.predictions_detr import Predictions
 
 METADATA_KEY = "detr_hf"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 knew no masks
 OPENVINO_GRAPH = "openvino_model.xml"
 # What `detr-hf export --to` takes -> the ending of its file; an OpenVINO artefact is a folder.
 SUFFIX_OF = {"onnx": ".onnx", "openvino": "", "torch-export": ".pt2", "executorch": ".pte"}
 # Field of `Predictions` -> the output of that content, by the same name in an artefact and in a model's output class.
-OUTPUT_OF = {"logits": "logits", "boxes_cxcywh_norm": "pred_boxes", "masks": "pred_masks"}
+OUTPUT_OF = {
+    "logits": "logits",
+    "boxes_cxcywh_norm": "pred_boxes",
+    "masks": "pred_masks",
+    "mask_queries": "mask_queries",
+}
 FORMAT_OF = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch-export", ".pte": "executorch"}
 
 
@@ -40,6 +45,9 @@ class ArtefactInfo:
         masked: whether it takes `pixel_mask` beside `pixel_values`; one that does not serves pictures without padding.
         preprocessing: the constants of the image processor, as in `preprocessor_config.json`.
         versions: of the packages that made it.
+        has_masks: whether it gives masks.
+        mask_queries: K, where only the K best queries of a picture have one; None where all have.
+        label_ids_to_fuse: the classes of which a picture has one panoptic segment at most.
     """
 
     format: str
@@ -53,6 +61,9 @@ class ArtefactInfo:
     masked: bool
     preprocessing: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
+    has_masks: bool = False
+    mask_queries: int | None = None
+    label_ids_to_fuse: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """Returns one line of JSON, for a format's metadata."""
@@ -72,13 +83,14 @@ class ArtefactInfo:
             )
         values = json.loads(text)
         version = values.pop("schema_version")
-        if version != SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise ValueError(
-                f"{path} has metadata of version {version} and this package reads version {SCHEMA_VERSION}: export "
-                "the model again, or update detr_hf."
+                f"{path} has metadata of version {version} and this package reads versions up to {SCHEMA_VERSION}: "
+                "export the model again, or update detr_hf."
             )
         values["id2label"] = {int(label): name for label, name in values["id2label"].items()}
         values["size_hw"] = None if values["size_hw"] is None else tuple(values["size_hw"])
+        values["label_ids_to_fuse"] = tuple(values.get("label_ids_to_fuse", ()))
         return cls(**values)
 
     def input_shape(self) -> tuple[int | str, int, int | str, int | str]:

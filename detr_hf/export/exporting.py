@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from ..model.modeling_detr import DETRForObjectDetection
+from ..model.segmentation_detr import refuse_new_mask_head
+from ..processing.segments_detr import checked_labels
 from ..version import version_of
 from ..whole_files import unfinished_folder
 from .artefact import OPENVINO_GRAPH, SUFFIX_OF, ArtefactInfo
 from .parity import Parity, calibration_cases, check_parity, parity_cases
 from .runtimes import INSTALL, load_runtime
-from .writers import WRITERS
+from .writers import WRITERS, graph_of
 
 DTYPES_OF = {
     "onnx": ("float32", "float16"),
@@ -63,6 +65,7 @@ def export_model(
     batch: int | None = None,
     size_hw: tuple[int, int] | None = None,
     masked: bool = True,
+    mask_queries: int | None = None,
     calibration: Iterable[np.ndarray] | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, Parity]:
@@ -77,6 +80,8 @@ def export_model(
             such where the processor can; its int8 is for convolutions and computes the rest as bfloat16.
         batch, size_hw: fixed shapes, which some runtimes run faster; None for any.
         masked: take `pixel_mask`. Without it the graph is smaller and serves pictures without padding.
+        mask_queries: of a segmentation model, give masks of so many queries of a picture only, those with the best
+            scores, which is so much faster; None for all.
         calibration: for int8, pixels (C, H, W) float32 of typical pictures, preprocessed; a few dozen to 300.
         overwrite: replace what is at `output`.
 
@@ -88,10 +93,11 @@ def export_model(
     output = _checked_output(Path(output), to, overwrite)
     calibration = _checked_dtype(model, to, dtype, calibration)
     _require(to, dtype)
-    info = describe(model, image_processor, to, dtype, batch, size_hw, masked)
+    info = describe(model, image_processor, to, dtype, batch, size_hw, masked, mask_queries)
     model = copy.deepcopy(model).cpu().eval()
+    model.config.mask_score_threshold = None  # an artefact's masks do not depend on scores
     with unfinished_folder(output) as folder:
-        path = WRITERS[to](model, info, folder / output.name, calibration)
+        path = WRITERS[to](graph_of(copy.deepcopy(model), info), info, folder / output.name, calibration)
         cases = [*parity_cases(info), *calibration_cases(calibration[:CALIBRATION_CASES], info)]
         parity = check_parity(model, load_runtime(path), cases)
         if output.is_dir():
@@ -109,13 +115,16 @@ def describe(
     batch: int | None,
     size_hw: tuple[int, int] | None,
     masked: bool,
+    mask_queries: int | None = None,
 ) -> ArtefactInfo:
     """Returns the metadata of an artefact to be made."""
     config = model.config
+    _check_masks(model, mask_queries)
     name = str(getattr(config, "name_or_path", "") or config.model_type)
     constants = json.loads(json.dumps(image_processor.to_dict(), default=str))  # enums and tuples as a file has them
     packages = ("detr_hf", "torch", "transformers", "timm", *_packages(to, dtype))
     size_hw = None if size_hw is None else (int(size_hw[0]), int(size_hw[1]))
+    fused_labels = constants.get("label_ids_to_fuse") or () if model.has_mask_head else ()
     _check_canvas(constants, size_hw, masked)
     return ArtefactInfo(
         format=to,
@@ -129,7 +138,28 @@ def describe(
         masked=masked,
         preprocessing={key: constants[key] for key in PREPROCESSING_KEYS if key in constants},
         versions={package: found for package in packages if (found := version_of(package)) is not None},
+        has_masks=model.has_mask_head,
+        mask_queries=mask_queries,
+        label_ids_to_fuse=tuple(sorted(checked_labels(fused_labels, config.num_labels))),
     )
+
+
+def _check_masks(model: DETRForObjectDetection, mask_queries: int | None) -> None:
+    """Raises a ValueError for masks that the model does not have."""
+    if model.has_mask_head:
+        refuse_new_mask_head(model)
+    if mask_queries is None:
+        return
+    if not model.has_mask_head:
+        raise ValueError(
+            f"mask_queries={mask_queries} (--mask-queries) is for a model with masks, and this is a detector: leave "
+            "it out, or export a checkpoint of DETRForSegmentation."
+        )
+    if not 1 <= mask_queries <= model.config.num_queries:
+        raise ValueError(
+            f"mask_queries={mask_queries} (--mask-queries) must be from 1 to {model.config.num_queries}, the number "
+            "of the model's queries; leave it out for masks of all."
+        )
 
 
 def _check_canvas(constants: dict[str, Any], size_hw: tuple[int, int] | None, masked: bool) -> None:

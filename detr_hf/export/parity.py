@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # nothing, which is most of them on made-up images, move by up to 0.012 on average where bfloat16 is computed in and
 # not merely stored.
 MEAN_TOLERANCE = {"float16": 5e-3, "bfloat16": 2e-2, "int8": 5e-2}
-FLOAT32_TOLERANCE = 1e-4
+FLOAT32_TOLERANCE = {"logits": 1e-4, "boxes_cxcywh_norm": 1e-4, "masks": 1e-3}
 # Field of `Predictions` -> what it is called as it comes and as a user sees it, and what makes this of that. The other
 # fields are seen as they come.
 SEEN_AS = {"logits": ("logits", "scores", softmax), "masks": ("mask logits", "masks", sigmoid)}
@@ -126,6 +126,7 @@ def check_parity(model: "DETRForObjectDetection", runtime: "Runtime", cases: Ite
         except Exception as error:  # a runtime's own errors, of whatever type
             raise ValueError(f"The exported model fails on a {case}: {error}") from error
         expected = _reference(model, case)
+        expected = _of_found_queries(expected, found, runtime.info.dtype)
         differences = _differences(expected, found)
         _check(differences, expected, runtime.info.dtype, case)
         for field, difference in differences.items():
@@ -145,12 +146,32 @@ def _reference(model: "DETRForObjectDetection", case: Case) -> Predictions:
     return each_field(predictions_of(output), lambda values: values.float().cpu().numpy())
 
 
+def _of_found_queries(expected: Predictions, found: Predictions, dtype: str) -> Predictions:
+    """Returns what is expected with the masks of those queries alone that the exported model chose.
+
+    It must have chosen the best by its own scores, which are compared with the model's like all else. Where two are
+    nearly equal either will do.
+    """
+    queries = found.mask_queries
+    if queries is None or expected.masks is None:
+        return expected
+    scores = softmax(found.logits)[..., :-1].max(-1)
+    count = queries.shape[1]
+    if queries.min() < 0 or queries.max() >= scores.shape[1] or any(len(set(row)) < count for row in queries.tolist()):
+        raise ValueError(f"The exported model's mask_queries are not {count} of {scores.shape[1]} queries: {queries}.")
+    lowest, tolerance = np.take_along_axis(scores, queries, axis=1).min(axis=1), MEAN_TOLERANCE.get(dtype, 1e-4)
+    if (lowest < np.sort(scores, axis=1)[:, -count] - tolerance).any():
+        raise ValueError(f"The exported model's masks are not of the {count} queries with the best scores.")
+    masks = np.take_along_axis(expected.masks, queries[..., None, None], axis=1)
+    return expected._replace(masks=masks, mask_queries=queries)
+
+
 def _differences(expected: Predictions, found: Predictions) -> dict[str, Difference]:
     """Returns the differences of one case by field, in the order of `Predictions`."""
     differences = {}
     for field, wanted in expected._asdict().items():
         got = getattr(found, field)
-        if wanted is None and got is None:
+        if field == "mask_queries" or (wanted is None and got is None):
             continue
         if wanted is None or got is None:
             has, lacks = ("model", "exported model") if got is None else ("exported model", "model")
@@ -171,13 +192,15 @@ def _over_cases(differences: list[Difference]) -> Difference:
 def _check(differences: dict[str, Difference], expected: Predictions, dtype: str, case: Case) -> None:
     if dtype == "float32":
         largest = {field: float(np.abs(getattr(expected, field)).max()) for field in differences}
-        good = all(one.largest <= FLOAT32_TOLERANCE * max(1.0, largest[field]) for field, one in differences.items())
-        unbounded = [
-            f"{_view(field)[0]} relative to the largest, {largest[field]:.3g}"
+        good = all(
+            one.largest <= FLOAT32_TOLERANCE[field] * max(1.0, largest[field]) for field, one in differences.items()
+        )
+        bounds = [
+            f"{FLOAT32_TOLERANCE[field]:g} in {_view(field)[0]}"
+            + (f" (relative to the largest, {largest[field]:.3g})" if field in SEEN_AS else "")
             for field in differences
-            if field in SEEN_AS
         ]
-        allowed = f"at most {FLOAT32_TOLERANCE:g} (in {_listed(unbounded)})"
+        allowed = f"at most {_listed(bounds)}"
     else:
         good = all(one.mean_seen <= MEAN_TOLERANCE[dtype] for one in differences.values())
         allowed = (

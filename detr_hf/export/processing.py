@@ -6,18 +6,22 @@ imports torch. The resize is Pillow's, as in the original; torch's, the default 
 within one grey level of it but for isolated pixels.
 """
 
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from ..model.predictions_detr import Predictions
+from ..model.predictions_detr import NO_MASK, Predictions
 from ..processing.image_opening_detr import divides_by_255, opened_image, upright_image
 from ..processing.image_sizes_detr import resized_by_pillow, resized_hw
 from ..processing.image_sources_detr import as_array, plain_source
-from ..processing.segments_detr import softmax
+from ..processing.segments_detr import ImageMasks, softmax
 from .artefact import ArtefactInfo
+
+logger = logging.getLogger(__name__)
 
 CHANNEL_COUNTS = (1, 3, 4)  # as in image_reading_detr
 
@@ -36,6 +40,7 @@ class NumpyProcessor:
                 "detr_hf.export.load_runtime and pixels of your own."
             )
         self.info = info
+        self._has_warned = False
         constants = info.preprocessing
         rescale = float(constants["rescale_factor"]) if constants.get("do_rescale", True) else 1.0
         mean, std = np.zeros(3), np.ones(3)
@@ -102,6 +107,42 @@ class NumpyProcessor:
             height, width = self.content_hw(image_hw)
             canvas[:height, :width] = True
         return mask
+
+    def masks_of(
+        self, predictions: Predictions, threshold: float, sizes_hw: list[tuple[int, int]]
+    ) -> Iterator[ImageMasks]:
+        """Yields for each image the masks of the queries that `detections_of` keeps, in the same order.
+
+        A query without a mask, which is not among the best of an artefact with `mask_queries`, has an empty one; that
+        is said in the log, once for this processor.
+        """
+        for index, size_hw in enumerate(sizes_hw):
+            probabilities = softmax(predictions.logits[index])
+            kept = np.flatnonzero(probabilities[:, :-1].max(-1) > threshold)
+            masks = predictions.masks[index]
+            if predictions.mask_queries is None:
+                masks = masks[kept]
+            else:
+                masks = self._placed(masks, kept[:, None] == predictions.mask_queries[index])
+            inside = self.content_hw(size_hw)
+            yield ImageMasks(masks, probabilities[kept], inside, self.padded_hw or inside, size_hw)
+
+    def _placed(self, masks: np.ndarray, is_of: np.ndarray) -> np.ndarray:
+        """Returns a mask for each row of `is_of` (N, K): the one that is the row's, or an empty one."""
+        rows, columns = np.nonzero(is_of)
+        missing = len(is_of) - len(rows)
+        if missing and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%d of %d objects in a picture have a box and no mask: this model was exported with the masks of the "
+                "%d best. Raise the threshold, or export with a larger --mask-queries. (Said once.)",
+                missing,
+                len(is_of),
+                is_of.shape[1],
+            )
+        placed = np.full((len(is_of), *masks.shape[1:]), NO_MASK, dtype=np.float32)
+        placed[rows] = masks[columns]
+        return placed
 
 
 def detections_of(

@@ -28,7 +28,7 @@ class Runtime(Protocol):
     device: str
 
     def __call__(self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None) -> Predictions:
-        """Returns `logits (B, Q, K + 1)`, `boxes_cxcywh_norm (B, Q, 4)`, and masks if it has them; all float32.
+        """Returns `logits (B, Q, K + 1)`, `boxes_cxcywh_norm (B, Q, 4)`, and masks where it has them, all float32.
 
         Args:
             pixel_values: (B, C, H, W) float32.
@@ -93,7 +93,7 @@ class OnnxModel:
         if self._is_half:
             inputs["pixel_values"] = pixel_values.astype(np.float16)
         found = zip(self._outputs, self._session.run(self._outputs, inputs), strict=True)
-        return predictions_of({name: values.astype(np.float32, copy=False) for name, values in found})
+        return predictions_of({name: _widened(values) for name, values in found})
 
 
 class OpenVinoModel:
@@ -155,13 +155,18 @@ class TorchProgram:
         inputs["pixel_values"] = inputs["pixel_values"].to(self._dtype)
         with torch.inference_mode():
             found = self._module(**inputs)
-        return predictions_of({name: values.float().cpu().numpy() for name, values in found.items()})
+        return predictions_of(
+            {
+                name: (values.float() if values.is_floating_point() else values).cpu().numpy()
+                for name, values in found.items()
+            }
+        )
 
 
 class ExecuTorchProgram:
     """A `.pte` file in ExecuTorch's runtime; its Python binding takes torch tensors.
 
-    Its outputs have no names: they come in the order in which `DetectionGraph` gives them, which is `OUTPUT_OF`'s.
+    Its outputs have no names: they come in the order in which its graph gives them, which is `OUTPUT_OF`'s.
     """
 
     def __init__(self, path: Path, device: str, threads: int | None):
@@ -212,6 +217,11 @@ def inputs_of(info: ArtefactInfo, pixel_values: np.ndarray, pixel_mask: np.ndarr
             "This artefact was exported without a mask and serves only pictures without padding. Export it with one."
         )
     return {"pixel_values": pixel_values}
+
+
+def _widened(values: np.ndarray) -> np.ndarray:
+    """Returns floats as float32, and numbers of queries as they are."""
+    return values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values
 
 
 def _extra_file(path: Path) -> str | None:

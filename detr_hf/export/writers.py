@@ -1,14 +1,13 @@
 """The four formats: each writer traces the model, converts it, and puts an artefact with its metadata at a path.
 
 Tracing and conversion are `transformers.exporters`', for all four formats and for int8. It takes this package's model
-because `DetectionGraph` hands it a plain module with named outputs: the model itself would export its hidden states as
-well, and (its output class being no part of transformers) a structure that cannot be read back. What is done here and
+because `graph_of` hands it a plain module with named outputs: the model itself would export its hidden states as well,
+and (its output class being no part of transformers) a structure that cannot be read back. What is done here and
 not there: shapes are dynamic in batch, height and width alone, an ONNX file holds its weights, the metadata says how
 pictures are prepared, and OpenVINO's graph is corrected in two places.
 """
 
 import contextlib
-import copy
 import io
 import logging
 from collections.abc import Callable, Iterator
@@ -19,15 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model.modeling_detr import DETRForObjectDetection
-from .artefact import METADATA_KEY, OPENVINO_GRAPH, OUTPUT_OF, ArtefactInfo
+from ..model.modeling_detr import DETRForObjectDetection, DETRForSegmentation
+from ..model.segmentation_detr import best_queries, masks_of_batch
+from .artefact import METADATA_KEY, OPENVINO_GRAPH, ArtefactInfo
 from .parity import calibration_cases
 
 TRACED_HW = (160, 224)
 
 
 class DetectionGraph(nn.Module):
-    """What is exported: pixels (and mask) in, the last decoder layer's `logits`, `pred_boxes` and masks if any out."""
+    """What is exported of a detector: pixels (and mask) in, the last decoder layer's `logits` and `pred_boxes` out."""
 
     def __init__(self, model: DETRForObjectDetection):
         super().__init__()
@@ -36,31 +36,50 @@ class DetectionGraph(nn.Module):
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
         """Returns (B, Q, K + 1) logits and (B, Q, 4) boxes, cxcywh in [0, 1]."""
         output = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask)
-        return {name: output[name] for name in OUTPUT_OF.values() if name in output}
+        return {"logits": output.logits, "pred_boxes": output.pred_boxes}
 
 
-def _write_onnx(model: DETRForObjectDetection, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]) -> Path:
+class SegmentationGraph(nn.Module):
+    """What is exported of a model with masks: `pred_masks` besides, of all queries or of the `mask_queries` best."""
+
+    def __init__(self, model: DETRForSegmentation, mask_queries: int | None):
+        super().__init__()
+        self.model, self.mask_queries = model, mask_queries
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Returns (B, Q, K + 1) logits, (B, Q, 4) boxes, (B, n, h4, w4) masks and, unless of all, (B, n) queries."""
+        decoded, predictions, _, _ = self.model.detect(pixel_values, pixel_mask, None, False, False)
+        found = {"logits": predictions.logits[-1], "pred_boxes": predictions.boxes_cxcywh_norm[-1]}
+        chosen = None if self.mask_queries is None else best_queries(found["logits"], self.mask_queries)
+        found["pred_masks"] = masks_of_batch(self.model, decoded, chosen)
+        return found if chosen is None else found | {"mask_queries": chosen}
+
+
+def graph_of(model: DETRForObjectDetection, info: ArtefactInfo) -> nn.Module:
+    """Returns what is exported of a model, in eval mode."""
+    return (SegmentationGraph(model, info.mask_queries) if info.has_masks else DetectionGraph(model)).eval()
+
+
+def _write_onnx(graph: nn.Module, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]) -> Path:
     import onnx_ir
     from transformers.exporters import OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
 
-    graph = DetectionGraph(copy.deepcopy(model).half() if info.dtype == "float16" else model)
+    graph = graph.half() if info.dtype == "float16" else graph
     program = _exported(OnnxExporter, OnnxConfig, graph, info)
     program.metadata_props[METADATA_KEY] = info.to_json()
     onnx_ir.save(program, str(path))  # weights inside: one file, up to protobuf's 2 GB
     return path
 
 
-def _write_openvino(
-    model: DETRForObjectDetection, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]
-) -> Path:
+def _write_openvino(graph: nn.Module, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]) -> Path:
     import openvino
     from transformers.exporters import OpenVINOConfig
     from transformers.exporters.exporter_openvino import OpenVINOExporter
 
     quantizer = _quantizer(_samples(calibration, info)) if info.dtype == "int8" else None
     options = {"quantizer": quantizer, "compress_to_fp16": info.dtype in ("float16", "bfloat16"), "stateful": False}
-    program = _exported(OpenVINOExporter, OpenVINOConfig, DetectionGraph(model), info, **options)
+    program = _exported(OpenVINOExporter, OpenVINOConfig, graph, info, **options)
     _divide_lengths_as_integers(program)
     if info.dtype == "int8":
         _add_quantized_shortcuts(program)
@@ -120,33 +139,28 @@ def _divided_length(node: Any) -> tuple[Any, int] | None:
     return (length, whole) if is_length else None
 
 
-def _write_torch_export(
-    model: DETRForObjectDetection, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]
-) -> Path:
+def _write_torch_export(graph: nn.Module, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]) -> Path:
     from transformers.exporters import DynamoConfig
     from transformers.exporters.exporter_dynamo import DynamoExporter
 
-    graph = DetectionGraph(copy.deepcopy(model).to(getattr(torch, info.dtype)))
-    program = _exported(DynamoExporter, DynamoConfig, graph, info)
+    program = _exported(DynamoExporter, DynamoConfig, graph.to(getattr(torch, info.dtype)), info)
     torch.export.save(program, str(path), extra_files={METADATA_KEY: info.to_json()})
     return path
 
 
-def _write_executorch(
-    model: DETRForObjectDetection, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]
-) -> Path:
+def _write_executorch(graph: nn.Module, info: ArtefactInfo, path: Path, calibration: list[np.ndarray]) -> Path:
     from transformers.exporters import ExecutorchConfig
     from transformers.exporters.exporter_executorch import ExecutorchExporter
 
-    program = _exported(ExecutorchExporter, ExecutorchConfig, DetectionGraph(model), info)
+    program = _exported(ExecutorchExporter, ExecutorchConfig, graph, info)
     ExecutorchExporter.save_program(program, path)
     path.with_suffix(".json").write_text(info.to_json(), encoding="utf-8")
     return path
 
 
-# Format -> what puts an artefact at a path, from a model, its metadata and calibration pixels, and returns the file to
+# Format -> what puts an artefact at a path, from a graph, its metadata and calibration pixels, and returns the file to
 # load.
-WRITERS: dict[str, Callable[[DETRForObjectDetection, ArtefactInfo, Path, list[np.ndarray]], Path]] = {
+WRITERS: dict[str, Callable[[nn.Module, ArtefactInfo, Path, list[np.ndarray]], Path]] = {
     "onnx": _write_onnx,
     "openvino": _write_openvino,
     "torch-export": _write_torch_export,
@@ -171,14 +185,14 @@ def _quantizer(samples: list[dict[str, Tensor]]) -> Any:
     return NNCFOpenVINOQuantizer(settings, calibration_dataset=samples)
 
 
-def _exported(exporter: type, config: type, graph: DetectionGraph, info: ArtefactInfo, **options: Any) -> Any:
+def _exported(exporter: type, config: type, graph: nn.Module, info: ArtefactInfo, **options: Any) -> Any:
     """Returns the program that an exporter of transformers makes of the graph."""
     inputs, shapes = _traced_inputs(info)
     dynamic = any(shapes.values())
     try:
         with _quiet():
             program = exporter().export(
-                graph.eval(), inputs, config(dynamic=dynamic, dynamic_shapes=shapes if dynamic else None, **options)
+                graph, inputs, config(dynamic=dynamic, dynamic_shapes=shapes if dynamic else None, **options)
             )
     except Exception as error:
         hint = "; fixed shapes may do (batch=1, size_hw=..., --static)" if dynamic else ""

@@ -161,7 +161,12 @@ class ArtefactBackend:
     """
 
     def __init__(self, runtime: Runtime, path: str | Path, task: str | None = None):
-        self.task = chosen_task(task, getattr(runtime.info, "has_masks", False), str(path))
+        self.task = chosen_task(task, runtime.info.has_masks, str(path))
+        if self.task == "semantic" and runtime.info.mask_queries is not None:
+            raise ValueError(
+                f"{path} gives the masks of the {runtime.info.mask_queries} best queries, and a semantic map is made "
+                "of all: export the model without --mask-queries, or use task='panoptic'."
+            )
         self.model = runtime
         self.image_processor = NumpyProcessor(runtime.info)
         self.path = Path(path)
@@ -192,21 +197,29 @@ class ArtefactBackend:
         """Returns `pixel_values`; the mask of a batch follows from its sizes."""
         return self.image_processor.processed(pixels), None
 
-    def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
+    def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, Any]]:
         step = self.model.info.batch or len(batch)
         results = []
         for first in range(0, len(batch), step):
             results += self._chunk_results(batch[first : first + step], threshold)
         return results
 
-    def _chunk_results(self, chunk: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
+    def _chunk_results(self, chunk: list[Prepared], threshold: float) -> list[dict[str, Any]]:
         """Returns what is found in no more pictures than the artefact takes at a time."""
         sizes_hw = [item.size_hw for item in chunk]
         filled = [*chunk, *[chunk[-1]] * ((self.model.info.batch or len(chunk)) - len(chunk))]
         pixel_mask = self.image_processor.pixel_mask([item.size_hw for item in filled])
         pixel_values = np.concatenate([item.pixel_values for item in filled])
-        predictions = self.model(pixel_values, pixel_mask)
-        return detections_of(each_field(predictions, lambda values: values[: len(chunk)]), threshold, sizes_hw)
+        predictions = each_field(self.model(pixel_values, pixel_mask), lambda values: values[: len(chunk)])
+        results = detections_of(predictions, threshold, sizes_hw)
+        if self.task == "detection":
+            return results
+        least, fused_labels = -1.0 if self.task == "semantic" else threshold, set(self.stuff_labels)
+        masks = self.image_processor.masks_of(predictions, least, sizes_hw)
+        return [
+            result | segmented(of_image, self.task, threshold, fused_labels)
+            for result, of_image in zip(results, masks, strict=True)
+        ]
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -214,7 +227,7 @@ class ArtefactBackend:
 
     @property
     def stuff_labels(self) -> list[int]:
-        return sorted(getattr(self.model.info, "label_ids_to_fuse", ()))
+        return sorted(self.model.info.label_ids_to_fuse)
 
     def fingerprint(self) -> str:
         """Returns a text that differs as soon as the artefact's bytes do."""

@@ -18,9 +18,8 @@ from transformers.activations import ACT2FN
 
 from .matcher_detr import PackedTargets
 from .outputs_detr import Decoded
-from .predictions_detr import Predictions
+from .predictions_detr import NO_MASK, Predictions
 
-NO_MASK = -100.0  # the logit of a mask that was not asked for
 QUERIES_AT_ONCE = {"cpu": 4, "cuda": 32}  # without gradients: what the cache, or the device, holds
 
 
@@ -65,12 +64,22 @@ class SharedConv2d(nn.Conv2d):
     """
 
     def forward(self, shared: Tensor, own: Tensor | None = None) -> Tensor:
-        """Returns (n, C', h, w) of `shared` (1, C, h, w) and `own` (n, M, h, w), or of all channels (n, ., h, w)."""
+        """Returns (n, C', h, w) of `shared` (1, C, h, w) and `own` (n, M, h, w), or of all channels (n, ., h, w).
+
+        Of several images, `shared` (B, C, h, w), `own` has the parts of each behind each other.
+        """
         if own is None:
             return super().forward(shared)
         of_shared, of_own = self.weight.split((shared.shape[1], own.shape[1]), dim=1)
         once = F.conv2d(shared, of_shared, self.bias, padding=self.padding)
-        return F.conv2d(own, of_own, padding=self.padding) + once
+        return add_shared(F.conv2d(own, of_own, padding=self.padding), once)
+
+
+def add_shared(own: Tensor, shared: Tensor) -> Tensor:
+    """Returns `own` (B n, C, h, w) with the map of each image in `shared` (B, C, h, w) added to its n."""
+    if shared.shape[0] == 1:  # needs no reshape, which some runtimes pay for
+        return own + shared
+    return (own.unflatten(0, (shared.shape[0], -1)) + shared[:, None]).flatten(0, 1)
 
 
 class MaskHeadSmallConv(nn.Module):
@@ -105,22 +114,23 @@ class MaskHeadSmallConv(nn.Module):
         return [adapter(feature_map) for adapter, feature_map in zip(adapters, reversed(finer), strict=True)]
 
     def forward(self, projected: Tensor, attention: Tensor, adapted: list[Tensor]) -> Tensor:
-        """Returns mask logits (n, h4, w4) of one image's queries.
+        """Returns mask logits (B n, h4, w4) of the n queries of each image, image by image.
 
         Args:
-            projected: (1, D, h, w), the last feature map as it goes into the transformer.
-            attention: (n, M, h, w), from `MHAttentionMap`.
-            adapted: the image's finer maps (1, ., ., .), from `adapt`.
+            projected: (B, D, h, w), the last feature map as it goes into the transformer.
+            attention: (B n, M, h, w), from `MHAttentionMap`.
+            adapted: the images' finer maps (B, ., ., .), from `adapt`.
         """
         if isinstance(self.lay1, SharedConv2d):
             states = self.lay1(projected, attention)
         else:  # an adapter or a quantiser stands in its place
-            states = self.lay1(torch.cat([projected.expand(len(attention), -1, -1, -1), attention], dim=1))
+            shared = projected[:, None].expand(-1, attention.shape[0] // projected.shape[0], -1, -1, -1)
+            states = self.lay1(torch.cat([shared.flatten(0, 1), attention], dim=1))
         states = self.activation(self.gn1(states))
         states = self.activation(self.gn2(self.lay2(states)))
         steps = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
         for (layer, norm), fine in zip(steps, adapted, strict=True):
-            states = F.interpolate(states, size=fine.shape[-2:], mode="nearest") + fine
+            states = add_shared(F.interpolate(states, size=fine.shape[-2:], mode="nearest"), fine)
             states = self.activation(norm(layer(states)))
         return self.out_lay(states)[:, 0]
 
@@ -171,22 +181,61 @@ def masks_of_queries(model: nn.Module, decoded: Decoded, chosen: list[Tensor] | 
     return masks
 
 
+def masks_of_batch(model: nn.Module, decoded: Decoded, chosen: Tensor | None) -> Tensor:
+    """Returns mask logits (B, n, h4, w4) of each image's queries in `chosen` (B, n), or of all, in one go.
+
+    For what records a graph: `masks_of_queries` goes image by image, which would fix their number.
+    """
+    states = decoded.output.last_hidden_state
+    if chosen is not None:
+        states = states.gather(1, chosen[..., None].expand(-1, -1, states.shape[-1]))
+    memory, size_hw = decoded.output.encoder_last_hidden_state, decoded.projected.shape[-2:]
+    attention = model.bbox_attention(states, memory, size_hw, decoded.mask)
+    adapted = model.mask_head.adapt([feature_map for feature_map, _ in decoded.features[:-1]])
+    masks = model.mask_head(decoded.projected, attention.flatten(0, 1), adapted)
+    return masks.unflatten(0, (-1, states.shape[1]))
+
+
+def best_queries(logits: Tensor, count: int) -> Tensor:
+    """Returns the numbers (B, count) of the queries with the best score (best class but no-object), best first."""
+    return logits.float().softmax(dim=-1)[..., :-1].amax(dim=-1).topk(count).indices
+
+
 def predict_masks(model: nn.Module, decoded: Decoded, predictions: Predictions, threshold: float | None) -> Tensor:
     """Returns mask logits (B, Q, h4, w4) for inference: of the queries whose score is above `threshold`, or of all.
 
     Raises:
         ValueError: the mask head was never trained.
     """
-    if model.mask_head_is_new and not model.training:
+    if not model.training:
+        refuse_new_mask_head(model)
+    return masks_above(model, decoded, predictions, threshold)
+
+
+def masks_above(
+    model: nn.Module,
+    decoded: Decoded,
+    predictions: Predictions,
+    threshold: float | None,
+    besides: list[Tensor] | None = None,
+) -> Tensor:
+    """Returns mask logits (B, Q, h4, w4) of the queries with a score above `threshold` and those `besides`; or all."""
+    if threshold is None:
+        return torch.stack(masks_of_queries(model, decoded, None))
+    wanted = predictions.logits[-1].softmax(dim=-1)[..., :-1].amax(dim=-1) > threshold  # (B, Q)
+    for of_image, numbers in zip(wanted, besides or (), strict=False):
+        of_image[numbers] = True
+    kept = [of_image.nonzero()[:, 0] for of_image in wanted]
+    return place_masks(masks_of_queries(model, decoded, kept), kept, wanted.shape[1])
+
+
+def refuse_new_mask_head(model: nn.Module) -> None:
+    """Raises a ValueError where the mask head was never trained."""
+    if model.mask_head_is_new:
         raise ValueError(
             f"{model.name_or_path} is a detector: its mask head is new here, and masks would be random. Train it "
             "(DETRTrainer), load a checkpoint with masks, or use DETRForObjectDetection for boxes."
         )
-    if threshold is None:
-        return torch.stack(masks_of_queries(model, decoded, None))
-    scores = predictions.logits[-1].softmax(dim=-1)[..., :-1].amax(dim=-1)
-    kept = [(score > threshold).nonzero()[:, 0] for score in scores]
-    return place_masks(masks_of_queries(model, decoded, kept), kept, scores.shape[1])
 
 
 def place_masks(masks: list[Tensor], queries: list[Tensor], num_queries: int) -> Tensor:
@@ -204,11 +253,12 @@ def train_masks(
     labels: list[dict[str, Tensor]],
     padded_hw: tuple[int, int],
     sizes_hw: Tensor,
+    threshold: float | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Returns the mask logits (B, Q, h4, w4), the loss of the matched ones, and its parts.
 
     The last layer's assignment counts, made by the detector's costs alone. While training, only matched queries have a
-    mask: the others' would carry no gradient.
+    mask: the others' would carry no gradient. In evaluation those above `threshold` have one besides, or all.
     """
     criterion = model.criterion()
     targets = PackedTargets.from_list(labels, len(sizes_hw), predictions.logits.device)
@@ -227,7 +277,7 @@ def train_masks(
         masks = [masks[0] * 0, *masks[1:]] if unused else masks
         wanted = [wanted[0].new_zeros(1, *wanted[0].shape[1:]), *wanted[1:]] if unused else wanted
     else:
-        placed = torch.stack(masks_of_queries(model, decoded, None))
+        placed = masks_above(model, decoded, predictions, threshold, queries)
         unused, masks = False, [of_image[numbers] for of_image, numbers in zip(placed, queries, strict=True)]
     loss, parts = criterion.loss_masks(masks, wanted, padded_hw, [tuple(size) for size in sizes_hw.tolist()])
     if unused:

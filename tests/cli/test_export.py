@@ -9,7 +9,7 @@ from detr_hf.cli import export as export_module
 from detr_hf.cli.main import app
 
 from ..conftest import tiny_model
-from ..export.artefacts import small_processor
+from ..export.artefacts import small_processor, small_segmenter
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def checkpoint(tmp_path):
         (["--size", "64x96"], "needs --static"),
         (["--static", "--size", "64"], "expected HEIGHTxWIDTH"),
         (["--to", "tflite"], "is not one of"),
+        (["--task", "segmentation"], "is a detector, without masks"),
         (["--to", "openvino", "--dtype", "int8", "--calibration", "nowhere"], "no picture in nowhere"),
     ],
 )
@@ -56,6 +57,26 @@ def test_what_the_options_say_reaches_the_exporter(checkpoint, tmp_path, monkeyp
     # 480x640 at a shortest side of 64
     assert (second, kind, fixed["batch"], tuple(fixed["size_hw"])) == ("checkpoint.pt2", "torch-export", 2, (64, 85))
     assert sized["size_hw"] == (64, 128) and not sized["masked"] and options["masked"]
+
+
+def test_masks_are_exported_unless_told_otherwise(tmp_path, monkeypatch):
+    calls = []
+
+    def export_model(model, processor, output, to, **options):
+        calls.append((model.has_mask_head, options["mask_queries"]))
+        output.write_bytes(b"x")
+        return output, "0 cases"
+
+    monkeypatch.setattr("detr_hf.export.exporting.export_model", export_model)
+    monkeypatch.chdir(tmp_path)
+    small_segmenter().save_pretrained("masks")
+    small_processor().save_pretrained("masks")
+    outputs = [
+        CliRunner().invoke(app, ["export", "masks", *options]).output
+        for options in ([], ["--mask-queries", "3"], ["--task", "detection"], ["--task", "segmentation"])
+    ]
+    assert calls == [(True, None), (True, 3), (False, None), (True, None)]
+    assert ["the masks of all 7 queries" in output for output in outputs] == [True, False, False, True]
 
 
 def test_calibration_takes_pictures_spread_over_the_folder(tmp_path, monkeypatch):

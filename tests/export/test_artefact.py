@@ -6,7 +6,7 @@ import pytest
 
 from detr_hf.export import ArtefactInfo, find_artefact
 
-from .artefacts import info_of, small_model, small_processor
+from .artefacts import info_of, small_model, small_processor, small_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +16,14 @@ def info() -> ArtefactInfo:
 
 def test_metadata_comes_back_as_it_was(info):
     assert ArtefactInfo.from_json(info.to_json(), "a.onnx") == info
+    segmenter = small_segmenter()
+    processor = small_processor(label_ids_to_fuse=[1, 2])
+    with_masks = info_of(segmenter, processor, mask_queries=3)
+    assert ArtefactInfo.from_json(with_masks.to_json(), "a.onnx") == with_masks
+    assert with_masks.has_masks and with_masks.mask_queries == 3 and with_masks.label_ids_to_fuse == (1, 2)
+    with pytest.raises(ValueError, match="label_ids_to_fuse has"):
+        info_of(segmenter, small_processor(label_ids_to_fuse=[3]))
+    assert info_of(segmenter).mask_queries is None and not info.has_masks
     assert info.id2label == {0: "cat", 1: "dog", 2: "owl"} and info.input_shape() == (2, 3, 64, 96)
 
 
@@ -31,6 +39,10 @@ def test_metadata_holds_what_preprocessing_needs(info):
 def test_foreign_and_later_files_are_refused(info):
     with pytest.raises(ValueError, match=r"a\.onnx does not say .* `detr-hf export`"):
         ArtefactInfo.from_json(None, "a.onnx")
+    earlier = {**json.loads(info.to_json()), "schema_version": 1}
+    for name in ("has_masks", "mask_queries", "label_ids_to_fuse"):
+        del earlier[name]
+    assert ArtefactInfo.from_json(json.dumps(earlier), "a.onnx") == info
     later = json.dumps({**json.loads(info.to_json()), "schema_version": 99})
     with pytest.raises(ValueError, match="version 99"):
         ArtefactInfo.from_json(later, "a.onnx")

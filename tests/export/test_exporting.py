@@ -1,5 +1,6 @@
 """Artefacts give what the model gives, for any batch, size and mask, and a bad one is not kept."""
 
+import copy
 import json
 import re
 import sys
@@ -8,23 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from detr_hf import DETRForSegmentation
 from detr_hf.export import check_parity, export_model, exporting as exporting_module, load_runtime
-from detr_hf.export.parity import Case, smooth_images
+from detr_hf.export.artefact import SUFFIX_OF
+from detr_hf.export.exporting import PACKAGES_OF
+from detr_hf.export.parity import smooth_images
 
-from .artefacts import ModelRuntime, info_of, small_model, small_processor
-
-
-def other_cases(batch: int | None = None, size_hw: tuple[int, int] | None = None) -> list[Case]:
-    """Inputs that the export itself does not check: a single row of cells, a large batch, a picture of 3/4 padding."""
-    rng = np.random.default_rng(9)
-    cases = []
-    for shape in ((5, 33, 97), (1, 97, 33), (4, 129, 64)):
-        pixel_values = smooth_images(rng, (batch or shape[0], 3, *(size_hw or shape[1:])))
-        mask = np.ones((len(pixel_values), *pixel_values.shape[2:]), dtype=bool)
-        mask[-1, mask.shape[1] // 2 :] = False
-        mask[-1, :, mask.shape[2] // 2 :] = False
-        cases += [Case(pixel_values, mask), Case(pixel_values, None)]
-    return cases
+from .artefacts import ModelRuntime, info_of, other_cases, small_model, small_processor
 
 
 @pytest.mark.processor
@@ -147,6 +138,21 @@ def test_wrong_arguments_say_what_to_do(changes, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_masks_that_are_not_there_are_refused(segmenter, exported_model, tmp_path):
+    for model, count, message in (
+        (segmenter, 8, r"mask_queries=8 \(--mask-queries\) must be from 1 to 7"),
+        (segmenter, 0, "must be from 1 to 7"),
+        (exported_model, 3, "is for a model with masks, and this is a detector"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_model(model, small_processor(), tmp_path / "model.onnx", mask_queries=count)
+    exported_model.save_pretrained(tmp_path / "detector")
+    untrained = DETRForSegmentation.from_pretrained(tmp_path / "detector")
+    with pytest.raises(ValueError, match="detector is a detector: its mask head is new here"):
+        export_model(untrained, small_processor(), tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["detector"]
+
+
 def test_a_half_precision_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must be float32"):
         export_model(small_model().bfloat16(), small_processor(), tmp_path / "model.onnx")
@@ -203,6 +209,54 @@ def test_openvino_int8_is_calibrated_and_says_so(tmp_path):
 def readers_of(value) -> set[str]:
     """Returns the kinds of nodes that read this output of an OpenVINO graph."""
     return {reader.get_node().get_type_name() for reader in value.get_target_inputs()}
+
+
+WITH_MASKS = [
+    ("openvino", {}),
+    ("openvino", {"dtype": "bfloat16", "mask_queries": 3}),
+    ("openvino", {"dtype": "int8", "mask_queries": 3}),
+    ("torch-export", {"mask_queries": 3}),
+    ("torch-export", {"dtype": "bfloat16", "mask_queries": 7}),
+    ("torch-export", {"dtype": "float16", "batch": 1, "size_hw": (64, 97)}),
+    ("onnx", {"dtype": "float16"}),
+    ("onnx", {"batch": 2, "size_hw": (64, 97), "mask_queries": 3}),
+    ("onnx", {"batch": 1, "size_hw": (64, 97), "masked": False}),
+]
+
+
+@pytest.mark.processor
+@pytest.mark.slow
+@pytest.mark.parametrize(("to", "options"), WITH_MASKS)
+def test_masks_of_every_format_are_the_models(segmenter, tmp_path, to, options):
+    """On batches, odd sizes and padding that the export does not check itself; float32 to 1e-3 in the logits."""
+    for package in PACKAGES_OF[to]:
+        pytest.importorskip(package)
+    if options.get("dtype") == "int8":
+        pytest.importorskip("nncf")
+        options = options | {"calibration": list(smooth_images(np.random.default_rng(1), (8, 3, 64, 96)))}
+    output = tmp_path / f"masks{SUFFIX_OF[to]}"
+    model = copy.deepcopy(segmenter)
+    model.config.mask_score_threshold = 0.9  # a pipeline's, of which an artefact knows nothing
+    path, _ = export_model(model, small_processor(), output, to, **options)
+    runtime = load_runtime(path)
+    shape = options.get("batch"), options.get("size_hw")
+    cases = [case for case in other_cases(*shape) if options.get("masked", True) or case.pixel_mask is None]
+    parity = check_parity(segmenter, runtime, cases)
+    assert parity.of["masks"].largest < 1e-3 or "dtype" in options
+    found = runtime(cases[0].pixel_values)
+    count = options.get("mask_queries")
+    assert runtime.info.mask_queries == count and found.masks.shape[1] == (count or 7)
+    assert (found.mask_queries is None) == (count is None)
+
+
+@pytest.mark.slow
+def test_onnx_with_masks_names_its_outputs(segmenter, onnx_artefact_with_masks):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(onnx_artefact_with_masks))
+    assert [value.name for value in session.get_outputs()] == ["logits", "pred_boxes", "pred_masks", "mask_queries"]
+    parity = check_parity(segmenter, load_runtime(onnx_artefact_with_masks), other_cases())
+    assert parity.of["masks"].largest < 1e-3
 
 
 @pytest.mark.slow

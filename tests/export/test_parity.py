@@ -4,13 +4,11 @@ import re
 
 import numpy as np
 import pytest
-import torch
 
 from detr_hf.export import check_parity
 from detr_hf.export.parity import parity_cases
-from detr_hf.model import Predictions
 
-from .artefacts import ModelRuntime, info_of, small_model
+from .artefacts import ModelRuntime, info_of, other_cases, small_model
 
 
 @pytest.fixture(scope="module")
@@ -71,37 +69,44 @@ def test_nothing_to_compare_is_an_error(model):
         check_parity(model, ModelRuntime(model, info_of(model)), [])
 
 
-class WithMasks(torch.nn.Module):
-    """A model that gives masks too, which a mask head will."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values, pixel_mask=None):
-        output = self.model(pixel_values, pixel_mask)
-        return {**output, "pred_masks": 9 * output["logits"][:, :, None]}
+@pytest.mark.parametrize("mask_queries", [None, 1, 3])
+def test_masks_of_a_batch_in_one_go_are_those_of_each_image(segmenter, mask_queries):
+    info = info_of(segmenter, mask_queries=mask_queries)
+    parity = check_parity(segmenter, ModelRuntime(segmenter, info), other_cases())
+    assert list(parity.of) == ["logits", "boxes_cxcywh_norm", "masks"] and parity.of["masks"].largest < 1e-4
+    assert re.search(r"boxes within .* \(mean .*\), mask logits within .*, masks within .* \(mean .*\)", str(parity))
 
 
-class RuntimeWithMasks(ModelRuntime):
-    """The runtime of such a model; `noise` spoils the masks alone."""
+class Spoiled(ModelRuntime):
+    """A runtime whose masks, or the queries they are of, went wrong."""
+
+    spoil = staticmethod(lambda found: found)
 
     def __call__(self, pixel_values, pixel_mask=None):
-        logits, boxes, _ = ModelRuntime(self.model, self.info)(pixel_values, pixel_mask)
-        return Predictions(logits, boxes, 9 * logits[:, :, None] + self.noise)
+        return self.spoil(super().__call__(pixel_values, pixel_mask))
 
 
-def test_every_field_is_compared_by_name(model):
-    info = info_of(model)
-    parity = check_parity(WithMasks(model), RuntimeWithMasks(model, info))
-    assert list(parity.of) == ["logits", "boxes_cxcywh_norm", "masks"] and parity.of["masks"].largest < 1e-5
-    assert re.search(r"boxes within .* \(mean .*\), mask logits within .*, masks within .* \(mean .*\)", str(parity))
-    with pytest.raises(ValueError, match=r"differs from the model .* in mask logits"):
-        check_parity(WithMasks(model), RuntimeWithMasks(model, info, noise=1.0))
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda found: found._replace(masks=found.masks + 1), "differs from the model .* in mask logits"),
+        (lambda found: found._replace(masks=found.masks[:, ::-1]), "differs from the model .* in mask logits"),
+        (lambda found: found._replace(masks=None), "The model gives masks, and the exported model gives none"),
+        (lambda found: found._replace(mask_queries=0 * found.mask_queries), "mask_queries are not 3 of 7 queries"),
+        (lambda found: found._replace(mask_queries=found.mask_queries + 7), "mask_queries are not 3 of 7 queries"),
+        (
+            lambda found: found._replace(mask_queries=np.argsort(found.logits[..., :-1].max(-1), axis=1)[:, :3]),
+            "not of the 3 queries with the best scores",
+        ),
+    ],
+)
+def test_masks_that_went_wrong_are_refused(segmenter, spoil, message, monkeypatch):
+    monkeypatch.setattr(Spoiled, "spoil", staticmethod(spoil))
+    info = info_of(segmenter, mask_queries=3)
+    with pytest.raises(ValueError, match=message):
+        check_parity(segmenter, Spoiled(segmenter, info), other_cases()[:1])
 
 
-def test_a_field_that_is_missing_is_refused(model):
-    with pytest.raises(ValueError, match="The model gives masks, and the exported model gives none"):
-        check_parity(WithMasks(model), ModelRuntime(model, info_of(model)))
+def test_masks_that_the_model_lacks_are_refused(segmenter, model):
     with pytest.raises(ValueError, match="The exported model gives masks, and the model gives none"):
-        check_parity(model, RuntimeWithMasks(model, info_of(model)))
+        check_parity(model, ModelRuntime(segmenter, info_of(segmenter)))

@@ -119,7 +119,10 @@ print(json.dumps({"heavy": heavy, "found": [detections.to_dict() for detections 
 """
 
 
-def test_it_runs_without_importing_torch(onnx_artefact, on_artefact, tmp_path):
+@pytest.mark.parametrize("kind", ["boxes", pytest.param("masks", marks=pytest.mark.slow)])
+def test_it_runs_without_importing_torch(kind, request, tmp_path):
+    onnx_artefact = request.getfixturevalue("onnx_artefact" if kind == "boxes" else "onnx_artefact_with_masks")
+    on_artefact = Detector.from_pretrained(onnx_artefact)
     paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
     picture(70, 90, 4).save(paths[0])
     grey = picture(80, 60, 5, "L")
@@ -138,7 +141,12 @@ def test_it_runs_without_importing_torch(onnx_artefact, on_artefact, tmp_path):
     assert shown["heavy"] == []
     expected = [on_artefact(path, 0.0).to_dict() for path in (paths[0], *paths)]
     for found, wanted in zip(shown["found"], expected, strict=True):
-        assert found["height"] == wanted["height"]
+        assert found["height"] == wanted["height"] and set(found) == set(wanted)
+        assert found.get("segments") == wanted.get("segments")
+        assert [one.get("segmentation") for one in found["objects"]] == [
+            one.get("segmentation") for one in wanted["objects"]
+        ]
+        assert ("segments" in found) == ("segmentation" in found["objects"][0]) == (kind == "masks")
         np.testing.assert_allclose(
             [one["box"] for one in found["objects"]], [one["box"] for one in wanted["objects"]], atol=1e-3
         )
