@@ -6,9 +6,9 @@ benchmarks/results, in the folder of this machine.
 """
 
 import os
-import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,10 +41,6 @@ Machine = Annotated[
 ]
 Tuned = Annotated[bool, typer.Option("--tuned-allocator", help="Run both sides with glibc set to keep freed memory.")]
 RESULTS = Path("benchmarks/results")
-# Options that say nothing of what was measured, or whose value is in the command's part of the name already.
-NOT_IN_THE_NAME = {"out", "machine", "runs", "seconds", "part"}
-# How the name of a record tells an option; any other as --OPTION-VALUE.
-IN_THE_NAME = {"dtype": "{}", "peer_dtype": "peer-{}", "compile": "compiled", "compile_peer": "compiled-peer"}
 
 
 @app.command()
@@ -242,6 +238,40 @@ def exported(
 
 
 @app.command()
+def masks(
+    context: typer.Context,
+    part: Annotated[str, typer.Option(help="speed, or faults: cases whose answer is plain, as a table.")] = "speed",
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 or float16; in training by autocast.")] = "float32",
+    height: Height = 800,
+    width: Width = 1333,
+    queries: Annotated[int, typer.Option(min=2, help="Of both; at 100 transformers takes 14 GB.")] = 100,
+    kept: Annotated[int, typer.Option(min=1, help="Queries whose score is high enough for a mask.")] = 10,
+    pictures: Annotated[int, typer.Option(min=1, help="That are read as segments.")] = 100,
+    backbone: Backbone = "resnet50",
+    runs: Runs = 3,
+    out: Out = None,
+    machine: Machine = None,
+) -> None:
+    """Masks: after the decoder, whole forwards, training steps, reading as segments; or what goes wrong in that."""
+    if part == "faults":
+        from .mask_faults import compare_faults
+        from .tables import faults_table
+
+        record = compare_faults()
+        _finish(context, "masks-faults", record, [faults_table(record["cases"])])
+    elif part == "speed":
+        from .masks import compare_masks
+
+        if kept >= queries:
+            raise typer.BadParameter(f"of {queries} queries fewer than {kept} must be kept", param_hint="--kept")
+        config = {"num_queries": queries, "backbone": backbone}
+        _finish(context, "masks", compare_masks(device, dtype, (height, width), kept, pictures, runs, **config))
+    else:
+        raise typer.BadParameter(f"there is no part {part!r}; choose speed or faults", param_hint="--part")
+
+
+@app.command()
 def aids(
     context: typer.Context,
     device: Device = "cpu",
@@ -339,13 +369,14 @@ def tables(
     raise typer.Exit(1 if check and stale else 0)
 
 
-def _finish(context: typer.Context, name: str, record: dict[str, Any]) -> None:
-    """Prints the record and writes it: one file for a command with these options, which the next run replaces."""
+def _finish(context: typer.Context, name: str, record: dict[str, Any], lines: Iterable[str] = ()) -> None:
+    """Prints the record, or `lines`, and writes it: a file for these options, which the next run replaces."""
     from .measuring import describe, write_record
+    from .records import name_of
 
-    for line in describe(record):
+    for line in lines or describe(record):
         typer.echo(line)
-    typer.echo(f"Written: {write_record(_name(context, name), record, _folder(context))}")
+    typer.echo(f"Written: {write_record(name_of(context, name), record, _folder(context))}")
 
 
 def _folder(context: typer.Context, device: str | None = None) -> Path:
@@ -354,19 +385,6 @@ def _folder(context: typer.Context, device: str | None = None) -> Path:
 
     given = context.params
     return given["out"] or RESULTS / (given["machine"] or machine_name(device or given.get("device", "cpu")))
-
-
-def _name(context: typer.Context, name: str) -> str:
-    """Returns the name of a record: the command's, and every option that is not at its default."""
-    for option in context.command.params:
-        value = context.params.get(option.name)
-        if option.name in NOT_IN_THE_NAME or value == option.default:
-            continue
-        words = option.name.replace("_", "-")
-        usual = {True: words, False: f"no-{words}"}[value] if isinstance(value, bool) else f"{words}-{{}}"
-        text = IN_THE_NAME.get(option.name, usual).format(value)
-        name += "-" + re.sub(r"[^\w.]+", "-", text)
-    return name
 
 
 def _ran_tuned(wanted: bool) -> bool:

@@ -94,8 +94,8 @@ def _stuff_in_every_order(processor: Any) -> str:
     parts = [
         (rectangle(0, 0, 0.5, 0.5), 1, 0.95),
         (rectangle(0.5, 0, 1, 0.5), 1, 0.9),
-        (rectangle(0, 0.5, 1, 0.8), 2, 0.99),
-        (rectangle(0, 0.5, 1, 0.8), 1, 0.91),
+        (rectangle(*RIGHT), 2, 0.99),
+        (rectangle(*RIGHT), 1, 0.91),
     ]
     right = 0
     for order in itertools.permutations(parts):
@@ -105,7 +105,7 @@ def _stuff_in_every_order(processor: Any) -> str:
             (segment["label_id"], round(10 * float((found["segmentation"] == segment["id"]).float().mean())))
             for segment in found["segments_info"]
         )
-        right += shares == [(1, 5), (2, 3)]  # tenths of the image
+        right += shares == [(1, 5), (2, 5)]  # tenths of the image
     return f"{right} of 24"
 
 
@@ -121,7 +121,8 @@ def _overlapping_stuff(processor: Any) -> str:
 
 
 def _duplicates(processor: Any) -> str:
-    return _shares(_panoptic(processor, outputs_of([rectangle(*LEFT)] * 2, [0, 0], [0.95, 0.9])))
+    masks = [rectangle(*LEFT), rectangle(*RIGHT), rectangle(*LEFT)]
+    return _shares(_panoptic(processor, outputs_of(masks, [0, 1, 0], [0.95, 0.94, 0.9])))
 
 
 def _overlapping_instances(processor: Any) -> str:
@@ -168,7 +169,7 @@ FAULTS = (
         _ids,
     ),
     Fault("stuff in two masks that overlap, over the whole image", "100 %", _overlapping_stuff),
-    Fault("one object twice, over half of the image", "50 %", _duplicates),
+    Fault("two objects of a half each, one of them found twice", "50 %, 50 %", _duplicates),
     Fault("two instances of 60 % that overlap", "60 %, 60 %", _overlapping_instances),
     Fault("nothing found: the map", "int32 of 0", _nothing),
     Fault("an object of one pixel: pixels", "1", _one_pixel),

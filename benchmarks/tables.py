@@ -54,6 +54,16 @@ CPU_ROWS = (
     ("16 images to tensors", "preprocess", "preprocess", "", "preprocess"),
     ("outputs to detections", "preprocess", "postprocess", "", "preprocess"),
 )
+# What is measured of masks: what it is, where in the record, how many times as fast and as small was aimed at.
+MASK_ROWS = (
+    ("after the decoder, masks of all {num_queries} queries", ("after_decoder", "all"), 5, 10),
+    ("after the decoder, masks of the {kept} best", ("after_decoder", "kept"), 30, None),
+    ("a whole forward, masks of the {kept} best", ("forward", "kept"), 10, None),
+    ("a training step, {objects} objects in each image", ("train_step",), 7, 8),
+    ("{pictures} pictures read as panoptic segments", ("panoptic_segmentation",), None, None),
+    ("{pictures} pictures read as instances", ("instance_segmentation",), None, None),
+    ("one of 1200x1800 read, 300 queries", ("large_picture",), None, None),
+)
 GPU_ROWS = {
     "eager_1": "batch 1",
     "eager_8": "batch 8",
@@ -177,6 +187,38 @@ def _memory_ratio(point: dict[str, Any]) -> str:
     return f"{point['ours_peak_bytes'] / point['peer_peak_bytes']:.2f}" if point.get("peer_peak_bytes") else ""
 
 
+def speed_masks() -> str:
+    """Returns times and memory of everything that masks cost, on every machine that measured it."""
+    found = {machine: record(machine, "masks") for machine in MACHINES}
+    rows = []
+    for machine, of_machine in found.items():
+        for what, path, faster, smaller in MASK_ROWS if of_machine else ():
+            value = of_machine
+            for part in path:
+                value = value[part]
+            times = [f"{value[side]:.2f}" for side in ("ours_s", "peer_s")]
+            memory = [value.get(f"{side}_peak_bytes") for side in ("ours", "peer")]
+            bytes_ = [f"{size / 1e6:.0f}" if size else "" for size in memory]
+            less = f"{memory[1] / memory[0]:.1f}" if all(memory) else ""
+            ratio = _ratio({"ratio": value.get("cpu_ratio", value["ratio"])})
+            aims = [str(aim or "") for aim in (faster, smaller)]
+            name = what.format(**of_machine["settings"])
+            rows.append([name, MACHINES[machine], ratio, aims[0], *times, *bytes_, less, aims[1]])
+    head = ["", "on", "times as fast", "aimed at", "here, s", "transformers, s"]
+    return table([*head, "memory here, MB", "transformers, MB", "times as small", "aimed at"], rows)
+
+
+def faults_table(cases: list[dict[str, str]]) -> str:
+    """Returns the table of what is right, what this package gives and what transformers does."""
+    rows = [[case[column] for column in ("what", "right", "ours", "transformers")] for case in cases]
+    return table(["", "right", "here", "transformers"], rows)
+
+
+def mask_faults() -> str:
+    """Returns that table of the record; every machine gives the same."""
+    return faults_table(next(found for name in MACHINES if (found := record(name, "masks-faults")))["cases"])
+
+
 def speed_start() -> str:
     """Returns the seconds of whole processes."""
     started, exported = record("zen5", "start")["seconds"], record("zen5", "exported-start")
@@ -236,7 +278,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed-gpu": speed_gpu,
     "speed-limit": speed_limit,
     "speed-growth": speed_growth,
+    "speed-masks": speed_masks,
     "speed-start": speed_start,
+    "mask-faults": mask_faults,
     "export-ap": export_ap,
     "padding": padding,
     "learning-digits": learning_tables.digits,

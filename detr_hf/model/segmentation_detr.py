@@ -24,7 +24,7 @@ from .outputs_detr import Decoded
 from .predictions_detr import Predictions
 
 NO_MASK = -100.0  # the logit of a mask that was not asked for
-QUERIES_AT_ONCE = {"cpu": 4, "cuda": 32}  # without gradients: what the cache, or the device, holds
+QUERIES_AT_ONCE = {"cpu": 2, "cuda": 32}  # without gradients: what the cache, or the device, holds
 
 
 class MHAttentionMap(nn.Module):
