@@ -1,8 +1,7 @@
 """`python -m benchmarks NAME`: this package beside transformers' own DETR, on this machine.
 
 Every verb builds both sides with the same random weights (nothing is downloaded), checks that they agree, times them
-in turn in one process, prints the median of the paired ratios with its quartiles, and writes a JSON file below
-benchmarks/results, in the folder of this machine.
+in turn, prints the median of the paired ratios with its quartiles, and writes JSON to benchmarks/results/MACHINE.
 """
 
 import os
@@ -245,8 +244,8 @@ def masks(
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 or float16; in training by autocast.")] = "float32",
     height: Height = 800,
     width: Width = 1333,
-    queries: Annotated[int, typer.Option(min=2, help="Of both; at 100 transformers takes 14 GB.")] = 100,
-    kept: Annotated[int, typer.Option(min=1, help="Queries whose score is high enough for a mask.")] = 10,
+    queries: Annotated[int, typer.Option(min=2, help="At 100 transformers takes 14 GB.")] = 100,
+    kept: Annotated[int, typer.Option(min=1, help="Queries whose score is high enough.")] = 10,
     pictures: Annotated[int, typer.Option(min=1, help="That are read as segments.")] = 100,
     backbone: Backbone = "resnet50",
     runs: Runs = 3,
@@ -254,18 +253,17 @@ def masks(
     machine: Machine = None,
 ) -> None:
     """Masks: after the decoder, whole forwards, training steps, reading as segments; or what goes wrong in that."""
+    if kept >= queries:
+        raise typer.BadParameter(f"{kept} of {queries} queries is not fewer", param_hint="--kept")
     if part == "faults":
-        from .mask_faults import compare_faults
-        from .tables import faults_table
+        from . import mask_faults, tables
 
-        record = compare_faults()
-        _finish(context, "masks-faults", record, [faults_table(record["cases"])])
+        record = mask_faults.compare_faults()
+        _finish(context, "masks-faults", record, [tables.faults_table(record["cases"])])
     elif part == "speed":
         from .masks import compare_masks
 
-        if kept >= queries:
-            raise typer.BadParameter(f"of {queries} queries fewer than {kept} must be kept", param_hint="--kept")
-        config = {"num_queries": queries, "backbone": backbone}
+        config = {"backbone": backbone, "num_queries": queries}
         _finish(context, "masks", compare_masks(device, dtype, (height, width), kept, pictures, runs, **config))
     else:
         raise typer.BadParameter(f"there is no part {part!r}; choose speed or faults", param_hint="--part")

@@ -100,7 +100,7 @@ def _stuff_in_every_order(processor: Any) -> str:
     right = 0
     for order in itertools.permutations(parts):
         outputs = outputs_of(*(list(column) for column in zip(*order, strict=True)))
-        found = _panoptic(processor, outputs, fuse=(1,), overlap_mask_area_threshold=0.5)
+        found = _panoptic(processor, outputs, fuse=(1,), overlap_mask_area_threshold=0.4)
         shares = sorted(
             (segment["label_id"], round(10 * float((found["segmentation"] == segment["id"]).float().mean())))
             for segment in found["segments_info"]
