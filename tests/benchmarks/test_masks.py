@@ -26,6 +26,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.processor
+@pytest.mark.slow
 def test_all_that_masks_cost_is_compared(small):
     record = masks.compare_masks("cpu", "float32", (132, 196), 2, 3, 2, **CONFIG)
     assert record["kept_queries"] == 2 and max(record["difference"].values()) < 1e-4
