@@ -4,14 +4,13 @@ Every verb builds both sides with the same random weights (nothing is downloaded
 in turn, prints the median of the paired ratios with its quartiles, and writes JSON to benchmarks/results/MACHINE.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from .allocator import ran_tuned
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -19,9 +18,6 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# glibc then keeps freed activations instead of returning them to the system and zeroing them anew at every operation.
-TUNED_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16, for both sides.")]
@@ -61,7 +57,7 @@ def forward(
     machine: Machine = None,
 ) -> None:
     """Inference: pixels to logits and boxes, in eval mode without gradients."""
-    if _ran_tuned(tuned_allocator):
+    if ran_tuned(tuned_allocator):
         return
     from .forward import compare_forward
 
@@ -89,7 +85,7 @@ def train_step(
     machine: Machine = None,
 ) -> None:
     """Training: forward, loss, backward, AdamW; time, peak memory and host syncs of a step."""
-    if _ran_tuned(tuned_allocator):
+    if ran_tuned(tuned_allocator):
         return
     from .train_step import compare_train_steps
 
@@ -129,7 +125,7 @@ def preprocess(
     machine: Machine = None,
 ) -> None:
     """Pictures to tensors, and outputs to detections."""
-    if _ran_tuned(tuned_allocator):
+    if ran_tuned(tuned_allocator):
         return
     from .preprocess import compare_processors
 
@@ -220,7 +216,7 @@ def exported(
     machine: Machine = None,
 ) -> None:
     """Exported models: speed and cold start beside transformers' DETR in torch, and the AP that each keeps."""
-    if _ran_tuned(tuned_allocator):
+    if ran_tuned(tuned_allocator):
         return
     from .exported import compare_exported, compare_starts_of_exported, precision_kept
 
@@ -383,18 +379,6 @@ def _folder(context: typer.Context, device: str | None = None) -> Path:
 
     given = context.params
     return given["out"] or RESULTS / (given["machine"] or machine_name(device or given.get("device", "cpu")))
-
-
-def _ran_tuned(wanted: bool) -> bool:
-    """Runs this same command again with the tuned allocator, which must be set before a process starts."""
-    if not wanted or all(os.environ.get(name) == value for name, value in TUNED_ALLOCATOR.items()):
-        return False
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *sys.argv[1:]], env={**os.environ, **TUNED_ALLOCATOR}, check=False
-    )
-    if done.returncode:
-        raise typer.Exit(done.returncode)
-    return True
 
 
 if __name__ == "__main__":

@@ -64,21 +64,28 @@ class MHAttentionMap(nn.Module):
 class SharedConv2d(nn.Conv2d):
     """A 3x3 convolution of what the queries of an image share and of what each has of its own, put apart.
 
-    It is linear, so that what it makes of the shared part is made once: `layer(own, layer(shared))`. Called with all
-    channels alone it is a plain `Conv2d`.
+    It is linear, so that what it makes of the shared part is made once: `layer(own, layer(shared))`. A query's own
+    part is the last of the channels, of the same size, or all, of a smaller map that the shared one is added to.
+    Called with all channels alone it is a plain `Conv2d`.
     """
 
+    def __init__(self, channels: int, own_channels: int, width: int):
+        super().__init__(channels, width, kernel_size=3, padding=1)
+        self.own_channels = own_channels
+
     def forward(self, states: Tensor, shared: Tensor | None = None) -> Tensor:
-        """Returns what comes of the first channels (or all) in `states`; with `shared`, of the last ones (or all).
+        """Returns what comes of the first channels (or all) in `states`; with `shared`, of the queries' own.
 
         Args:
             states: (B, C, h, w); with `shared` (B n, C, h', w'), of the n queries of each image.
-            shared: (B, C', h, w), what came of the images' part. `states` are brought to its size by the nearest cell,
-                and what comes of them is added to it.
+            shared: (B, C', h, w), what came of the images' part, to which the rest is added.
         """
         if shared is None:
             return F.conv2d(states, self.weight[:, : states.shape[1]], self.bias, padding=self.padding)
-        return add_shared(convolve_at(states, self.weight[:, -states.shape[1] :], shared.shape[-2:]), shared)
+        weight = self.weight[:, -self.own_channels :]
+        if self.own_channels < self.in_channels:
+            return add_shared(F.conv2d(states, weight, padding=self.padding), shared)
+        return add_shared(convolve_at(states, weight, shared.shape[-2:]), shared)
 
 
 def add_shared(own: Tensor, shared: Tensor) -> Tensor:
@@ -94,8 +101,6 @@ def convolve_at(states: Tensor, weight: Tensor, size_hw: Sequence[int]) -> Tenso
     Where both sides double (a side that is odd then lacks its last line), that is one transposed convolution of the
     small map: less than half of the products, and no large input. In bfloat16 processors without it are slow at that.
     """
-    if tuple(states.shape[-2:]) == tuple(size_hw):
-        return F.conv2d(states, weight, padding=1)
     if not _doubles(states, size_hw):
         return F.conv2d(F.interpolate(states, size=size_hw, mode="nearest"), weight, padding=1)
     height, width = size_hw
@@ -143,8 +148,8 @@ class MaskHeadSmallConv(nn.Module):
         joined = hidden_dim + nheads
         widths = [joined, joined, *(hidden_dim // part for part in (2, 4, 8, 16))]
         for number in range(1, 6):
-            convolution = nn.Conv2d if number == 2 else SharedConv2d
-            layer = convolution(widths[number - 1], widths[number], kernel_size=3, padding=1)
+            own_channels = nheads if number == 1 else widths[number - 1]
+            layer = SharedConv2d(widths[number - 1], own_channels, widths[number])
             setattr(self, f"lay{number}", layer)
             setattr(self, f"gn{number}", nn.GroupNorm(math.gcd(8, widths[number]), widths[number]))
         self.out_lay = nn.Conv2d(widths[5], 1, kernel_size=3, padding=1)

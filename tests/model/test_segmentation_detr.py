@@ -75,7 +75,7 @@ def test_what_queries_share_is_made_once_and_groups_change_nothing(monkeypatch):
 
 
 def test_who_counts_operations_sees_the_plain_ones():
-    layer, states, shared = SharedConv2d(3, 2, 3, padding=1), torch.randn(1, 3, 4, 4), torch.zeros(1, 2, 8, 8)
+    layer, states, shared = SharedConv2d(3, 3, 2), torch.randn(1, 3, 4, 4), torch.zeros(1, 2, 8, 8)
     with FlopCounterMode(display=False) as counter:
         layer(states, shared)
     assert counter.get_total_flops() == 2 * 64 * 9 * 3 * 2
