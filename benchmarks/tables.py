@@ -6,6 +6,8 @@ A record is `benchmarks/results/MACHINE/NAME.json`. Nothing here measures, and n
 where it lies; what was aimed at is written beside it, so that what falls short shows.
 """
 
+import functools
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -56,14 +58,15 @@ CPU_ROWS = (
 )
 # What is measured of masks: what it is, where in the record, how many times as fast and as small was aimed at.
 MASK_ROWS = (
-    ("after the decoder, masks of all {num_queries} queries", ("after_decoder", "all"), 5, 10),
-    ("after the decoder, masks of the {kept} best", ("after_decoder", "kept"), 30, None),
-    ("a whole forward, masks of the {kept} best", ("forward", "kept"), 10, None),
-    ("a training step, {objects} objects in each image", ("train_step",), 7, 8),
-    ("{pictures} pictures read as panoptic segments", ("panoptic_segmentation",), None, None),
-    ("{pictures} pictures read as instances", ("instance_segmentation",), None, None),
-    ("one of 1200x1800 read, 300 queries", ("large_picture",), None, None),
+    ("after the decoder, all masks", ("after_decoder", "all"), "5", "10"),
+    ("after the decoder, the {kept} best", ("after_decoder", "kept"), "30", ""),
+    ("a whole forward, the {kept} best", ("forward", "kept"), "10", ""),
+    ("a training step, 2 images of {objects} objects", ("train_step",), "7", "8"),
+    ("{pictures} pictures read as panoptic segments", ("panoptic_segmentation",), "", ""),
+    ("{pictures} pictures read as instances", ("instance_segmentation",), "", ""),
+    ("one of 1200x1800 read, 300 queries", ("large_picture",), "", ""),
 )
+MASK_RECORDS = ("masks", "masks-bfloat16", "masks-queries-50", "masks-bfloat16-queries-50")
 GPU_ROWS = {
     "eager_1": "batch 1",
     "eager_8": "batch 8",
@@ -189,22 +192,19 @@ def _memory_ratio(point: dict[str, Any]) -> str:
 
 def speed_masks() -> str:
     """Returns times and memory of everything that masks cost, on every machine that measured it."""
-    found = {machine: record(machine, "masks") for machine in MACHINES}
     rows = []
-    for machine, of_machine in found.items():
-        for what, path, faster, smaller in MASK_ROWS if of_machine else ():
-            value = of_machine
-            for part in path:
-                value = value[part]
-            times = [f"{value[side]:.2f}" for side in ("ours_s", "peer_s")]
+    for machine, name in itertools.product(MACHINES, MASK_RECORDS):
+        found = record(machine, name)
+        for what, path, *aims in MASK_ROWS if found else ():
+            value = functools.reduce(dict.__getitem__, path, found)
+            settings = found["settings"]
             memory = [value.get(f"{side}_peak_bytes") for side in ("ours", "peer")]
-            bytes_ = [f"{size / 1e6:.0f}" if size else "" for size in memory]
-            less = f"{memory[1] / memory[0]:.1f}" if all(memory) else ""
-            ratio = _ratio({"ratio": value.get("cpu_ratio", value["ratio"])})
-            aims = [str(aim or "") for aim in (faster, smaller)]
-            name = what.format(**of_machine["settings"])
-            rows.append([name, MACHINES[machine], ratio, aims[0], *times, *bytes_, less, aims[1]])
-    head = ["", "on", "times as fast", "aimed at", "here, s", "transformers, s"]
+            cells = [what.format(**settings), f"{MACHINES[machine]}, {settings['num_queries']}, {settings['dtype']}"]
+            cells += [_ratio({"ratio": value.get("cpu_ratio", value["ratio"])}), aims[0]]
+            cells += [f"{value[side]:.2f}" for side in ("ours_s", "peer_s")]
+            cells += [f"{size / 1e6:.0f}" if size else "" for size in memory]
+            rows.append([*cells, f"{memory[1] / memory[0]:.1f}" if all(memory) else "", aims[1]])
+    head = ["", "on, queries", "times as fast", "aimed at", "here, s", "transformers, s"]
     return table([*head, "memory here, MB", "transformers, MB", "times as small", "aimed at"], rows)
 
 
