@@ -1,18 +1,16 @@
 """`python -m benchmarks NAME`: this package beside transformers' own DETR, on this machine.
 
 Every verb builds both sides with the same random weights (nothing is downloaded), checks that they agree, times them
-in turn in one process, prints the median of the paired ratios with its quartiles, and writes a JSON file below
-benchmarks/results, in the folder of this machine.
+in turn, prints the median of the paired ratios with its quartiles, and writes JSON to benchmarks/results/MACHINE.
 """
 
-import os
-import re
-import subprocess
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from .allocator import ran_tuned
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -20,9 +18,6 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# glibc then keeps freed activations instead of returning them to the system and zeroing them anew at every operation.
-TUNED_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16, for both sides.")]
@@ -41,16 +36,6 @@ Machine = Annotated[
 ]
 Tuned = Annotated[bool, typer.Option("--tuned-allocator", help="Run both sides with glibc set to keep freed memory.")]
 RESULTS = Path("benchmarks/results")
-# Options that say nothing of what was measured, or whose value is in the command's part of the name already.
-NOT_IN_THE_NAME = {"out", "machine", "runs", "seconds", "part"}
-# How the name of a record tells an option; any other as --OPTION-VALUE.
-IN_THE_NAME = {
-    "checkpoint": "{0.name}",
-    "dtype": "{}",
-    "peer_dtype": "peer-{}",
-    "compile": "compiled",
-    "compile_peer": "compiled-peer",
-}
 
 
 @app.command()
@@ -72,7 +57,7 @@ def forward(
     machine: Machine = None,
 ) -> None:
     """Inference: pixels to logits and boxes, in eval mode without gradients."""
-    if _ran_tuned(tuned_allocator):
+    if ran_tuned(tuned_allocator):
         return
     from .forward import compare_forward
 
@@ -100,7 +85,7 @@ def train_step(
     machine: Machine = None,
 ) -> None:
     """Training: forward, loss, backward, AdamW; time, peak memory and host syncs of a step."""
-    if _ran_tuned(tuned_allocator):
+    if ran_tuned(tuned_allocator):
         return
     from .train_step import compare_train_steps
 
@@ -140,7 +125,7 @@ def preprocess(
     machine: Machine = None,
 ) -> None:
     """Pictures to tensors, and outputs to detections."""
-    if _ran_tuned(tuned_allocator):
+    if ran_tuned(tuned_allocator):
         return
     from .preprocess import compare_processors
 
@@ -235,7 +220,7 @@ def exported(
     machine: Machine = None,
 ) -> None:
     """Exported models: speed and cold start beside transformers' DETR in torch, and the AP that each keeps."""
-    if _ran_tuned(tuned_allocator):
+    if ran_tuned(tuned_allocator):
         return
     from .exported import compare_exported, compare_starts_of_exported, precision_kept
 
@@ -249,6 +234,39 @@ def exported(
     else:
         raise typer.BadParameter(f"there is no part {part!r}; choose speed, start or ap", param_hint="--part")
     _finish(context, f"exported-{part}", record)
+
+
+@app.command()
+def masks(
+    context: typer.Context,
+    part: Annotated[str, typer.Option(help="speed, or faults: cases whose answer is plain, as a table.")] = "speed",
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 or float16; in training by autocast.")] = "float32",
+    height: Height = 800,
+    width: Width = 1333,
+    queries: Annotated[int, typer.Option(min=2, help="At 100 transformers takes 14 GB.")] = 100,
+    kept: Annotated[int, typer.Option(min=1, help="Queries whose score is high enough.")] = 10,
+    pictures: Annotated[int, typer.Option(min=1, help="That are read as segments.")] = 100,
+    backbone: Backbone = "resnet50",
+    runs: Runs = 3,
+    out: Out = None,
+    machine: Machine = None,
+) -> None:
+    """Masks: after the decoder, whole forwards, training steps, reading as segments; or what goes wrong in that."""
+    if kept >= queries:
+        raise typer.BadParameter(f"{kept} of {queries} queries is not fewer", param_hint="--kept")
+    if part == "faults":
+        from . import mask_faults, tables
+
+        record = mask_faults.compare_faults()
+        _finish(context, "masks-faults", record, [tables.faults_table(record["cases"])])
+    elif part == "speed":
+        from .masks import compare_masks
+
+        config = {"backbone": backbone, "num_queries": queries}
+        _finish(context, "masks", compare_masks(device, dtype, (height, width), kept, pictures, runs, **config))
+    else:
+        raise typer.BadParameter(f"there is no part {part!r}; choose speed or faults", param_hint="--part")
 
 
 @app.command()
@@ -349,13 +367,14 @@ def tables(
     raise typer.Exit(1 if check and stale else 0)
 
 
-def _finish(context: typer.Context, name: str, record: dict[str, Any]) -> None:
-    """Prints the record and writes it: one file for a command with these options, which the next run replaces."""
+def _finish(context: typer.Context, name: str, record: dict[str, Any], lines: Iterable[str] = ()) -> None:
+    """Prints the record, or `lines`, and writes it: a file for these options, which the next run replaces."""
     from .measuring import describe, write_record
+    from .records import name_of
 
-    for line in describe(record):
+    for line in lines or describe(record):
         typer.echo(line)
-    typer.echo(f"Written: {write_record(_name(context, name), record, _folder(context))}")
+    typer.echo(f"Written: {write_record(name_of(context, name), record, _folder(context))}")
 
 
 def _folder(context: typer.Context, device: str | None = None) -> Path:
@@ -364,31 +383,6 @@ def _folder(context: typer.Context, device: str | None = None) -> Path:
 
     given = context.params
     return given["out"] or RESULTS / (given["machine"] or machine_name(device or given.get("device", "cpu")))
-
-
-def _name(context: typer.Context, name: str) -> str:
-    """Returns the name of a record: the command's, and every option that is not at its default."""
-    for option in context.command.params:
-        value = context.params.get(option.name)
-        if option.name in NOT_IN_THE_NAME or value == option.default:
-            continue
-        words = option.name.replace("_", "-")
-        usual = {True: words, False: f"no-{words}"}[value] if isinstance(value, bool) else f"{words}-{{}}"
-        text = IN_THE_NAME.get(option.name, usual).format(value)
-        name += "-" + re.sub(r"[^\w.]+", "-", text)
-    return name
-
-
-def _ran_tuned(wanted: bool) -> bool:
-    """Runs this same command again with the tuned allocator, which must be set before a process starts."""
-    if not wanted or all(os.environ.get(name) == value for name, value in TUNED_ALLOCATOR.items()):
-        return False
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *sys.argv[1:]], env={**os.environ, **TUNED_ALLOCATOR}, check=False
-    )
-    if done.returncode:
-        raise typer.Exit(done.returncode)
-    return True
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import gc
 import json
 import platform
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 from detr_hf.inference.timing import cpuinfo, environment, spread, status_bytes, synchronize, timed
+
+Times = tuple[float, float]  # wall time and processor time of a call, in seconds
 
 
 def machine_name(device: str = "cpu") -> str:
@@ -71,17 +73,25 @@ def compare(
     return result
 
 
-def compare_timed(
-    ours: Callable[[], tuple[float, float]], peer: Callable[[], tuple[float, float]], runs: int, warmup: int = 1
-) -> dict[str, Any]:
+def compare_timed(ours: Callable[[], Times], peer: Callable[[], Times], runs: int, warmup: int = 1) -> dict[str, Any]:
     """Returns what `compare` does, of two calls that each return their own wall time and processor time."""
     for _ in range(warmup):
         ours(), peer()
-    pairs = []
+    return of_pairs(in_turn((ours, peer), runs))
+
+
+def in_turn(timings: Sequence[Callable[[], Times]], runs: int) -> list[list[Times]]:
+    """Returns what the calls return, `runs` times in turn; every second time in the reverse order."""
+    rounds = []
     for index in range(runs):
-        first, second = (ours, peer) if index % 2 == 0 else (peer, ours)
-        times = first(), second()
-        pairs.append(times if index % 2 == 0 else times[::-1])
+        step = 1 if index % 2 == 0 else -1
+        rounds.append([timing() for timing in timings[::step]][::step])
+    return rounds
+
+
+def of_pairs(pairs: Sequence[Sequence[Times]]) -> dict[str, Any]:
+    """Returns medians and the paired ratio of wall times and processor times, ours and theirs in each pair."""
+    runs = len(pairs)
     return {
         "ours_s": statistics.median(our_times[0] for our_times, _ in pairs),
         "peer_s": statistics.median(their_times[0] for _, their_times in pairs),
@@ -209,7 +219,9 @@ __all__ = [
     "describe",
     "differences",
     "environment",
+    "in_turn",
     "machine_name",
+    "of_pairs",
     "peak_memory",
     "processor_name",
     "require_agreement",

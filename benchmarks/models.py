@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_hf.model.configuration_detr import DETRConfig
-from detr_hf.model.modeling_detr import DETRForObjectDetection
+from detr_hf.model.modeling_detr import DETRForObjectDetection, DETRForSegmentation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -20,20 +20,24 @@ def dtype_named(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def random_pair(device: str = "cpu", **config: object) -> tuple[DETRForObjectDetection, nn.Module]:
+def random_pair(
+    device: str = "cpu", masks: bool = False, **config: object
+) -> tuple[DETRForObjectDetection, nn.Module]:
     """Returns both models in float32 and eval mode on the device; nothing is downloaded."""
-    ours = random_model(**config)
+    ours = random_model(masks, **config)
     peer = ours.to_transformers().eval()
     return ours.to(device), peer.to(device)
 
 
-def random_model(**config: object) -> DETRForObjectDetection:
+def random_model(masks: bool = False, **config: object) -> DETRForObjectDetection:
     """Returns this package's model in float32 and eval mode, the same one for the same configuration.
 
-    The frozen statistics are random too, so that a norm that is folded wrongly shows.
+    It is a detector, or with `masks` a segmentation model. The frozen statistics are random too, so that a norm that
+    is folded wrongly shows.
     """
     torch.manual_seed(0)
-    model = DETRForObjectDetection(DETRConfig(**{"backbone": "resnet50", **config})).eval()
+    model_class = DETRForSegmentation if masks else DETRForObjectDetection
+    model = model_class(DETRConfig(**{"backbone": "resnet50", **config})).eval()
     generator = torch.Generator().manual_seed(1)
     for name, buffer in model.named_buffers():
         if name.endswith(("running_var", "weight")):

@@ -6,6 +6,8 @@ A record is `benchmarks/results/MACHINE/NAME.json`. Nothing here measures, and n
 where it lies; what was aimed at is written beside it, so that what falls short shows.
 """
 
+import functools
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +56,17 @@ CPU_ROWS = (
     ("16 images to tensors", "preprocess", "preprocess", "", "preprocess"),
     ("outputs to detections", "preprocess", "postprocess", "", "preprocess"),
 )
+# What is measured of masks: what it is, where in the record, how many times as fast and as small was aimed at.
+MASK_ROWS = (
+    ("after the decoder, all masks", ("after_decoder", "all"), "5", "10"),
+    ("after the decoder, the {kept} best", ("after_decoder", "kept"), "30", ""),
+    ("a whole forward, the {kept} best", ("forward", "kept"), "10", ""),
+    ("a training step, 2 images of {objects} objects", ("train_step",), "7", "8"),
+    ("{pictures} pictures read as panoptic segments", ("panoptic_segmentation",), "", ""),
+    ("{pictures} pictures read as instances", ("instance_segmentation",), "", ""),
+    ("one of 1200x1800 read, 300 queries", ("large_picture",), "", ""),
+)
+MASK_RECORDS = ("masks", "masks-bfloat16", "masks-queries-50", "masks-bfloat16-queries-50")
 GPU_ROWS = {
     "eager_1": "batch 1",
     "eager_8": "batch 8",
@@ -177,6 +190,35 @@ def _memory_ratio(point: dict[str, Any]) -> str:
     return f"{point['ours_peak_bytes'] / point['peer_peak_bytes']:.2f}" if point.get("peer_peak_bytes") else ""
 
 
+def speed_masks() -> str:
+    """Returns times and memory of everything that masks cost, on every machine that measured it."""
+    rows = []
+    for machine, name in itertools.product(MACHINES, MASK_RECORDS):
+        found = record(machine, name)
+        for what, path, *aims in MASK_ROWS if found else ():
+            value = functools.reduce(dict.__getitem__, path, found)
+            settings = found["settings"]
+            memory = [value.get(f"{side}_peak_bytes") for side in ("ours", "peer")]
+            cells = [what.format(**settings), f"{MACHINES[machine]}, {settings['num_queries']}, {settings['dtype']}"]
+            cells += [_ratio({"ratio": value.get("cpu_ratio", value["ratio"])}), aims[0]]
+            cells += [f"{value[side]:.2f}" for side in ("ours_s", "peer_s")]
+            cells += [f"{size / 1e6:.0f}" if size else "" for size in memory]
+            rows.append([*cells, f"{memory[1] / memory[0]:.1f}" if all(memory) else "", aims[1]])
+    head = ["", "on, queries", "times as fast", "aimed at", "here, s", "transformers, s"]
+    return table([*head, "memory here, MB", "transformers, MB", "times as small", "aimed at"], rows)
+
+
+def faults_table(cases: list[dict[str, str]]) -> str:
+    """Returns the table of what is right, what this package gives and what transformers does."""
+    rows = [[case[column] for column in ("what", "right", "ours", "transformers")] for case in cases]
+    return table(["", "right", "here", "transformers"], rows)
+
+
+def mask_faults() -> str:
+    """Returns that table of the record; every machine gives the same."""
+    return faults_table(next(found for name in MACHINES if (found := record(name, "masks-faults")))["cases"])
+
+
 def speed_start() -> str:
     """Returns the seconds of whole processes."""
     started, exported = record("zen5", "start")["seconds"], record("zen5", "exported-start")
@@ -236,7 +278,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed-gpu": speed_gpu,
     "speed-limit": speed_limit,
     "speed-growth": speed_growth,
+    "speed-masks": speed_masks,
     "speed-start": speed_start,
+    "mask-faults": mask_faults,
     "export-ap": export_ap,
     "padding": padding,
     "learning-digits": learning_tables.digits,

@@ -1,26 +1,29 @@
 """DETR's mask head (paper, section 4.2 and figure 8): where each query looks, made into a mask by a small FPN.
 
-The numbers are the original's; the work is not. A convolution is linear, so that the first one is split into a part
-that all queries of an image share and one that is a query's own; the adapters of the finer maps see only the image and
-run once; no feature map is ever copied for a query; and queries, which are independent here, go through in groups when
-no gradient is wanted, so that memory does not grow with their number.
+The numbers are the original's; the work is not. A convolution is linear, so that each that sees a feature map is split
+into a part that all queries of an image share, made once, and one that is a query's own; the adapters of the finer
+maps see only the image; no feature map is ever copied for a query; a query's map is convolved before it is enlarged,
+where that is faster; and queries, which are independent here, go through in groups when no gradient is wanted, so that
+memory does not grow with their number.
 
 Dimension letters: B images, Q queries, n queries of one image, D hidden_dim, M heads, h w cells of the last feature
 map, h4 w4 of the finest, C1 C2 C3 channels of the three finer maps, finest first.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from .fast_rules_detr import only_runs
 from .matcher_detr import PackedTargets
 from .outputs_detr import Decoded
 from .predictions_detr import NO_MASK, Predictions
 
-QUERIES_AT_ONCE = {"cpu": 4, "cuda": 32}  # without gradients: what the cache, or the device, holds
+QUERIES_AT_ONCE = {"cpu": 2, "cuda": 32}  # without gradients: what the cache, or the device, holds
 
 
 class MHAttentionMap(nn.Module):
@@ -58,21 +61,30 @@ class MHAttentionMap(nn.Module):
 
 
 class SharedConv2d(nn.Conv2d):
-    """A convolution over what the queries of an image share and what each has of its own, put one behind the other.
+    """A 3x3 convolution of what the queries of an image share and of what each has of its own, put apart.
 
-    Called with both, it computes the shared part once; called with the joined channels it is a plain `Conv2d`.
+    It is linear, so that what it makes of the shared part is made once: `layer(own, layer(shared))`. A query's own
+    part is the last of the channels, of the same size, or all, of a smaller map that the shared one is added to.
+    Called with all channels alone it is a plain `Conv2d`.
     """
 
-    def forward(self, shared: Tensor, own: Tensor | None = None) -> Tensor:
-        """Returns (n, C', h, w) of `shared` (1, C, h, w) and `own` (n, M, h, w), or of all channels (n, ., h, w).
+    def __init__(self, channels: int, own_channels: int, width: int):
+        super().__init__(channels, width, kernel_size=3, padding=1)
+        self.own_channels = own_channels
 
-        Of several images, `shared` (B, C, h, w), `own` has the parts of each behind each other.
+    def forward(self, states: Tensor, shared: Tensor | None = None) -> Tensor:
+        """Returns what comes of the first channels (or all) in `states`; with `shared`, of the queries' own.
+
+        Args:
+            states: (B, C, h, w); with `shared` (B n, C, h', w'), of the n queries of each image.
+            shared: (B, C', h, w), what came of the images' part, to which the rest is added.
         """
-        if own is None:
-            return super().forward(shared)
-        of_shared, of_own = self.weight.split((shared.shape[1], own.shape[1]), dim=1)
-        once = F.conv2d(shared, of_shared, self.bias, padding=self.padding)
-        return add_shared(F.conv2d(own, of_own, padding=self.padding), once)
+        if shared is None:
+            return F.conv2d(states, self.weight[:, : states.shape[1]], self.bias, padding=self.padding)
+        weight = self.weight[:, -self.own_channels :]
+        if self.own_channels < self.in_channels:
+            return add_shared(F.conv2d(states, weight, padding=self.padding), shared)
+        return add_shared(convolve_at(states, weight, shared.shape[-2:]), shared)
 
 
 def add_shared(own: Tensor, shared: Tensor) -> Tensor:
@@ -80,6 +92,42 @@ def add_shared(own: Tensor, shared: Tensor) -> Tensor:
     if shared.shape[0] == 1:  # needs no reshape, which some runtimes pay for
         return own + shared
     return (own.unflatten(0, (shared.shape[0], -1)) + shared[:, None]).flatten(0, 1)
+
+
+def convolve_at(states: Tensor, weight: Tensor, size_hw: Sequence[int]) -> Tensor:
+    """Returns the 3x3 convolution, padded by 1, of `states` brought to `size_hw` by the nearest cell.
+
+    Where both sides double (a side that is odd then lacks its last line), that is one transposed convolution of the
+    small map: less than half of the products, and no large input. In bfloat16 processors without it are slow at that.
+    """
+    if not _doubles(states, size_hw):
+        return F.conv2d(F.interpolate(states, size=size_hw, mode="nearest"), weight, padding=1)
+    height, width = size_hw
+    kernel = weight.flip(2, 3).transpose(0, 1)
+    kernel = F.pad(kernel, (1, 0)) + F.pad(kernel, (0, 1))  # a cell and its copy see the sum of what each would
+    kernel = F.pad(kernel, (0, 0, 1, 0)) + F.pad(kernel, (0, 0, 0, 1))
+    grown = F.conv_transpose2d(states, kernel, stride=2, padding=1)[..., :height, :width]
+    if height % 2:  # beyond the last line is nothing, not a copy of it
+        last = F.interpolate(states[:, :, -2:], size=(2, width), mode="nearest")
+        grown[:, :, -1:] = F.conv2d(last, weight[:, :, :2], padding=(0, 1))
+    if width % 2:
+        last = F.interpolate(states[..., -2:], size=(height, 2), mode="nearest")
+        grown[..., -1:] = F.conv2d(last, weight[..., :2], padding=(1, 0))
+    return grown
+
+
+def _doubles(states: Tensor, size_hw: Sequence[int]) -> bool:
+    """Whether `convolve_at` may take its shorter way: it must be the same, the faster one, and nobody looking on."""
+    return (
+        states.device.type == "cpu"
+        and states.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and only_runs()
+        and all(
+            1 < cells < 2048 and 2 * cells - size in (0, 1)
+            for cells, size in zip(states.shape[-2:], size_hw, strict=True)
+        )
+    )
 
 
 class MaskHeadSmallConv(nn.Module):
@@ -99,8 +147,8 @@ class MaskHeadSmallConv(nn.Module):
         joined = hidden_dim + nheads
         widths = [joined, joined, *(hidden_dim // part for part in (2, 4, 8, 16))]
         for number in range(1, 6):
-            convolution = SharedConv2d if number == 1 else nn.Conv2d
-            layer = convolution(widths[number - 1], widths[number], kernel_size=3, padding=1)
+            own_channels = nheads if number == 1 else widths[number - 1]
+            layer = SharedConv2d(widths[number - 1], own_channels, widths[number])
             setattr(self, f"lay{number}", layer)
             setattr(self, f"gn{number}", nn.GroupNorm(math.gcd(8, widths[number]), widths[number]))
         self.out_lay = nn.Conv2d(widths[5], 1, kernel_size=3, padding=1)
@@ -116,22 +164,45 @@ class MaskHeadSmallConv(nn.Module):
     def forward(self, projected: Tensor, attention: Tensor, adapted: list[Tensor]) -> Tensor:
         """Returns mask logits (B n, h4, w4) of the n queries of each image, image by image.
 
+        With gradients, or while a graph is recorded, all queries go through at once: what a group computes would be
+        kept anyway.
+
         Args:
             projected: (B, D, h, w), the last feature map as it goes into the transformer.
             attention: (B n, M, h, w), from `MHAttentionMap`.
             adapted: the images' finer maps (B, ., ., .), from `adapt`.
         """
+        maps, groups = [projected, *adapted], [attention]
+        if not (torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            maps = [feature_map.contiguous(memory_format=torch.channels_last) for feature_map in maps]
+            attention = attention.contiguous(memory_format=torch.channels_last)
+            if len(projected) == 1 and len(attention):
+                groups = attention.split(QUERIES_AT_ONCE.get(attention.device.type, len(attention)))
+        layers = (self.lay1, self.lay3, self.lay4, self.lay5)
+        shared = [
+            # else an adapter or a quantiser stands in its place
+            layer(feature_map) if isinstance(layer, SharedConv2d) else feature_map
+            for layer, feature_map in zip(layers, maps, strict=True)
+        ]
+        masks = [self._of_group(group, *shared) for group in groups]
+        return torch.cat(masks) if len(masks) > 1 else masks[0]
+
+    def _of_group(self, attention: Tensor, first: Tensor, *finer: Tensor) -> Tensor:
+        """Returns mask logits; the maps are what the convolutions made of the images, or the images' own."""
         if isinstance(self.lay1, SharedConv2d):
-            states = self.lay1(projected, attention)
-        else:  # an adapter or a quantiser stands in its place
-            shared = projected[:, None].expand(-1, attention.shape[0] // projected.shape[0], -1, -1, -1)
-            states = self.lay1(torch.cat([shared.flatten(0, 1), attention], dim=1))
+            states = self.lay1(attention, first)
+        else:
+            copies = first[:, None].expand(-1, attention.shape[0] // first.shape[0], -1, -1, -1)
+            states = self.lay1(torch.cat([copies.flatten(0, 1), attention], dim=1))
         states = self.activation(self.gn1(states))
         states = self.activation(self.gn2(self.lay2(states)))
         steps = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
-        for (layer, norm), fine in zip(steps, adapted, strict=True):
-            states = add_shared(F.interpolate(states, size=fine.shape[-2:], mode="nearest"), fine)
-            states = self.activation(norm(layer(states)))
+        for (layer, norm), fine in zip(steps, finer, strict=True):
+            if isinstance(layer, SharedConv2d):
+                states = layer(states, fine)
+            else:
+                states = layer(add_shared(F.interpolate(states, size=fine.shape[-2:], mode="nearest"), fine))
+            states = self.activation(norm(states))
         return self.out_lay(states)[:, 0]
 
 
@@ -142,21 +213,6 @@ def image_sizes_hw(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
         return size.expand(len(pixel_values), 2)
     mask = pixel_mask.bool()
     return torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1)
-
-
-def run_in_groups(mask_head: nn.Module, projected: Tensor, attention: Tensor, adapted: list[Tensor]) -> Tensor:
-    """Returns what `mask_head` gives, mask logits (n, h4, w4); the arguments are those of its `forward`.
-
-    With gradients, or while the graph is recorded, it is called once: what a group computes would be kept anyway.
-    """
-    if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling() or not len(attention):
-        return mask_head(projected, attention, adapted)
-    size = QUERIES_AT_ONCE.get(attention.device.type, len(attention))
-    last = torch.channels_last
-    projected = projected.contiguous(memory_format=last)
-    adapted = [feature_map.contiguous(memory_format=last) for feature_map in adapted]
-    groups = [group.contiguous(memory_format=last) for group in attention.split(size)]
-    return torch.cat([mask_head(projected, group, adapted) for group in groups])
 
 
 def masks_of_queries(model: nn.Module, decoded: Decoded, chosen: list[Tensor] | None) -> list[Tensor]:
@@ -177,7 +233,7 @@ def masks_of_queries(model: nn.Module, decoded: Decoded, chosen: list[Tensor] | 
         mask = None if decoded.mask is None else decoded.mask[one]
         attention = model.bbox_attention(queries, memory[one], size_hw, mask)[0]
         finer = [feature_map[one] for feature_map in adapted]
-        masks.append(run_in_groups(model.mask_head, decoded.projected[one], attention, finer))
+        masks.append(model.mask_head(decoded.projected[one], attention, finer))
     return masks
 
 

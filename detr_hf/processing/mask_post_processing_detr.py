@@ -45,7 +45,8 @@ def images_of(outputs: Any, target_sizes: Any) -> Iterator[ImageMasks]:
     sizes_hw = target_sizes_hw(target_sizes, len(logits), torch.device("cpu"))
     images_hw, padded_hw = (output_field(outputs, name) for name in ("image_sizes_hw", "padded_sizes_hw"))
     for image, (scores, maps) in enumerate(zip(logits, masks, strict=True)):
-        if not (torch.isfinite(scores).all() and torch.isfinite(maps).all()):
+        ends = maps.amin(dim=(1, 2)), maps.amax(dim=(1, 2))  # NaN if there is one; no map of flags is made
+        if not all(torch.isfinite(values).all() for values in (scores, *ends)):
             raise ValueError(
                 f"The model's outputs for image {image} of the batch hold NaN or infinity. Check its weights and "
                 "inputs; float16 overflows where bfloat16 does not."
