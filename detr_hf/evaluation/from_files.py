@@ -169,28 +169,22 @@ def panoptic_files(path: Path) -> tuple[Path, Path]:
     return path, own if own.is_dir() else beside
 
 
-def is_panoptic_results(path: str | Path) -> bool:
-    """Whether a path holds COCO panoptic results, by the first annotation of its JSON."""
+def kind_of_results(path: str | Path) -> str | None:
+    """Returns what results a path holds: `"panoptic"`, `"masks"` or `"boxes"`; None where it is something else."""
     path = Path(path)
-    if path.is_dir() and (path / "config.json").exists():
-        return False  # a checkpoint
+    if (path.is_dir() and (path / "config.json").exists()) or not (path.is_dir() or path.suffix.lower() == ".json"):
+        return None  # a checkpoint
     try:
-        json_path, _ = panoptic_files(path)
-        content = read_json(json_path)
+        content = read_json(panoptic_files(path)[0])
     except (OSError, ValueError):
-        return False
-    annotations = content.get("annotations") if isinstance(content, Mapping) else content
-    first = annotations[0] if isinstance(annotations, list) and annotations else None
-    return isinstance(first, Mapping) and "segments_info" in first
-
-
-def file_has_masks(path: str | Path) -> bool:
-    """Whether a results file has masks; False, and the error is left to who reads it, where it is none."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, list) and any(isinstance(one, dict) and "segmentation" in one for one in content)
+        return None
+    if isinstance(content, Mapping):
+        content = content.get("annotations")
+    if not isinstance(content, list) or not all(isinstance(one, Mapping) for one in content):
+        return None
+    if any("segments_info" in one for one in content):
+        return "panoptic"
+    return "masks" if any("segmentation" in one for one in content) else "boxes"
 
 
 def _by_image(path: Path) -> dict[Any, Mapping[str, Any]]:
