@@ -75,7 +75,7 @@ def evaluate(
     has_masks = kind == "masks" if is_file else has_mask_head(model)
     loaded = load_detection_dataset(data, **options | {"masks": asked or has_masks})
     if is_file:
-        found = evaluate_results(model, loaded, threshold=threshold, masks=asked or None)
+        found = evaluate_results(model, loaded, threshold=threshold, masks=asked)
     else:
         if asked and not has_masks:
             raise ValueError(

@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from detr_hf import DETRImageProcessor
-from detr_hf.data import DigitScenes
 from detr_hf.data.picture_truth import TRUTH, PictureTruth
-from detr_hf.errors import AnnotationError
 from detr_hf.evaluation import DetectionEvaluator, evaluate_masks
 from detr_hf.evaluation.segments import MASKS_FROM, SegmentEvaluator
 from detr_hf.model.predictions_detr import Predictions
@@ -256,19 +254,6 @@ def test_without_rows_the_targets_masks_are_the_truth(caplog):
     evaluator.update(found, [label])
     assert evaluator.compute_masks().summary["AP50"] == pytest.approx(1)
     assert "of their resized targets" in caplog.text
-
-
-def test_truth_of_scenes_is_what_was_drawn():
-    scenes = DigitScenes("validation", 3, (64, 96), masks=True)
-    truth = PictureTruth.of(scenes[1])
-    real, odd = truth.segments()
-    assert odd == 0 and (real["segmentation"] > 0).all(), "digits and two backgrounds cover a scene"
-    assert [one["category_id"] for one in real["segments_info"]] == scenes[1]["objects"]["category"]
-    assert [sum(run_length_counts(m, (64, 96))[1::2]) for m in truth.run_lengths()] == scenes[1]["objects"]["area"]
-    overlapping = {**scenes[1]["objects"]}
-    overlapping["segmentation"] = [overlapping["segmentation"][0]] * len(overlapping["id"])
-    with pytest.raises(AnnotationError, match=r"image 1: object 2 overlaps object 1.*one segment"):
-        PictureTruth.of({**scenes[1], "objects": overlapping}).segments()
 
 
 # --- evaluate_masks
