@@ -25,6 +25,10 @@ def benchmark(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="That the model may use; by default as it likes.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU where there is one.")] = None,
+    mask_queries: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of a model with masks: for so many queries of a picture; 0: boxes. Else for all."),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures, machine and versions here.")] = None,
 ) -> None:
     """Measure how fast a model is on this machine: milliseconds, pictures a second and memory, by runtime."""
@@ -41,6 +45,7 @@ def benchmark(
     size_hw = fixed_size(size, None) if size is not None else None
     quiet_loading()
     options = {"size_hw": size_hw, "batch": batch, "runs": runs, "threads": threads, "device": device}
+    options["mask_queries"] = mask_queries
     found = measure(model, names, announce=lambda text: typer.echo(text, err=True), **options)
     for line in table(found):
         typer.echo(line)
@@ -64,8 +69,10 @@ def table(found: dict[str, Any]) -> list[str]:
         speed, memory = f"{row['pictures_per_second']:.1f}", "unknown" if peak is None else f"{peak / 1e6:.0f}"
         cells.append((row["runtime"], f"{times['median']:.1f}", quartiles, speed, memory))
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    masks = f", masks of {settings['mask_queries']} queries" if "mask_queries" in settings else ""
+    what = f"{settings['batch']} x {height}x{width}{masks}, {settings['runs']} timings each"
     return [
-        f"{settings['model']} on {where}: {settings['batch']} x {height}x{width}, {settings['runs']} timings each",
+        f"{settings['model']} on {where}: {what}",
         "",
         *("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells),
         *(f"{name} left out: {reason}" for name, reason in found["left_out"].items()),

@@ -1,7 +1,8 @@
-"""`detr-hf predict`: detections in files, folders and glob patterns; with `--out` in any number of pictures."""
+"""`detr-hf predict`: boxes and masks in files, folders and glob patterns; with `--out` in any number of pictures."""
 
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,13 @@ def predict(
         str | None, typer.Option("--model", "-m", help="The model; then all arguments are pictures.")
     ] = None,
     threshold: Annotated[float, typer.Option("--threshold", "-t", min=0, max=1, help="Keep higher scores.")] = 0.7,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="detection (boxes), instance (masks too), panoptic (a map of segments too), or semantic (a map of "
+            "classes); by default what the model has.",
+        ),
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="Draw each picture into this folder.")] = None,
     font: Annotated[
         Path | None, typer.Option(help="With --save: the file of the font for names, if not one that is found.")
@@ -46,7 +54,13 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Write results to this folder, part by part; the same command goes on.")
     ] = None,
-    format: Annotated[str, typer.Option(help="With --out: jsonl, parquet or coco.")] = "jsonl",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="With --out: jsonl, parquet, coco; coco-panoptic (PNGs of ids and panoptic.json), png (of labels: "
+            "the task semantic)."
+        ),
+    ] = "jsonl",
     shard_size: Annotated[
         int | None,
         typer.Option(min=1, help="With --out: pictures in a file of results; by default a 64th of them, 16 to 1000."),
@@ -61,7 +75,9 @@ def predict(
         str | None, typer.Option(help="With --out: the column of the pictures; in tar files their ending.")
     ] = None,
 ) -> None:
-    """Detect objects in pictures. A picture that cannot be read is named and left out; the exit code then is 1.
+    """Detect objects in pictures, with their masks where the model has a mask head.
+
+    A picture that cannot be read is named and left out; the exit code then is 1.
 
     What a folder holds besides pictures is counted and named. No picture that is given is written over. With --out
     the results go to a folder in parts, such a picture is in them with its error (the exit code is 1 only if none
@@ -76,7 +92,7 @@ def predict(
         raise typer.BadParameter(f"there is no file {font}", param_hint="--font")
     if out is not None:
         from ..inference.runs.prediction import predict_to_shards, read_predictions
-        from ..inference.runs.result_formats import suffix_of
+        from ..inference.runs.result_formats import FORMATS, suffix_of
         from ..inference.sources.base import SourceOptions
         from .predict_run import ending, process_device, shown_progress
 
@@ -84,10 +100,10 @@ def predict(
             raise typer.BadParameter(
                 "takes neither --save nor --json: they hold all results at once", param_hint="--out"
             )
-        suffix_of(format)  # refuses an unknown one before the model is loaded
+        suffix_of(format, task)  # refuses what is wrong before the model is loaded
         options = SourceOptions(shard_size, image_column, every, config, split)
         source = load_source(paths, dataset, options, out)
-        detector = load_detector(model, process_device(device), dtype)
+        detector = load_detector(model, process_device(device), dtype, task or FORMATS[format])
         settings = {"threshold": threshold, "batch_size": batch_size, "format": format, "options": options}
         with shown_progress() as show:
             run = predict_to_shards(detector, source, out, **settings, model=model or "detr-digits", on_progress=show)
@@ -98,7 +114,7 @@ def predict(
     elif dataset is not None:
         raise typer.BadParameter("a data set needs a folder for its results, --out", param_hint="--dataset")
     else:
-        predict_files(model, paths, threshold, save, json_file, batch_size, device, dtype, font)
+        predict_files(model, paths, threshold, save, json_file, batch_size, device, dtype, font, task)
 
 
 def predict_files(
@@ -111,9 +127,10 @@ def predict_files(
     device: str | None,
     dtype: str | None,
     font: Path | None = None,
+    task: str | None = None,
 ) -> None:
     """Detects in pictures and writes a line for each; draws them and writes them to one file if asked."""
-    from ..inference.runs.drawings import drawing_paths
+    from ..inference.runs.drawings import DRAWING_OF, drawing_paths
     from ..inference.sources.opening import OPENERS, holds_many
     from ..inference.sources.searching import PictureSearch, one_line
 
@@ -127,9 +144,8 @@ def predict_files(
     if many:
         raise typer.BadParameter(f"{many[0]} holds many pictures: name a folder for their results, --out")
     refuse_overwriting({"--json": json_file}, [model, *pictures], is_result)
-    targets = drawing_paths(pictures, save, json_file) if save is not None else {}
-
-    detector = load_detector(model, device, dtype)
+    detector = load_detector(model, device, dtype, task)
+    targets = drawing_paths(pictures, save, json_file, DRAWING_OF[detector.task]) if save is not None else {}
     failed: list[dict[str, str]] = []
     records: list[dict[str, Any]] = []
 
@@ -140,11 +156,13 @@ def predict_files(
     for detections in stream:
         typer.echo(f"{one_line(detections.path)}: {summary(detections)}")
         if save is not None:
-            detections.save(targets[detections.path], font)
+            detections.save(targets[detections.path], font, what=detector.task)
         if json_file is not None:
             records.append(detections.to_dict())
     if json_file is not None:
-        content = {"model": model or "detr-digits", "threshold": threshold, "pictures": records, "failed": failed}
+        tasked = {} if detector.task == "detection" else {"task": detector.task}
+        content = {"model": model or "detr-digits", **tasked, "threshold": threshold}
+        content |= {"pictures": records, "failed": failed}
         with whole_file(json_file) as unfinished:
             unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
     finish(len(pictures), failed, save, json_file)
@@ -212,8 +230,11 @@ def looks_like_hub_id(argument: str) -> bool:
     )
 
 
-def load_detector(model: str | None, device: str | None, dtype: str | None) -> "Detector":
-    """The detector, after saying on stderr which model it is."""
+def load_detector(model: str | None, device: str | None, dtype: str | None, task: str | None) -> "Detector":
+    """The detector, after saying on stderr which model it is, and what is done with one that has masks.
+
+    Where no task is named, a model of things alone is asked for their masks, and one of stuff too for panoptic maps.
+    """
     from ..export.artefact import find_artefact
     from ..inference.detector import Detector
     from .console import quiet_loading
@@ -221,7 +242,12 @@ def load_detector(model: str | None, device: str | None, dtype: str | None) -> "
     if model is None or find_artefact(model) is None:  # an exported model needs no transformers
         quiet_loading()
     typer.echo(f"Model: {model or 'detr-digits, the shipped digit detector (name another with --model)'}", err=True)
-    return Detector.from_pretrained(model, device=device, dtype=dtype)
+    detector = Detector.from_pretrained(model, task=task, device=device, dtype=dtype)
+    if task is None and detector.task != "detection":
+        if not detector.stuff_labels:
+            detector.backend.task = "instance"
+        typer.echo(f"Task: {detector.task} (name another with --task)", err=True)
+    return detector
 
 
 def with_progress(pictures: Collection[Path], failed: list[dict[str, str]]) -> Iterator[Path]:
@@ -239,8 +265,15 @@ def with_progress(pictures: Collection[Path], failed: list[dict[str, str]]) -> I
 
 
 def summary(detections: "Detections") -> str:
-    """`3 person, 1 dog`, or `nothing`."""
-    return ", ".join(f"{number} {name}" for name, number in detections.count().items()) or "nothing"
+    """`3 person, 1 dog`, or `nothing`; of segments where there are any, and of classes their part of the picture."""
+    if detections.semantic is not None:
+        height, width = detections.size_hw
+        classes = sorted(detections.semantic.segments_info, key=lambda one: -one["area"])
+        return ", ".join(f"{one['area'] / (height * width):.0%} {one['name']}" for one in classes)
+    counts = detections.count()
+    if detections.panoptic is not None:
+        counts = dict(Counter(one["name"] for one in detections.panoptic.segments_info).most_common())
+    return ", ".join(f"{number} {name}" for name, number in counts.items()) or "nothing"
 
 
 def finish(total: int, failed: list[dict[str, str]], save: Path | None, json_file: Path | None) -> None:

@@ -7,6 +7,7 @@ its missing pictures filled up with copies.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,15 @@ from ..export.artefact import each_field
 from ..export.processing import NumpyProcessor, detections_of
 from ..export.runtimes import Runtime, load_runtime
 from ..processing.image_opening_detr import divides_by_255
+from ..processing.segments_detr import checked_labels
 from .batching import Prepared
+from .segments import chosen_task, segmented
 
 if TYPE_CHECKING:
     from ..model.modeling_detr import DETRForObjectDetection
+
+
+ROUNDING = 0.01  # more than bfloat16's, of scores
 
 
 def expects_0_255(image_processor: Any) -> bool:
@@ -36,11 +42,26 @@ def processed(image_processor: Any, pixels: np.ndarray) -> tuple[Any, Any]:
 
 
 class ModelBackend:
-    """A model in torch, with the image processor of its checkpoint; `str` of it tells what it is, for people."""
+    """A model in torch, with the image processor of its checkpoint; `str` of it tells what it is, for people.
 
-    def __init__(self, model: "DETRForObjectDetection", image_processor: Any):
+    `task` is of `TASKS`, by default all that the model can.
+
+    Raises:
+        ValueError: the model has no masks for the task, or has them only at random; or the image processor fuses
+            classes that the model does not have.
+    """
+
+    def __init__(self, model: "DETRForObjectDetection", image_processor: Any, task: str | None = None):
+        if getattr(model, "mask_head_is_new", False):
+            raise ValueError(
+                f"{model.name_or_path} is a detector: its mask head is new here, and masks would be random. Train it "
+                "(DETRTrainer), load a checkpoint with masks, or use DETRForObjectDetection for boxes."
+            )
+        self.task = chosen_task(task, getattr(model, "has_mask_head", False), getattr(model, "name_or_path", "model"))
         self.model = model.eval()
         self.image_processor = image_processor
+        if self.task == "panoptic":
+            checked_labels(self.stuff_labels, model.config.num_labels)
 
     @property
     def expects_0_255(self) -> bool:
@@ -53,6 +74,8 @@ class ModelBackend:
 
     def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
         """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels.
+
+        Besides, whatever `segmented` gives for the task, of the same queries in the same order.
 
         Raises:
             ValueError: the model's outputs are not finite.
@@ -67,17 +90,48 @@ class ModelBackend:
                 whole = torch.ones(1, *pixel_values.shape[-2:], dtype=torch.bool)
                 masks = [whole if item.pixel_mask is None else item.pixel_mask.cpu() for item in batch]
                 inputs["pixel_mask"] = torch.cat(masks).to(parameter.device)
-            outputs = self.model(**inputs)
-            outputs = type(outputs)(logits=outputs.logits.cpu(), pred_boxes=outputs.pred_boxes.cpu())
+            outputs = self.model(**inputs, **self._asked_masks(threshold))
+            boxes = type(outputs)(logits=outputs.logits.cpu(), pred_boxes=outputs.pred_boxes.cpu())
             results = self.image_processor.post_process_object_detection(
-                outputs, threshold=threshold, target_sizes=torch.tensor([item.size_hw for item in batch])
+                boxes, threshold=threshold, target_sizes=torch.tensor([item.size_hw for item in batch])
             )
-        return [{name: values.numpy() for name, values in result.items()} for result in results]
+            results = [{name: values.numpy() for name, values in result.items()} for result in results]
+            if self.task == "detection":
+                return results
+            masks = self._masks(outputs, threshold, [item.size_hw for item in batch])
+            return [result | of_image for result, of_image in zip(results, masks, strict=True)]
+
+    def _asked_masks(self, threshold: float) -> dict[str, float]:
+        """Returns the argument by which a model with a mask head runs it on the queries that need one."""
+        if not getattr(self.model, "has_mask_head", False):
+            return {}
+        if self.task == "detection":
+            return {"mask_score_threshold": 1.0}
+        # The device rounds scores otherwise than the processor does here: none at the threshold may lack its mask.
+        return {"mask_score_threshold": -1.0 if self.task == "semantic" else threshold - ROUNDING}
+
+    def _masks(self, outputs: Any, threshold: float, sizes_hw: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+        from ..processing.mask_post_processing_detr import images_of
+
+        fused_labels = set(self.stuff_labels)
+        scores = outputs.logits.cpu().float().softmax(-1)[..., :-1].amax(-1)  # (B, Q), as post-processing has them
+        kept = scores > (-1.0 if self.task == "semantic" else threshold)
+        for image, size_hw in enumerate(sizes_hw):
+            queries = kept[image].nonzero()[:, 0].to(outputs.pred_masks.device)
+            of_image = {name: outputs[name][image : image + 1] for name in ("image_sizes_hw", "padded_sizes_hw")}
+            of_image |= {name: outputs[name][image, queries][None] for name in ("logits", "pred_masks")}
+            (masks,) = images_of(of_image, [size_hw])
+            yield segmented(masks, self.task, threshold, fused_labels)
 
     @property
     def id2label(self) -> dict[int, str]:
         """Class names by label."""
         return self.model.config.id2label
+
+    @property
+    def stuff_labels(self) -> list[int]:
+        """The classes of which a picture has one panoptic segment at most."""
+        return sorted(getattr(self.image_processor, "label_ids_to_fuse", ()))
 
     def fingerprint(self) -> str:
         """Returns a text that differs as soon as weights, architecture, preprocessing or precision do."""
@@ -106,17 +160,21 @@ class ArtefactBackend:
     The fingerprint is taken of the file at `path`.
     """
 
-    def __init__(self, runtime: Runtime, path: str | Path):
+    def __init__(self, runtime: Runtime, path: str | Path, task: str | None = None):
+        self.task = chosen_task(task, getattr(runtime.info, "has_masks", False), str(path))
         self.model = runtime
         self.image_processor = NumpyProcessor(runtime.info)
         self.path = Path(path)
 
     @classmethod
-    def from_artefact(cls, path: Path, *, device: Any = None, dtype: Any = None) -> "ArtefactBackend":
+    def from_artefact(
+        cls, path: Path, *, task: str | None = None, device: Any = None, dtype: Any = None
+    ) -> "ArtefactBackend":
         """Returns a backend on the artefact at `path`, on the CPU by default.
 
         Raises:
-            ValueError: another `dtype` than the artefact's, or a device that its runtime lacks.
+            ValueError: another `dtype` than the artefact's, a device that its runtime lacks, or a task that needs
+                masks where it has none.
         """
         runtime = load_runtime(path, device)
         if dtype is not None and str(dtype).removeprefix("torch.") != runtime.info.dtype:
@@ -124,7 +182,7 @@ class ArtefactBackend:
                 f"{path} was exported in {runtime.info.dtype} and stays so: leave dtype out, or export the model "
                 f"with --dtype {str(dtype).removeprefix('torch.')}."
             )
-        return cls(runtime, path)
+        return cls(runtime, path, task)
 
     @property
     def expects_0_255(self) -> bool:
@@ -153,6 +211,10 @@ class ArtefactBackend:
     @property
     def id2label(self) -> dict[int, str]:
         return self.model.info.id2label
+
+    @property
+    def stuff_labels(self) -> list[int]:
+        return sorted(getattr(self.model.info, "label_ids_to_fuse", ()))
 
     def fingerprint(self) -> str:
         """Returns a text that differs as soon as the artefact's bytes do."""

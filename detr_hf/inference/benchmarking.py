@@ -2,7 +2,8 @@
 
 In a process of its own a runtime has its own peak of memory, and nothing that another loads or keeps weighs on it.
 Taking turns, all meet the same load of the machine. What is timed is the model, from pixels that lie ready to logits
-and boxes; reading and resizing pictures is the same for all.
+and boxes, and masks where it has them; reading and resizing pictures is the same for all. Masks of some queries cost a
+part of all: `mask_queries` says of how many.
 """
 
 import logging
@@ -41,6 +42,7 @@ def benchmark(
     runs: int = 10,
     threads: int | None = None,
     device: str | None = None,
+    mask_queries: int | None = None,
     announce: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Returns `environment`, `settings`, `rows` and `left_out`: why a runtime has no row.
@@ -55,6 +57,7 @@ def benchmark(
         runs: timings of each.
         threads: that the model may use; the runtime's choice by default.
         device: "cpu" or "cuda"; by default as `Detector` chooses.
+        mask_queries: of a model with masks, how many queries of a picture get one; 0 for boxes alone, None for all.
         announce: is told what is being prepared.
 
     Raises:
@@ -63,9 +66,14 @@ def benchmark(
     import torch
 
     source = embedded_model_path() if model is None else model
-    detector = Detector.from_pretrained(source, device="cpu")
+    detector = Detector.from_pretrained(source, device="cpu", task=_task(mask_queries))
     artefact = find_artefact(source)
     info = detector.model.info if artefact is not None else None
+    if mask_queries and (info or detector.task == "detection"):
+        raise ValueError(
+            f"mask_queries={mask_queries} (--mask-queries) is for a checkpoint with masks, and {source} is "
+            f"{'exported: it has the masks that it was exported with' if info else 'a detector'}. Leave it out."
+        )
     device = device or ("cuda" if artefact is None and torch.cuda.is_available() else "cpu")
     if size_hw is None:
         pixels, _ = detector.backend.processed(np.zeros((*USUAL_PICTURE_HW, 3), np.uint8))
@@ -85,8 +93,10 @@ def benchmark(
                         "this machine has no bfloat16 arithmetic; --runtimes bfloat16 measures it none the less"
                     )
                 announce(f"Preparing {runtime} ...")
-                path = artefact or (_export(detector, runtime, Path(folder)) if runtime in EXPORTED else source)
-                workers[runtime] = _Worker(runtime, path, artefact is not None, shape, device, threads)
+                path = artefact or source
+                if artefact is None and runtime in EXPORTED:
+                    path = _export(detector, runtime, Path(folder), mask_queries)
+                workers[runtime] = _Worker(runtime, path, artefact is not None, shape, device, threads, mask_queries)
                 at_the_end.callback(workers[runtime].close)
             except FAILURES as error:
                 left_out[runtime] = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -96,6 +106,9 @@ def benchmark(
         rows = _measure_in_turn(workers, shape[0], runs)
     settings = {"model": str(model or "the shipped digit detector"), "device": device, "threads": threads}
     settings |= {"batch": shape[0], "size_hw": list(size_hw), "runs": runs}
+    if detector.task != "detection":
+        of_artefact = getattr(info, "mask_queries", None)
+        settings["mask_queries"] = mask_queries or of_artefact or "all"
     versions = (*VERSIONS, "onnxruntime", "openvino")
     return {"environment": environment(device, versions), "settings": settings, "rows": rows, "left_out": left_out}
 
@@ -111,10 +124,15 @@ def has_bfloat16(device: str) -> bool:
     return bfloat16_hardware()
 
 
-def _export(detector: Detector, runtime: str, folder: Path) -> Path:
+def _task(mask_queries: int | None) -> str | None:
+    return "detection" if mask_queries == 0 else None
+
+
+def _export(detector: Detector, runtime: str, folder: Path, mask_queries: int | None) -> Path:
     from ..export.exporting import export_model
 
-    return export_model(detector.model, detector.image_processor, folder / EXPORTED[runtime], runtime)[0]
+    options = {"mask_queries": mask_queries} if mask_queries else {}
+    return export_model(detector.model, detector.image_processor, folder / EXPORTED[runtime], runtime, **options)[0]
 
 
 def _measure_in_turn(workers: "dict[str, _Worker]", batch: int, runs: int) -> list[dict[str, Any]]:
@@ -174,14 +192,23 @@ class _Worker:
         self._process.join()
 
 
-def _work(channel: Connection, runtime: str, source: Path, is_artefact: bool, shape: tuple, device: str, threads):
+def _work(
+    channel: Connection,
+    runtime: str,
+    source: Path,
+    is_artefact: bool,
+    shape: tuple,
+    device: str,
+    threads: int | None,
+    mask_queries: int | None = None,
+) -> None:
     """Loads a runtime, answers why if that fails, and else answers until the other end is closed."""
     pixels = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     try:
         if is_artefact or runtime in EXPORTED:
             call: Callable[[], Any] = partial(load_runtime(source, device, threads), pixels)
         else:
-            call = _torch_call(runtime, source, pixels, device, threads)
+            call = _torch_call(runtime, source, pixels, device, threads, mask_queries)
         call(), call()
         channel.send(None)
     except Exception as error:  # runtimes have errors of their own, derived from nothing else
@@ -194,7 +221,9 @@ def _work(channel: Connection, runtime: str, source: Path, is_artefact: bool, sh
         channel.send(timed(call, device) if question == "time" else peak_bytes(device))
 
 
-def _torch_call(runtime: str, source: Path, pixels: np.ndarray, device: str, threads: int | None) -> Callable[[], Any]:
+def _torch_call(
+    runtime: str, source: Path, pixels: np.ndarray, device: str, threads: int | None, mask_queries: int | None
+) -> Callable[[], Any]:
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -202,6 +231,19 @@ def _torch_call(runtime: str, source: Path, pixels: np.ndarray, device: str, thr
     if threads is not None:
         torch.set_num_threads(threads)
     dtype = torch.bfloat16 if runtime == "bfloat16" else torch.float32
-    model = Detector.from_pretrained(source, device=device, dtype=dtype).model
+    model = Detector.from_pretrained(source, device=device, dtype=dtype, task=_task(mask_queries)).model
+    pixel_values = torch.from_numpy(pixels).to(device, dtype)
+    asked = {}
+    if mask_queries:
+        with torch.inference_mode():
+            logits = model(pixel_values, mask_score_threshold=1.0).logits
+        asked["mask_score_threshold"] = _score_above_which(logits, mask_queries)
     model.optimize_for_inference(compile=runtime == "compiled")
-    return torch.inference_mode()(partial(model, torch.from_numpy(pixels).to(device, dtype)))
+    return torch.inference_mode()(partial(model, pixel_values, **asked))
+
+
+def _score_above_which(logits: Any, count: int) -> float:
+    """Returns a score that so many queries of an image have, on the average of the batch."""
+    scores = logits.softmax(-1)[..., :-1].amax(-1).float().flatten().sort(descending=True).values
+    wanted = count * len(logits)
+    return float(scores[wanted - 1 : wanted + 1].mean()) if wanted < len(scores) else -1.0

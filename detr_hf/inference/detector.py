@@ -33,6 +33,7 @@ from .batching import (
 from .embedded import embedded_model_path
 from .pictures import is_single_picture, path_of, stamp_of_source
 from .results import Detections, shown_pixels
+from .segments import SegmentMap, chosen_task
 
 if TYPE_CHECKING:
     import torch
@@ -43,14 +44,14 @@ OnError = Callable[[Any, Exception], None]
 
 
 class Detector:
-    """Finds objects in pictures with a DETR model.
+    """Finds objects in pictures with a DETR model, and their masks with one that has a mask head.
 
     >>> detections = Detector.from_pretrained("facebook/detr-resnet-50")("street.jpg", threshold=0.7)
     >>> detections.save("street_boxes.png")
     """
 
-    def __init__(self, model: "DETRForObjectDetection", image_processor: Any):
-        self.backend: ModelBackend | ArtefactBackend = ModelBackend(model, image_processor)
+    def __init__(self, model: "DETRForObjectDetection", image_processor: Any, task: str | None = None):
+        self.backend: ModelBackend | ArtefactBackend = ModelBackend(model, image_processor, task)
 
     @classmethod
     def on(cls, backend: ModelBackend | ArtefactBackend) -> "Detector":
@@ -64,6 +65,7 @@ class Detector:
         cls,
         name_or_path: str | Path | None = None,
         *,
+        task: str | None = None,
         device: "str | torch.device | None" = None,
         dtype: "str | torch.dtype | None" = None,
         revision: str = "main",
@@ -79,6 +81,9 @@ class Detector:
                 of transformers' DETR or of Table Transformer, or an original `.pth` file. None is the small model that
                 ships with the package and finds handwritten digits. Also what `detr-hf export` wrote: a `.onnx` or
                 `.pt2` file, or an OpenVINO folder.
+            task: "detection" for boxes alone, "instance" for masks too, "panoptic" (the default where the checkpoint
+                has masks) for both and a map of segments; "semantic" for boxes and a map of classes, which needs the
+                masks of all queries, where the others need those of the objects found.
             device: where to run; by default the first CUDA device, or else the CPU.
             dtype: of weights and computation, as `"bfloat16"` or `torch.bfloat16`; float32 by default. What
                 is exported keeps its own.
@@ -91,20 +96,23 @@ class Detector:
         if artefact is not None:
             if loading:
                 raise TypeError(f"{source} is an exported model, for which {', '.join(loading)} cannot be given.")
-            return cls.on(ArtefactBackend.from_artefact(artefact, device=device, dtype=dtype))
+            return cls.on(ArtefactBackend.from_artefact(artefact, task=task, device=device, dtype=dtype))
         import torch
 
+        from ..checkpoints.model_classes import load_model
         from ..checkpoints.processors import processor_of
         from ..checkpoints.weight_files import Hub
         from ..model.compiling_detr import warn_of_slow_bfloat16
         from ..model.modeling_detr import DETRForObjectDetection
 
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        model = DETRForObjectDetection.from_pretrained(source, dtype=dtype or torch.float32, **hub, **loading)
+        load = DETRForObjectDetection.from_pretrained if task == "detection" else load_model
+        model = load(source, dtype=dtype or torch.float32, **hub, **loading)
+        chosen_task(task, model.has_mask_head, str(source))  # before anything moves to a device
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         warn_of_slow_bfloat16(model.dtype, device)
-        return cls(model.to(device), processor_of(source, Hub(loading.get("subfolder") or "", **hub)))
+        return cls(model.to(device), processor_of(source, Hub(loading.get("subfolder") or "", **hub)), task)
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:
         """Returns the objects that score more than `threshold`: one `Detections` for one picture, a list for several.
@@ -202,15 +210,34 @@ class Detector:
 
     def _detections(self, item: Prepared, result: dict[str, np.ndarray]) -> Detections:
         order = np.argsort(-result["scores"], kind="stable")
-        found = {field: values[order] for field, values in result.items()}
+        found = {name: result[name][order] for name in ("scores", "labels", "boxes")}
+        if "segmentations" in result:
+            found["segmentations"] = [result["segmentations"][index] for index in order]
+        if "panoptic" in result:
+            found["panoptic"] = SegmentMap.of_panoptic(result["panoptic"], self._name_of)
+        if "semantic" in result:
+            found["semantic"] = SegmentMap.of_classes(result["semantic"], self._name_of)
         return Detections(
             **found,
-            names=[self.id2label.get(label, str(label)) for label in found["labels"].tolist()],
+            names=[self._name_of(label) for label in found["labels"].tolist()],
             size_hw=item.size_hw,
             path=path_of(item.source),
             source=item.shown,
             stamp=item.stamp,
         )
+
+    def _name_of(self, label: int) -> str:
+        return self.id2label.get(label, str(label))
+
+    @property
+    def task(self) -> str:
+        """What is looked for: "detection", "instance", "panoptic" or "semantic"."""
+        return self.backend.task
+
+    @property
+    def stuff_labels(self) -> list[int]:
+        """The classes of which a picture has one panoptic segment at most; the others are things."""
+        return self.backend.stuff_labels
 
     @property
     def model(self) -> Any:

@@ -1,15 +1,15 @@
 """What a detector found in one picture.
 
-Boxes are `(x0, y0, x1, y1)` in pixels of the upright picture (turned as its EXIF tag says), cut at its edges.
-Everything is NumPy, so reading results needs no torch, and no picture is kept that can be opened again from its file:
-the results of 100,000 files are small. What is shown is the picture that was looked at: of one in memory a copy is
-kept, and a file that was changed since is noticed.
+Boxes are `(x0, y0, x1, y1)` in pixels of the upright picture (turned as its EXIF tag says), cut at its edges; masks
+are of its size, and kept as run lengths. Everything is NumPy, so reading results needs no torch, and no picture is
+kept that can be opened again from its file: the results of 100,000 files are small. What is shown is the picture that
+was looked at: of one in memory a copy is kept, and a file that was changed since is noticed.
 """
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,22 +18,37 @@ import numpy as np
 from PIL import Image
 
 from ..errors import install_hint
+from ..processing.run_lengths_detr import run_length_mask
 from ..visualize.saving import picture_format, save_drawing
 from ..whole_files import refuse_overwriting
 from .pictures import Stamp, stamp_of
+from .segments import TASKS, SegmentMap, mask_crop
 
 if TYPE_CHECKING:
     import pandas
     import supervision
 
 
-class Detection(NamedTuple):
-    """One object: its class, the model's score in [0, 1], and its box `(x0, y0, x1, y1)` in pixels."""
-
+class _Object(NamedTuple):
     name: str
     label: int
     score: float
     box: tuple[float, float, float, float]
+
+
+class Detection(_Object):
+    """One object: its class, the model's score in [0, 1], and its box `(x0, y0, x1, y1)` in pixels.
+
+    Unpacks into these four. `segmentation` is its mask as COCO run lengths, None where the model has no masks.
+    """
+
+    segmentation: dict[str, Any] | None = None
+
+    def __new__(cls, *args: Any, segmentation: dict[str, Any] | None = None, **kwargs: Any) -> Detection:
+        """Returns the tuple, with its mask beside it."""
+        one = super().__new__(cls, *args, **kwargs)
+        one.segmentation = segmentation
+        return one
 
 
 def plain_value(value: Any, digits: int | None) -> Any:
@@ -41,6 +56,10 @@ def plain_value(value: Any, digits: int | None) -> Any:
     if isinstance(value, tuple):
         return [plain_value(part, digits) for part in value]
     return value if digits is None else round(value, digits)
+
+
+def _mask_column(arrow: Any) -> Any:
+    return arrow.struct({"size": arrow.list_(arrow.int32(), 2), "counts": arrow.string()})
 
 
 def plain_id(value: Any) -> int | str:
@@ -55,6 +74,20 @@ def plain_id(value: Any) -> int | str:
     if isinstance(plain, bool) or not isinstance(plain, numbers.Real) or plain % 1 != 0:  # also true for NaN
         raise TypeError(f"The id of an image must be a whole number or a text, got {value!r}.")
     return int(plain)
+
+
+def coco_results(
+    image_id: int | str, objects: Sequence[Mapping[str, Any]], digits: int | None = None
+) -> list[dict[str, Any]]:
+    """Returns COCO result records of `plain_objects`; the size of a box has so many decimals, or all."""
+    results = []
+    for one in objects:
+        x0, y0, x1, y1 = one["box"]
+        size = [plain_value(x1 - x0, digits), plain_value(y1 - y0, digits)]
+        record = {"image_id": image_id, "category_id": one["label"], "bbox": [x0, y0, *size], "score": one["score"]}
+        masked = {"segmentation": one["segmentation"]} if "segmentation" in one else {}
+        results.append(record | masked)
+    return results
 
 
 def shown_pixels(pixels: np.ndarray) -> np.ndarray:
@@ -97,6 +130,10 @@ class Detections:
     `boxes (N, 4)` float32 xyxy pixels, `scores (N,)` float32, `labels (N,)` int64, `names` a list of N class names,
     `size_hw` the picture's `(height, width)`, `path` its file if it came from one, `stamp` how that file stood, and
     `source` the picture itself (PIL image, array, tensor or bytes) if no file shows it.
+
+    A model with masks gives `segmentations`, a list of N COCO run lengths (`masks` are they as arrays; one may have no
+    pixel), and `panoptic` or `semantic`, `SegmentMap`s of the whole picture. These are made of more than the objects
+    that a slice or `filter()` keeps, so that what is selected has none.
     """
 
     boxes: np.ndarray = field(
@@ -117,6 +154,13 @@ class Detections:
         metadata={"of_each": Field("label", _array(np.int64, (-1,)), int, lambda arrow: arrow.int64())}
     )
     names: list[str] = field(metadata={"of_each": Field("name", list, str, lambda arrow: arrow.string())})
+    segmentations: list[dict[str, Any]] | None = field(
+        default=None,
+        kw_only=True,
+        metadata={"of_each": Field("segmentation", list, lambda run_lengths: run_lengths, _mask_column)},
+    )
+    panoptic: SegmentMap | None = field(default=None, kw_only=True)
+    semantic: SegmentMap | None = field(default=None, kw_only=True)
     size_hw: tuple[int, int] = field(kw_only=True)
     path: Path | None = field(default=None, kw_only=True)
     source: Any = field(default=None, kw_only=True)
@@ -135,10 +179,24 @@ class Detections:
                 f"{', '.join(names)} and {last} must be of one length, got "
                 f"{', '.join(str(counts[name]) for name in names)} and {counts[last]}."
             )
+        sizes = {tuple(one["size"]) for one in self.segmentations or ()}
+        sizes |= {map_.size_hw for map_ in (self.panoptic, self.semantic) if map_ is not None}
+        if sizes - {self.size_hw}:
+            raise ValueError(f"There are masks of (height, width) {sizes} in a picture of {self.size_hw}.")
 
     def _known(self) -> list[tuple[str, Field]]:
         """Returns the fields that there are, with their names here."""
         return [(name, each) for name, each in FIELDS.items() if getattr(self, name) is not None]
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """The masks (N, H, W) bool in the picture, made anew each time; None where the model has none."""
+        if self.segmentations is None:
+            return None
+        masks = np.zeros((len(self), *self.size_hw), dtype=bool)
+        for mask, run_lengths in zip(masks, self.segmentations, strict=True):
+            mask[:] = run_length_mask(run_lengths, self.size_hw)
+        return masks
 
     @property
     def image(self) -> Image.Image:
@@ -174,6 +232,8 @@ class Detections:
         held = {name: getattr(self, name) for name, _ in self._known()}
         return replace(
             self,
+            panoptic=None,
+            semantic=None,
             **{
                 name: values[chosen] if isinstance(values, np.ndarray) else [values[index] for index in chosen]
                 for name, values in held.items()
@@ -202,10 +262,13 @@ class Detections:
         where = f" in {self.path.name!r}" if self.path is not None else ""
         height, width = self.size_hw
         head = f"Detections({len(self)} object{'' if len(self) == 1 else 's'}{where}, {width}x{height} px)"
-        lines = [
-            f"  {one.name:<20.20} {one.score:.2f}  [{', '.join(f'{edge:.1f}' for edge in one.box)}]" for one in self
-        ]
-        return "\n".join([head, *lines[:10], *([f"  ... and {len(lines) - 10} more"] if len(lines) > 10 else [])])
+        lines = []
+        for one in self[:10]:
+            mask = "" if one.segmentation is None else f"  mask of {mask_crop(one.segmentation).pixels.sum()} px"
+            lines.append(
+                f"  {one.name:<20.20} {one.score:.2f}  [{', '.join(f'{edge:.1f}' for edge in one.box)}]{mask}"
+            )
+        return "\n".join([head, *lines, *([f"  ... and {len(self) - 10} more"] if len(self) > 10 else [])])
 
     # What others read
 
@@ -215,25 +278,28 @@ class Detections:
         return [{each.one: each.plain(getattr(one, each.one), digits) for each, digits in known} for one in self]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain numbers, lists and strings, ready for JSON: path, width, height, and `objects`."""
+        """Returns plain numbers, lists and strings, ready for JSON: path, and what `record` says."""
+        return {"path": None if self.path is None else str(self.path), **self.record()}
+
+    def record(self, rounded: bool = False) -> dict[str, Any]:
+        """Returns width, height and `objects`, ready for JSON, and of a map what is there: `segments`, `classes`.
+
+        Rounded, it is the record of a run.
+        """
         height, width = self.size_hw
-        return {
-            "path": None if self.path is None else str(self.path),
-            "width": width,
-            "height": height,
-            "objects": self.plain_objects(),
-        }
+        record = {"width": width, "height": height, "objects": self.plain_objects(rounded)}
+        for key, map_ in (("segments", self.panoptic), ("classes", self.semantic)):
+            if map_ is not None:
+                record[key] = map_.plain(FIELDS["scores"].digits if rounded else None)
+        return record
 
     def to_coco(self, image_id: Any) -> list[dict[str, Any]]:
         """Returns COCO result records: `bbox` is `[x, y, width, height]` in pixels, `category_id` the label.
 
-        `image_id` is a whole number or a text, also one of NumPy, pandas or torch.
+        `segmentation` is there for models with masks. `image_id` is a whole number or a text, also one of NumPy,
+        pandas or torch.
         """
-        image_id = plain_id(image_id)
-        return [
-            {"image_id": image_id, "category_id": label, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
-            for _, label, score, (x0, y0, x1, y1) in self
-        ]
+        return coco_results(plain_id(image_id), self.plain_objects())
 
     def to_pandas(self) -> pandas.DataFrame:
         """Returns a pandas table, one row an object: name, label, score, x0, y0, x1, y1."""
@@ -251,29 +317,58 @@ class Detections:
         return supervision.Detections(
             xyxy=self.boxes.copy(),
             confidence=self.scores.copy(),
+            mask=self.masks,
             class_id=self.labels.copy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
     # What people look at
 
-    def draw(self, font: str | Path | None = None) -> Image.Image:
-        """Returns a copy of the picture with the boxes, names and scores drawn on it.
+    def draw(self, font: str | Path | None = None, what: str | None = None) -> Image.Image:
+        """Returns a copy of the picture with what was found drawn on it.
 
-        `font` is the file of a font; by default one that has the letters of the names is looked for.
+        Args:
+            font: the file of a font; by default one that has the letters of the names is looked for.
+            what: `"detection"` for boxes with names and scores, `"instance"` for masks under them (the default where
+                there are masks), `"panoptic"` or `"semantic"` for the map of the picture with names on the segments.
+
+        Raises:
+            ValueError: there is nothing of that kind, as in a slice, which has no map.
         """
+        what = what or ("detection" if self.segmentations is None else "instance")
+        if what in ("panoptic", "semantic"):
+            from ..visualize.segments import draw_segments
+
+            map_ = self._there(what, getattr(self, what))
+            return draw_segments(self.image, map_.segmentation, map_.segments_info, font=font)
+        if what not in TASKS:
+            raise ValueError(f"what must be one of {', '.join(TASKS)}, got {what!r}.")
         from ..visualize.boxes import draw_boxes
 
-        return draw_boxes(self.image, self.boxes, self.names, labels=self.labels, scores=self.scores, font=font)
+        masks = None
+        if what == "instance":
+            masks = [mask_crop(one) for one in self._there("instance", self.segmentations)]
+        return draw_boxes(
+            self.image, self.boxes, self.names, labels=self.labels, scores=self.scores, masks=masks, font=font
+        )
 
-    def save(self, path: str | Path, font: str | Path | None = None) -> Path:
-        """Returns `path` after writing the picture with its boxes there, whole; the ending decides the format.
+    def _there(self, task: str, held: Any) -> Any:
+        if held is None:
+            raise ValueError(
+                f"These detections have nothing to draw for {task!r}. It comes from a checkpoint with masks, "
+                f"Detector.from_pretrained(..., task={task!r}); slices and filter() keep no map of the picture."
+            )
+        return held
 
-        Folders are made as needed. The picture that was looked at is never written over.
+    def save(self, path: str | Path, font: str | Path | None = None, what: str | None = None) -> Path:
+        """Returns `path` after writing the picture with what was found there, whole; the ending decides the format.
+
+        The other arguments are those of `draw`. Folders are made as needed. The picture that was looked at is never
+        written over.
         """
         picture_format(path)
         refuse_overwriting({"path": path}, [self.path])
-        return save_drawing(self.draw(font), path)
+        return save_drawing(self.draw(font, what), path)
 
 
 _OF_EACH: dict[str, Field] = {
@@ -281,4 +376,5 @@ _OF_EACH: dict[str, Field] = {
 }
 # The fields of an object by their names in `Detections`, in the order of `Detection`: all forms of results are made of
 # them.
-FIELDS = dict(sorted(_OF_EACH.items(), key=lambda item: Detection._fields.index(item[1].one)))
+_ORDER = [*Detection._fields, "segmentation"]
+FIELDS = dict(sorted(_OF_EACH.items(), key=lambda item: _ORDER.index(item[1].one)))

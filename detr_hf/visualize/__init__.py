@@ -12,5 +12,6 @@ if TYPE_CHECKING:
         comparison_grid as comparison_grid,
     )
     from .grids import tile_grid as tile_grid
+    from .segments import draw_segments as draw_segments
 
 __getattr__, __dir__ = lazy_names(__name__)

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .lettering import BUNDLED, Line, fitting_line
+from .masks import paint_mask
 
 # Twelve colours that neighbours in a list of classes can be told apart by, on photographs; more classes get generated
 # ones.
@@ -91,9 +92,10 @@ def draw_boxes(
     *,
     labels: Sequence[int] | None = None,
     scores: Sequence[float] | None = None,
+    masks: Sequence[tuple[int, int, np.ndarray]] | None = None,
     font: str | Path | None = None,
 ) -> Image.Image:
-    """Returns a copy of `image` in RGB with a box and a label for each object.
+    """Returns a copy of `image` in RGB with a box and a label for each object, and its mask under them.
 
     Args:
         image: of any mode.
@@ -101,6 +103,7 @@ def draw_boxes(
         names: N texts in any script, see `lettering.py`.
         labels: N class numbers that choose the colours; by default each different name gets the next colour.
         scores: N numbers in [0, 1], written after the name. The best is drawn last, on top.
+        masks: N masks, each the x and y of its left upper pixel in `image` and its pixels (h, w) bool, inside it.
         font: the file of the font for the names; by default one that has their letters is looked for.
 
     Raises:
@@ -111,13 +114,19 @@ def draw_boxes(
     if labels is None:
         order = {name: position for position, name in enumerate(dict.fromkeys(names))}
         labels = [order[name] for name in names]
-    lengths = {len(boxes), len(names), len(labels)} | ({len(scores)} if scores is not None else set())
+    lengths = {len(each) for each in (boxes, names, labels, scores, masks) if each is not None}
     if len(lengths) > 1:
-        raise ValueError(f"boxes, names, labels and scores must be of one length, got lengths {sorted(lengths)}.")
+        raise ValueError(
+            f"boxes, names, labels, scores and masks must be of one length, got lengths {sorted(lengths)}."
+        )
     if not np.isfinite(boxes).all():
         raise ValueError("A box has a coordinate that is not a finite number, so it cannot be drawn.")
 
     drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    for i in range(len(boxes)) if scores is None else np.argsort(scores, kind="stable"):
+        if masks is not None:
+            x0, y0, pixels = masks[i]
+            paint_mask(drawn, (x0, y0), pixels, class_color(int(labels[i])), min(line_width(drawn.size), 2))
     draw = ImageDraw.Draw(drawn)
     shown = [(i, span) for i, box in enumerate(boxes) if (span := _inside(box, drawn.size)) is not None]
     if scores is not None:
@@ -173,15 +182,36 @@ def _draw_label(
     size: tuple[int, int],
 ) -> None:
     """Writes one label and takes its place."""
-    left, top, right, bottom = line.bbox()
-    # The height of a tall and a low letter, whatever the text, so that neighbouring labels align.
-    line_top, line_bottom = _line_height(font_px(size))
-    top, bottom = min(top, line_top), max(bottom, line_bottom)
-    margin = max(1, round((bottom - top) * 0.18))
-    ground = _place(round(right - left) + 2 * margin, round(bottom - top) + 2 * margin, span, taken, size)
+    label = Label.of(line, font_px(size))
+    ground = label_place(label.width, label.height, span, taken, size)
     taken.add(ground)
-    draw.rectangle((ground.x0, ground.y0, ground.x1 - 1, ground.y1 - 1), fill=color)
-    line.draw(draw, ground.x0 + margin - left, ground.y0 + margin - top, text_color(color))
+    label.write(draw, (ground.x0, ground.y0), color)
+
+
+class Label(NamedTuple):
+    """A line of text on a ground of `width` and `height` pixels; the text starts at `text_xy` in it."""
+
+    line: Line
+    width: int
+    height: int
+    text_xy: tuple[float, float]
+
+    @classmethod
+    def of(cls, line: Line, px: int) -> "Label":
+        """Returns the label of a line whose letters have `px` pixels."""
+        left, top, right, bottom = line.bbox()
+        # The height of a tall and a low letter, whatever the text, so that neighbouring labels align.
+        line_top, line_bottom = _line_height(px)
+        top, bottom = min(top, line_top), max(bottom, line_bottom)
+        margin = max(1, round((bottom - top) * 0.18))
+        width, height = round(right - left) + 2 * margin, round(bottom - top) + 2 * margin
+        return cls(line, width, height, (margin - left, margin - top))
+
+    def write(self, draw: ImageDraw.ImageDraw, corner: tuple[int, int], color: tuple[int, int, int]) -> None:
+        """Draws the ground in `color` with its left upper pixel at `corner`, and the text on it."""
+        x, y = corner
+        draw.rectangle((x, y, x + self.width - 1, y + self.height - 1), fill=color)
+        self.line.draw(draw, x + self.text_xy[0], y + self.text_xy[1], text_color(color))
 
 
 @lru_cache
@@ -201,7 +231,7 @@ def _fitting_line(name: str, label: int, score: float | None, size: tuple[int, i
     return fitting_line(name, room, px, label, file)
 
 
-def _place(width: int, height: int, span: Span, taken: Taken, size: tuple[int, int]) -> Span:
+def label_place(width: int, height: int, span: Span, taken: Taken, size: tuple[int, int]) -> Span:
     """Returns the place for a label of this size: on the box's upper edge if free, else the best of the others."""
     candidates = (
         (span.x0, span.y0 - height),

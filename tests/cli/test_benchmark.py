@@ -6,16 +6,19 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from detr_hf import Detector
 from detr_hf.cli.main import app
 from detr_hf.inference import benchmarking
 from detr_hf.inference.benchmarking import RUNTIMES, has_bfloat16
 from detr_hf.model import compiling_detr
 
 from ..export.artefacts import info_of, small_model, small_processor
+from ..inference.rectangles import Rectangles
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch):
     monkeypatch.setattr(benchmarking, "_Worker", StandIn)
-    monkeypatch.setattr(benchmarking, "_export", lambda detector, runtime, folder: folder / runtime)
+    monkeypatch.setattr(benchmarking, "_export", lambda detector, runtime, folder, mask_queries: folder / runtime)
     return StandIn
 
 
@@ -88,7 +91,7 @@ def test_every_runtime_measures(checkpoint, tmp_path):
 
 
 def test_the_table_names_every_row_and_what_is_left_out(checkpoint, stand_in, monkeypatch):
-    def missing(detector, runtime, folder):
+    def missing(detector, runtime, folder, mask_queries):
         if runtime == "onnx":
             raise ImportError(
                 "Exporting to onnx needs onnx, which does not load: pip install 'detr-hf[export]'.\nmore"
@@ -111,13 +114,32 @@ def test_an_exported_model_runs_as_what_it_is(stand_in, monkeypatch, tmp_path):
     detector = SimpleNamespace(
         model=SimpleNamespace(info=info_of(small_model(), batch=2, size_hw=(64, 96))),
         backend=SimpleNamespace(processed=lambda picture: (None, torch.zeros(1, 3, 64, 85))),
+        task="detection",
     )
     monkeypatch.setattr(benchmarking.Detector, "from_pretrained", lambda *_, **__: detector)
     done = run(str(path))
     assert done.exit_code == 0, done.output
-    assert stand_in.loaded == ("onnx", path, True, (2, 3, 64, 96), "cpu", None)
+    assert stand_in.loaded == ("onnx", path, True, (2, 3, 64, 96), "cpu", None, None)
     for row in set(RUNTIMES) - {"onnx"}:
         assert f"{row} left out: the model is exported already, to onnx" in done.output
+
+
+def test_masks_of_as_many_queries_as_are_asked_for(stand_in, checkpoint, monkeypatch):
+    refused = run(checkpoint, "--mask-queries", "3")
+    assert isinstance(refused.exception, ValueError) and "is a detector" in str(refused.exception)
+    model = Rectangles([(0, score, (0.2, 0.2, 0.8, 0.8)) for score in (0.3, 0.9, 0.5, 0.7)])
+    model.optimize_for_inference = lambda compile: None
+    detector = lambda source, device, task=None, dtype=None: Detector(model, small_processor(), task)  # noqa: E731
+    monkeypatch.setattr(benchmarking.Detector, "from_pretrained", detector)
+    asked = {None: "masks of all queries", 3: "masks of 3 queries", 0: "64x85, 10 timings"}
+    for count, shown in asked.items():
+        done = run("segmenter", "--runtimes", "torch", *(() if count is None else ("--mask-queries", str(count))))
+        assert done.exit_code == 0 and shown in done.output, done.output
+        assert stand_in.loaded[-1] == count
+    pixels = np.zeros((2, 3, 64, 96), np.float32)
+    for count, least in ((None, None), (3, 0.4), (4, -1.0)):
+        benchmarking._torch_call("torch", "segmenter", pixels, "cpu", 1, count)()
+        assert model.asked[-1] == (least and pytest.approx(least))
 
 
 def test_a_measurement_of_nothing_is_an_error(checkpoint, stand_in, monkeypatch):

@@ -9,25 +9,36 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Image as ImageFeature
 from PIL import Image
 from typer import BadParameter
 from typer.testing import CliRunner
 
-from detr_hf import Detector, DETRImageProcessor
+from detr_hf import Detector, DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
 from detr_hf.cli.predict import split_model
 from detr_hf.cli.predict_run import duration, process_device, process_name, progress_text
-from detr_hf.inference.runs.drawings import drawing_paths
+from detr_hf.inference.runs.drawings import DRAWING_OF, drawing_paths
 from detr_hf.inference.runs.prediction import Progress, read_predictions
 
-from ..conftest import tiny_model
+from ..conftest import tiny_config, tiny_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tiny_model().save_pretrained(folder)
+    DETRImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory) -> Path:
+    """A checkpoint with masks, which all are half the picture or more at random."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    torch.manual_seed(0)
+    DETRForSegmentation(tiny_config()).save_pretrained(folder)
     DETRImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
     return folder
 
@@ -135,6 +146,44 @@ def test_a_run_into_a_folder_and_the_same_command_again(model, photos, tmp_path)
     assert again.exit_code == 0 and "0 pictures" in again.stderr and "4 were done before" in again.stderr
     other = predict(*command[:-3], 0.2)
     assert isinstance(other.exception, ValueError) and "threshold was 0.1, now 0.2" in str(other.exception)
+
+
+def test_masks_and_maps_are_drawn_and_written(segmenter, photos, tmp_path):
+    for task, drawn, keys in (
+        (None, "masks", set()),  # things alone
+        ("panoptic", "panoptic", {"segments"}),
+        ("semantic", "semantic", {"classes"}),
+        ("detection", "boxes", set()),
+    ):
+        given = ("--task", task) if task else ()
+        out = (*given, "--save", tmp_path / drawn, "--json", tmp_path / f"{drawn}.json")
+        done = predict(segmenter, photos / "a.png", "--threshold", 0.1, *out)
+        assert done.exit_code == 0, done.output
+        assert ("Task: instance" in done.stderr) == (task is None)
+        assert [path.name for path in (tmp_path / drawn).iterdir()] == [f"a_{drawn}.png"]
+        written = json.loads((tmp_path / f"{drawn}.json").read_text())
+        (picture,) = written["pictures"]
+        assert written.get("task", "detection") == (task or "instance") and keys <= picture.keys()
+        assert ("segmentation" in picture["objects"][0]) == (task in (None, "panoptic"))
+        assert ("% " in done.stdout) == (task == "semantic")
+    found = {name: (tmp_path / name / f"a_{name}.png").read_bytes() for name in DRAWING_OF.values()}
+    assert len(set(found.values())) == 4
+    assert predict(segmenter, photos, tmp_path).stdout.count("\n") == 3  # drawings are not looked at again
+
+
+def test_runs_of_masks(segmenter, model, photos, tmp_path):
+    done = predict(segmenter, photos, "--threshold", 0.1, "--out", tmp_path / "run", "--format", "coco-panoptic")
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "run" / "panoptic.json").read_text())
+    assert {one["file_name"] for one in written["annotations"]} == {
+        path.name for path in (tmp_path / "run" / "panoptic").iterdir()
+    }
+    assert len(written["annotations"]) == 3 and written["categories"][0] == {"id": 0, "name": "cat", "isthing": 1}
+    assert all("segments" in record for record in read_predictions(tmp_path / "run"))
+    refused = predict(model, photos, "--out", tmp_path / "other", "--task", "panoptic")
+    assert isinstance(refused.exception, ValueError) and "take a checkpoint with a mask head" in str(refused.exception)
+    mixed = predict(segmenter, photos, "--out", tmp_path / "other", "--task", "instance", "--format", "png")
+    assert isinstance(mixed.exception, ValueError) and "semantic maps" in str(mixed.exception)
 
 
 def test_a_run_over_a_data_set(model, photos, tmp_path):

@@ -1,5 +1,5 @@
 """A detector without a network, for what happens around it, and a run that can be killed: `python -m
-tests.inference.stand_in SOURCE OUT SECONDS_A_PICTURE`.
+tests.inference.stand_in SOURCE OUT SECONDS_A_PICTURE [FORMAT]`.
 
 It imports no torch, so a process is there in a fraction of a second.
 """
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -16,15 +17,26 @@ from detr_hf.inference.batching import Failure, Prepared, ordered_outcomes, prep
 from detr_hf.inference.pictures import path_of
 from detr_hf.inference.results import Detections
 from detr_hf.inference.runs.prediction import predict_to_shards
+from detr_hf.inference.runs.result_formats import FORMATS
+from detr_hf.inference.segments import SegmentMap
 from detr_hf.inference.sources.base import SourceOptions
+from detr_hf.processing.run_lengths_detr import run_lengths
 
 
 class StandIn:
-    """Finds in each picture one object as large as the picture, whose score is the mean brightness."""
+    """Finds in each picture one object as large as the picture, whose score is the mean brightness.
 
-    def __init__(self, seconds_a_picture: float = 0.0, name: str = "stand-in"):
+    Its mask are the pixels that are brighter; in a panoptic map the rest is sand, but for the first row, which is
+    nothing.
+    """
+
+    id2label: ClassVar = {1: "thing", 300: "sand"}
+    stuff_labels = (300,)
+
+    def __init__(self, seconds_a_picture: float = 0.0, name: str = "stand-in", task: str = "detection"):
         self.seconds_a_picture = seconds_a_picture
         self.name = name
+        self.task = task
         self.seen = 0
 
     def fingerprint(self) -> str:
@@ -57,9 +69,29 @@ class StandIn:
                 ["thing"],
                 size_hw=item.size_hw,
                 path=path_of(item.source),
+                **self.masks(item),
             )
             for item in batch
         ]
+
+    def masks(self, item: Prepared) -> dict[str, Any]:
+        brightness = item.pixel_values[0].mean(axis=0)
+        bright = brightness > brightness.mean()
+        if self.task == "detection":
+            return {}
+        if self.task == "semantic":
+            return {"semantic": SegmentMap.of_classes(np.where(bright, 1, 300), self.id2label.get)}
+        masks: dict[str, Any] = {"segmentations": [run_lengths(bright)]}
+        if self.task == "panoptic":
+            ids = np.where(bright, 1, 2)
+            ids[0] = 0
+            segments = [
+                {"id": number, "label_id": label, "score": 0.5, "was_fused": False, "area": int((ids == number).sum())}
+                for number, label in ((1, 1), (2, 300))
+            ]
+            found = {"segmentation": ids, "segments_info": segments}
+            masks["panoptic"] = SegmentMap.of_panoptic(found, self.id2label.get)
+        return masks
 
 
 def write_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
@@ -75,7 +107,8 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
 
 
 if __name__ == "__main__":
-    source, out, seconds = sys.argv[1:]
-    predict_to_shards(
-        StandIn(float(seconds)), source, out, threshold=0.0, batch_size=4, options=SourceOptions(shard_size=37)
-    )
+    source, out, seconds, *rest = sys.argv[1:]
+    format = rest[0] if rest else "jsonl"
+    detector = StandIn(float(seconds), task=FORMATS[format] or "detection")
+    options = SourceOptions(shard_size=37)
+    predict_to_shards(detector, source, out, threshold=0.0, batch_size=4, format=format, options=options)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ from PIL import Image
 
 from detr_hf.inference.results import FIELDS, Detection, Detections
 from detr_hf.inference.runs.result_formats import read_part, record_of, write_parquet
+from detr_hf.inference.segments import TASKS, SegmentMap
 from detr_hf.inference.sources.base import Picture
+from detr_hf.processing.run_lengths_detr import run_lengths
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +27,16 @@ def found() -> Detections:
     boxes = [[10, 20, 50, 60], [0, 0, 30, 30], [5, 5, 25, 45]]
     source = Image.new("RGB", (100, 80), "grey")
     return Detections(boxes, [0.9, 0.8, 0.5], [1, 0, 1], ["dog", "cat", "dog"], size_hw=(80, 100), source=source)
+
+
+@pytest.fixture
+def masked(found) -> Detections:
+    """The same with masks: of the second only its left half, the third without a pixel; and maps of the picture."""
+    masks = np.zeros((3, *found.size_hw), dtype=bool)
+    masks[0, 20:60, 10:50] = masks[1, :30, :15] = True
+    segments = [{"id": 1, "label_id": 1, "name": "dog", "score": 0.9, "was_fused": False, "area": 1600}]
+    maps = {"panoptic": SegmentMap(masks[0], segments), "semantic": SegmentMap.of_classes(masks[1] * 2, str)}
+    return replace(found, segmentations=[run_lengths(mask) for mask in masks], **maps)
 
 
 def test_iterates_over_objects(found):
@@ -49,6 +63,56 @@ def test_selects_like_an_array(found, key, names):
     assert isinstance(chosen, Detections) and chosen.names == names
     assert len(chosen.boxes) == len(chosen.scores) == len(chosen.labels) == len(names)
     assert chosen.size_hw == (80, 100) and chosen.image.size == (100, 80)
+
+
+def test_masks_stay_with_their_objects(masked):
+    assert masked.masks.shape == (3, 80, 100) and masked.masks.sum(axis=(1, 2)).tolist() == [1600, 450, 0]
+    assert masked[1].segmentation == masked.segmentations[1] and len(masked[1]) == 4  # unpacks as ever
+    for chosen, areas in ((masked[[2, 0]], [0, 1600]), (masked.filter(names="cat"), [450]), (masked[:0], [])):
+        assert chosen.masks.sum(axis=(1, 2)).tolist() == areas
+        assert chosen.panoptic is None and chosen.semantic is None  # of the whole picture
+    assert pickle.loads(pickle.dumps(masked[0])).segmentation == masked.segmentations[0]
+    assert "[0.0, 0.0, 30.0, 30.0]  mask of 450 px" in repr(masked)
+
+
+def test_masks_of_another_size_or_number_are_refused(found, masked):
+    for wrong in (
+        {"segmentations": [run_lengths(np.ones((8, 9)))] * 3},
+        {"panoptic": SegmentMap(np.ones((8, 9)), [])},
+    ):
+        with pytest.raises(ValueError, match=r"\{\(8, 9\)\} in a picture of \(80, 100\)"):
+            replace(found, **wrong)
+    with pytest.raises(ValueError, match="one length"):
+        replace(found, segmentations=masked.segmentations[:2])
+
+
+def test_masks_are_in_what_others_read(found, masked):
+    from pycocotools import mask as coco_mask
+
+    results = masked.to_coco(7)
+    assert [coco_mask.decode(one.pop("segmentation")).sum() for one in results] == [1600, 450, 0]
+    assert results == found.to_coco(7) and masked.to_pandas().equals(found.to_pandas())
+    read = json.loads(json.dumps(masked.to_dict()))
+    assert [one["name"] for one in read["segments"]] == ["dog"] and [one["name"] for one in read["classes"]] == [
+        "0",
+        "2",
+    ]
+    supervision = pytest.importorskip("supervision")
+    other = masked.to_supervision()
+    assert isinstance(other, supervision.Detections) and np.array_equal(other.mask, masked.masks)
+
+
+def test_what_is_drawn_can_be_chosen(found, masked):
+    pixels = {what: np.asarray(masked.draw(what=what)) for what in (None, *TASKS)}
+    assert np.array_equal(pixels["detection"], np.asarray(found.draw()))
+    assert np.array_equal(pixels[None], pixels["instance"])
+    bare = {what: (drawn[masked.masks[0]] == 128).all(axis=-1).sum() for what, drawn in pixels.items()}
+    assert bare["detection"] > 100 and bare["instance"] == bare["panoptic"] == 0
+    assert (pixels["panoptic"][70:, 60:] == 128).all() and not (pixels["semantic"][70:, 60:] == 128).any()
+    with pytest.raises(ValueError, match="nothing to draw for 'panoptic'"):
+        masked[:2].draw(what="panoptic")
+    with pytest.raises(ValueError, match="one of detection, instance"):
+        masked.draw(what="masks")
 
 
 def test_filters_by_score_and_name(found):
@@ -177,18 +241,20 @@ sys.exit(bool({"torch", "detr_hf.export.parity", "detr_hf.export.runtimes"} & se
     assert done.returncode == 0 and (tmp_path / "a.png.png").is_file()
 
 
-def test_every_form_of_results_has_the_same_fields(found, tmp_path):
+def test_every_form_of_results_has_the_same_fields(found, masked, tmp_path):
     pytest.importorskip("pyarrow")
     from pyarrow.parquet import read_schema
 
     singular = [each.one for each in FIELDS.values()]
-    assert singular == list(Detection._fields) == list(found.to_dict()["objects"][0])
-    record = record_of(Picture("a.png", None), found)
-    assert list(record["objects"][0]) == singular
-    write_parquet([record], tmp_path / "a.parquet")
-    an_object = read_schema(tmp_path / "a.parquet").field("objects").type.value_type
-    assert [column.name for column in an_object] == singular
-    assert [len(getattr(found[:2], plural)) for plural in FIELDS] == [2] * len(FIELDS)
+    assert singular == [*Detection._fields, "segmentation"]
+    for of_task, task, known in ((found, "detection", singular[:-1]), (masked, "instance", singular)):
+        assert list(of_task.to_dict()["objects"][0]) == known
+        record = record_of(Picture("a.png", None), of_task)
+        assert list(record["objects"][0]) == known
+        write_parquet([record], tmp_path / "a.parquet", task)
+        an_object = read_schema(tmp_path / "a.parquet").field("objects").type.value_type
+        assert [column.name for column in an_object] == known
+    assert [len(getattr(masked[:2], plural)) for plural in FIELDS] == [2] * len(FIELDS)
 
 
 def test_a_field_that_is_not_known_is_absent_from_tables_as_from_lines(found, tmp_path):

@@ -9,11 +9,11 @@ from PIL import Image
 from detr_hf.visualize.boxes import (
     Span,
     Taken,
-    _place,
     _relative_luminance,
     class_color,
     draw_boxes,
     font_px,
+    label_place,
     line_width,
     text_color,
 )
@@ -86,7 +86,7 @@ def test_labels_stay_inside_the_picture():
     for _ in range(200):
         x0, y0 = rng.integers(0, 95), rng.integers(0, 75)
         span = Span(int(x0), int(y0), int(rng.integers(x0 + 1, 101)), int(rng.integers(y0 + 1, 81)))
-        place = _place(40, 12, span, Taken((100, 80)), (100, 80))
+        place = label_place(40, 12, span, Taken((100, 80)), (100, 80))
         assert place.x0 >= 0 and place.y0 >= 0 and place.x1 <= 100 and place.y1 <= 80
         assert (place.x1 - place.x0, place.y1 - place.y0) == (40, 12)
 
@@ -94,9 +94,9 @@ def test_labels_stay_inside_the_picture():
 def test_a_label_gives_way_to_another_one():
     span = Span(100, 100, 200, 200)
     taken = Taken((640, 480))
-    first = _place(40, 12, span, taken, (640, 480))
+    first = label_place(40, 12, span, taken, (640, 480))
     taken.add(first)
-    second = _place(40, 12, span, taken, (640, 480))
+    second = label_place(40, 12, span, taken, (640, 480))
     assert first == Span(100, 88, 140, 100) and second.overlap(first) == 0
 
 

@@ -14,9 +14,13 @@ logger = logging.getLogger(__name__)
 
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 NAMES_SHOWN = 3
+# Task -> what its drawings are called; `visualize/saving.py` knows these words.
+DRAWING_OF = {"detection": "boxes", "instance": "masks", "panoptic": "panoptic", "semantic": "semantic"}
 
 
-def drawing_paths(pictures: Mapping[Path, Path], folder: Path, other: Path | None = None) -> dict[Path, Path]:
+def drawing_paths(
+    pictures: Mapping[Path, Path], folder: Path, other: Path | None = None, what: str = DRAWING_OF["detection"]
+) -> dict[Path, Path]:
     """Returns where each picture's drawing goes: `NAME_boxes.SUFFIX` in the folder, below where it was found.
 
     Where the name is taken (by a drawing of this run, `other` that it writes, or a file that is no drawing of this
@@ -26,6 +30,7 @@ def drawing_paths(pictures: Mapping[Path, Path], folder: Path, other: Path | Non
         pictures: path by path below the folder that it was found in.
         folder: of the drawings.
         other: another file that will be written.
+        what: stands in the names in place of `boxes`.
     """
     taken = set() if other is None else {_name_anywhere(other)}
     given = {identity for path in pictures if (identity := file_identity(path)) is not None}
@@ -39,11 +44,11 @@ def drawing_paths(pictures: Mapping[Path, Path], folder: Path, other: Path | Non
     numbered, numbers = [], {}
     for path, relative in pictures.items():
         suffix = relative.suffix if relative.suffix.lower() in KEPT_SUFFIXES else ".png"
-        target = first = folder / relative.with_name(f"{relative.stem}_boxes{suffix}")
+        target = first = folder / relative.with_name(f"{relative.stem}_{what}{suffix}")
         number = numbers.get(first, 1)
         while not is_free(target):
             number += 1
-            target = first.with_name(f"{relative.stem}_boxes_{number}{suffix}")
+            target = first.with_name(f"{relative.stem}_{what}_{number}{suffix}")
         if target != first:
             numbers[first] = number
             numbered.append(one_line(f"{target} of {path}"))

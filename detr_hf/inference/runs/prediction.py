@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from ..batching import Failure, read_ahead
 from ..results import Detections
 from ..sources.base import Picture, Source, SourceOptions
 from ..sources.opening import open_source
-from .result_formats import COCO_RESULTS, read_part, record_of, suffix_of, write_coco, write_parquet
+from .map_formats import write_maps
+from .result_formats import COCO_RESULTS, FORMATS, read_part, record_of, suffix_of, write_coco, write_parquet
 from .run_folder import UNFINISHED, PartWriter, RunFolder, read_settings
 
 if TYPE_CHECKING:
@@ -84,24 +86,28 @@ def predict_to_shards(
     >>> predict_to_shards(Detector.from_pretrained("facebook/detr-resnet-50"), "photos/", "results/")
 
     Args:
-        detector: a `Detector`.
+        detector: a `Detector`, whose task says what is looked for.
         source: files, folders, patterns (one or a list); tar files, Parquet files and videos among them; or a
             `Dataset` or `IterableDataset`.
         folder: a new folder, or that of the run to go on with. `read_predictions(folder)` reads it.
         threshold: objects with a higher score are kept.
         batch_size: how many pictures of equal size go through the model together, at most.
-        format: `"jsonl"`, `"parquet"`, or `"coco"` for JSONL and, in the end, COCO's results.
+        format: `"jsonl"`, `"parquet"`, or `"coco"` for JSONL and, in the end, COCO's results. For the task panoptic
+            also `"coco-panoptic"`, for semantic `"png"`: JSONL and, in the end, what `map_formats.py` tells.
         options: how the source is read, see `SourceOptions`.
         model: the model's name, for people who read run.json.
         rank, world_size: which of how many processes this is; by default as torchrun and accelerate say.
         on_progress: is called about twice a second, and in the end.
 
     Raises:
-        ValueError: the folder belongs to a run with other settings, or the source has changed.
+        ValueError: the folder belongs to a run with other settings, the source has changed, or the format is none of
+            the detector's task.
         RuntimeError: another process is writing one of the parts of this one.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is a score between 0 and 1, got {threshold}.")
+    task = detector.task
+    suffix = suffix_of(format, task)
     rank, world_size = _share(rank, world_size)
     options = options or SourceOptions()
     folder = Path(folder)
@@ -117,13 +123,15 @@ def predict_to_shards(
         "every": options.every,
         "source": opened.identity,
     }
-    run = RunFolder(folder, settings, len(opened.pieces), suffix_of(format))
+    if task != "detection":  # which runs that are older than tasks did
+        settings["task"] = task
+    run = RunFolder(folder, settings, len(opened.pieces), suffix)
     mine = [part for part in range(rank, run.parts, world_size)]
-    work = _Work(opened, run, mine, write_parquet if format == "parquet" else None)
+    work = _Work(opened, run, mine, partial(write_parquet, task=task) if format == "parquet" else None)
     progress = work.run(detector, threshold, batch_size, on_progress)
     complete = run.is_complete()
     if complete:
-        _complete(run, format)
+        _complete(run, format, detector)
     return PredictionRun(folder, progress, complete)
 
 
@@ -265,10 +273,13 @@ def _refuse_another_source(writer: PartWriter, picture: Picture | None) -> None:
         )
 
 
-def _complete(run: RunFolder, format: str) -> None:
+def _complete(run: RunFolder, format: str, detector: "Detector") -> None:
     """Does what is left to do when all parts are whole, in whichever process sees it."""
     if format == "coco" and not (run.folder / COCO_RESULTS).exists():
         write_coco(run)
+    kind = FORMATS[format]
+    if kind is not None and not (run.folder / f"{kind}.json").exists():
+        write_maps(run, kind, detector.id2label, detector.stuff_labels)
     with suppress(OSError):  # another process may be doing the same
         for left in (run.folder / UNFINISHED).iterdir():
             left.unlink()

@@ -2,25 +2,27 @@
 
 A record is `{"picture": name, "width", "height", "objects": [{"name", "label", "score", "box"}]}` with xyxy boxes in
 pixels of the upright picture, or `{"picture": name, "error": why}`; what the source adds (`image_id`, `frame`,
-`seconds`) stands beside the name. COCO's format has no place for a picture without objects nor for an error, so
-`coco_images.json` says which pictures were looked at, by which `image_id`. Scores are rounded to six digits and boxes
-to a thousandth of a pixel.
+`seconds`) stands beside the name. Objects with masks have their `segmentation`, COCO run lengths of the picture's
+size; panoptic `segments` and the `classes` of a semantic map stand beside the objects, with theirs. COCO's format has
+no place for a picture without objects nor for an error, so `coco_images.json` says which pictures were looked at, by
+which `image_id`. Scores are rounded to six digits and boxes to a thousandth of a pixel.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ...errors import install_hint
 from ...whole_files import whole_file
-from ..results import FIELDS, Detections
+from ..results import FIELDS, Detections, coco_results
 from ..sources.base import PARQUET_HINT, Picture
 from .run_folder import RunFolder, read_records
 
-FORMATS = ("jsonl", "parquet", "coco")
+# What `--format` takes -> the task that it needs, or None.
+FORMATS = {"jsonl": None, "parquet": None, "coco": None, "coco-panoptic": "panoptic", "png": "semantic"}
 COCO_RESULTS = "coco_results.json"
 COCO_IMAGES = "coco_images.json"
 
@@ -34,8 +36,7 @@ def record_of(picture: Picture, outcome: Detections | Exception) -> dict[str, An
     named = {"picture": picture.name, **picture.about}
     if isinstance(outcome, Exception):
         return {**named, "error": _why(outcome, picture.name)}
-    height, width = outcome.size_hw
-    return {**named, "width": width, "height": height, "objects": outcome.plain_objects(rounded=True)}
+    return {**named, **outcome.record(rounded=True)}
 
 
 def _why(error: Exception, name: str) -> str:
@@ -44,21 +45,35 @@ def _why(error: Exception, name: str) -> str:
     return text or type(error).__name__
 
 
-def suffix_of(format: str) -> str:
-    """Returns how a part's file name ends."""
+def suffix_of(format: str, task: str | None = None) -> str:
+    """Returns how a part's file name ends.
+
+    Raises:
+        ValueError: there is no such format, or not for this task, if one is named.
+    """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
+    if task is not None and FORMATS[format] not in (None, task):
+        raise ValueError(
+            f"The format {format} is of {FORMATS[format]} maps, and the task is {task}: name the task "
+            f"{FORMATS[format]}, with a checkpoint that has masks, or another format."
+        )
     if format == "parquet":
         _require_pyarrow()
     return ".parquet" if format == "parquet" else ".jsonl"
 
 
-def write_parquet(records: Iterable[dict[str, Any]], path: Path) -> None:
-    """Writes records as a table, a thousand at a time."""
+def write_parquet(records: Iterable[dict[str, Any]], path: Path, task: str = "detection") -> None:
+    """Writes records of a task as a table, a thousand at a time."""
     pyarrow = _require_pyarrow()
     from pyarrow.parquet import ParquetWriter
 
-    an_object = pyarrow.struct({each.one: each.column(pyarrow) for each in FIELDS.values()})
+    of_each = {each.one: each.column(pyarrow) for each in FIELDS.values()}
+    mask = {"segmentation": of_each.pop("segmentation")}
+    an_object = pyarrow.struct(of_each | (mask if task in ("instance", "panoptic") else {}))
+    a_class = {"name": of_each["name"], "label": of_each["label"], "area": pyarrow.int64(), **mask}
+    a_segment = a_class | {"score": of_each["score"], "was_fused": pyarrow.bool_()}
+    maps = {"panoptic": ("segments", a_segment), "semantic": ("classes", a_class)}
     columns = {
         "picture": pyarrow.string(),
         "image_id": pyarrow.string(),  # a data set's own, a number or a text
@@ -69,6 +84,9 @@ def write_parquet(records: Iterable[dict[str, Any]], path: Path) -> None:
         "objects": pyarrow.list_(an_object),
         "error": pyarrow.string(),
     }
+    if task in maps:
+        key, one = maps[task]
+        columns[key] = pyarrow.list_(pyarrow.struct(one))
     schema = pyarrow.schema(columns)
     records = iter(records)
     with ParquetWriter(path, schema, compression="zstd") as writer:
@@ -98,8 +116,8 @@ def read_part(path: Path) -> Iterator[dict[str, Any]]:
         for batch in file.iter_batches(ROWS_AT_ONCE):
             for row in batch.to_pylist():
                 record = _without_gaps(row)
-                if "objects" in record:
-                    record["objects"] = [_without_gaps(found) for found in record["objects"]]
+                for key in record.keys() & {"objects", "segments", "classes"}:
+                    record[key] = [_without_gaps(found) for found in record[key]]
                 yield record
 
 
@@ -114,26 +132,21 @@ def write_coco(run: RunFolder) -> None:
     A picture's `image_id` is the source's own number, or the number that is its file's name (`000000000139.jpg`);
     where one picture has neither, or two share one, all are numbered from 1.
     """
-    ids = _coco_ids(run)
-
-    def images() -> Iterator[dict[str, Any]]:
-        for place, record in enumerate(all_records(run)):
-            known = {key: record[key] for key in ("width", "height", "error") if key in record}
-            yield {"id": ids(place, record), "file_name": record["picture"], **known}
+    ids = coco_ids(run)
 
     def results() -> Iterator[dict[str, Any]]:
         for place, record in enumerate(all_records(run)):
-            for found in record.get("objects", ()):
-                x0, y0, x1, y1 = found["box"]
-                yield {
-                    "image_id": ids(place, record),
-                    "category_id": found["label"],
-                    "bbox": [x0, y0, round(x1 - x0, 3), round(y1 - y0, 3)],
-                    "score": found["score"],
-                }
+            yield from coco_results(ids(place, record), record.get("objects", ()), FIELDS["boxes"].digits)
 
-    _write_json_list(run.folder / COCO_IMAGES, images())
-    _write_json_list(run.folder / COCO_RESULTS, results())
+    write_json_lists(run.folder / COCO_IMAGES, coco_images(run, ids))
+    write_json_lists(run.folder / COCO_RESULTS, results())
+
+
+def coco_images(run: RunFolder, ids: Callable[[int, dict[str, Any]], int]) -> Iterator[dict[str, Any]]:
+    """Yields COCO's entries of all pictures, with their errors."""
+    for place, record in enumerate(all_records(run)):
+        known = {key: record[key] for key in ("width", "height", "error") if key in record}
+        yield {"id": ids(place, record), "file_name": record["picture"], **known}
 
 
 def all_records(run: RunFolder) -> Iterator[dict[str, Any]]:
@@ -142,7 +155,8 @@ def all_records(run: RunFolder) -> Iterator[dict[str, Any]]:
         yield from read_part(run.part_path(part))
 
 
-def _coco_ids(run: RunFolder) -> Callable[[int, dict[str, Any]], int]:
+def coco_ids(run: RunFolder) -> Callable[[int, dict[str, Any]], int]:
+    """Returns what gives a picture's `image_id`, of its place in the run and its record."""
     seen: set[int] = set()
     for record in all_records(run):
         number = _own_number(record)
@@ -157,13 +171,19 @@ def _own_number(record: dict[str, Any]) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None
 
 
-def _write_json_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+def write_json_lists(path: Path, lists: Iterable[dict[str, Any]] | Mapping[str, Iterable[dict[str, Any]]]) -> None:
+    """Writes a list, or an object of several by their names, an entry a line; whole or not at all."""
     with whole_file(path, flushed=True) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        before = "[\n"
-        for entry in entries:
-            file.write(f"{before}{json.dumps(entry)}")
-            before = ",\n"
-        file.write("[]\n" if before == "[\n" else "\n]\n")
+        named = lists.items() if isinstance(lists, Mapping) else [(None, lists)]
+        for number, (name, entries) in enumerate(named):
+            if name is not None:
+                file.write(f"{',' if number else '{'}\n{json.dumps(name)}: ")
+            before = "[\n"
+            for entry in entries:
+                file.write(f"{before}{json.dumps(entry)}")
+                before = ",\n"
+            file.write("[]" if before == "[\n" else "\n]")
+        file.write("}\n" if isinstance(lists, Mapping) else "\n")
 
 
 def _require_pyarrow() -> Any:
