@@ -54,7 +54,7 @@ def evaluate(
         panoptic_table,
         write_results,
     )
-    from ..evaluation.from_files import file_has_masks, is_panoptic_results
+    from ..evaluation.from_files import kind_of_results
     from ..evaluation.report import write_json
     from .console import progress_bar, quiet_loading
 
@@ -62,7 +62,8 @@ def evaluate(
     quiet_loading()
     options = reading.options()
     asked = options["masks"]
-    if is_panoptic_results(model):
+    kind = kind_of_results(model)
+    if kind == "panoptic":
         options["task"] = options["task"] or "panoptic"
         quality = evaluate_panoptic_results(model, load_detection_dataset(data, **options | {"masks": True}))
         typer.echo(panoptic_table(quality))
@@ -71,10 +72,10 @@ def evaluate(
             typer.echo(f"All numbers: {json_file}", err=True)
         return
     is_file = model.lower().endswith(".json")
-    has_masks = file_has_masks(model) if is_file else has_mask_head(model)
+    has_masks = kind == "masks" if is_file else has_mask_head(model)
     loaded = load_detection_dataset(data, **options | {"masks": asked or has_masks})
     if is_file:
-        found = evaluate_results(model, loaded, threshold=threshold, masks=asked or None)
+        found = evaluate_results(model, loaded, threshold=threshold, masks=asked)
     else:
         if asked and not has_masks:
             raise ValueError(

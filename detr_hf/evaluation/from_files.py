@@ -1,7 +1,8 @@
 """Results that others wrote, measured on a data set with its own ids: COCO results, and COCO panoptic PNGs."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ from .masks import plain_mask
 from .panoptic import PanopticMetrics
 from .report import Evaluation
 from .results import read_json, read_results, results_array
-from .running import rows_of, source_image_ids, things_of, without_pictures
+from .running import labels_by_name, rows_of, source_image_ids, things_of, without_pictures
 from .segments import SegmentEvaluator
 from .truth import ground_truth_of
 
 
 def evaluate_results(
-    path: str | Path, data: Any, *, split: str | None = None, threshold: float = 0.5, masks: bool | None = None
+    path: str | Path, data: Any, *, split: str | None = None, threshold: float = 0.5, masks: bool = False
 ) -> Evaluation:
     """Returns what the detections of a COCO results file, whose ids are the source's, reach on a split.
 
@@ -30,7 +31,7 @@ def evaluate_results(
         path: the file.
         data: what `load_detection_dataset` returns.
         split, threshold: as for `evaluate`.
-        masks: whether masks must be measured, or must not; by default as file and data have them.
+        masks: whether it is an error where they are not measured.
 
     Raises:
         LayoutError: as for `evaluate`.
@@ -46,7 +47,7 @@ def evaluate_results(
     sizes_hw = {sources[image["id"]]: (image["height"], image["width"]) for image in truth["images"]}
     results = read_results(path)
     measured = {}
-    if masks is not False and any("segmentation" in result for result in results):
+    if any("segmentation" in result for result in results):
         segmentations = _segmentations(results, sizes_hw, str(path))
         results = [_boxed(result, mask) for result, mask in zip(results, segmentations, strict=True)]
         measured["segmentations"] = segmentations
@@ -100,7 +101,10 @@ def _measured_masks(data: Any, rows: Any, truth: Mapping[str, Any], found: np.nd
 
 
 def evaluate_panoptic_results(path: str | Path, data: Any, *, split: str | None = None) -> PanopticMetrics:
-    """Returns the panoptic quality of COCO panoptic results, whose ids are the source's, on a split.
+    """Returns the panoptic quality of COCO panoptic results on a split.
+
+    Image and category ids are the source's. Where the results list their own categories or images, as those of
+    `detr-hf predict` do, classes go by name, and an image whose id means another file there is found by its file name.
 
     Args:
         path: the JSON, a list of annotations or a dictionary that has them (`image_id`, `file_name` and
@@ -120,35 +124,82 @@ def evaluate_panoptic_results(path: str | Path, data: Any, *, split: str | None 
             f"The data does not tell things from stuff, so that {path} cannot be compared with it: load panoptic "
             "data, of COCO with task='panoptic'."
         )
-    json_path, folder = panoptic_files(Path(path))
-    by_image = _by_image(json_path)
+    results = PanopticResults.read(Path(path), data)
     sources = source_image_ids(rows) or {}
     segments = SegmentEvaluator(data.id2label, things)
-    labels = data.mapping
     for row in without_pictures(rows):
-        image_id = sources.get(row["image_id"], row["image_id"])
-        if image_id not in by_image:
-            raise ValueError(f"{json_path} has no prediction for image {image_id!r} ({row.get('file_name')}).")
-        annotation, truth = by_image.pop(image_id), PictureTruth.of(row)
-        ids = read_panoptic_png(folder, annotation["file_name"], truth.size_hw, f"image {image_id!r}")
-        listed = [_labelled(one, labels, image_id) for one in annotation["segments_info"]]
-        segments.add_panoptic(image_id, {"segmentation": ids, "segments_info": listed}, truth)
-    if by_image:
+        image_id, truth = sources.get(row["image_id"], row["image_id"]), PictureTruth.of(row)
+        segments.add_panoptic(image_id, results.take(image_id, truth), truth)
+    if results.by_image:
         raise ValueError(
-            f"{json_path} has predictions for {len(by_image)} images that the data does not have, for example "
-            f"{next(iter(by_image))!r}. Is it the right split?"
+            f"{results.json_path} has predictions for {len(results.by_image)} images that the data does not have, for "
+            f"example {next(iter(results.by_image))!r}. Is it the right split?"
         )
     return segments.compute_panoptic()
 
 
-def _labelled(segment: Mapping[str, Any], labels: Mapping[Any, int], image_id: Any) -> dict[str, Any]:
-    if segment.get("category_id") not in labels:
-        known = ", ".join(map(str, list(labels)[:20]))
-        raise ValueError(
-            f"the prediction for image {image_id!r} has a segment of category {segment.get('category_id')!r}; the "
-            f"categories are {known}."
-        )
-    return {**segment, "label_id": labels[segment["category_id"]]}
+@dataclass
+class PanopticResults:
+    """Predicted segments on disk, of pictures that were not yet taken.
+
+    Attributes:
+        json_path, folder: where they are.
+        by_image: the annotations by the results' image id.
+        labels: the data's label by the results' category id; None for a class that the data lacks.
+        file_names, ids_by_name: of the results' images, where they list them.
+    """
+
+    json_path: Path
+    folder: Path
+    by_image: dict[Any, Mapping[str, Any]]
+    labels: Mapping[Any, int | None]
+    file_names: Mapping[Any, str]
+    ids_by_name: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path, data: Any) -> "PanopticResults":
+        """Returns the results at a path, see `evaluate_panoptic_results`."""
+        json_path, folder = panoptic_files(path)
+        content = read_json(json_path)
+        whole = content if isinstance(content, Mapping) else {"annotations": content}
+        by_image: dict[Any, Mapping[str, Any]] = {}
+        for number, annotation in enumerate(whole["annotations"]):
+            missing = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
+            if missing:
+                raise ValueError(f"Annotation {number} of {json_path} has no {' and no '.join(missing)}.")
+            if annotation["image_id"] in by_image:
+                raise ValueError(f"{json_path}: image {annotation['image_id']!r} has two predictions; expected one.")
+            by_image[annotation["image_id"]] = annotation
+        labels: Mapping[Any, int | None] = data.mapping
+        if whole.get("categories"):
+            names = {category["id"]: category["name"] for category in whole["categories"]}
+            shared = labels_by_name(names, data.id2label)
+            labels = {category: shared.get(category) for category in names}
+        files = {one["id"]: PurePath(one["file_name"]).name for one in whole.get("images") or () if "file_name" in one}
+        return cls(json_path, folder, by_image, labels, files, {name: image_id for image_id, name in files.items()})
+
+    def take(self, image_id: Any, truth: PictureTruth) -> dict[str, Any]:
+        """Returns the segments of one of the data's pictures, by label; those of a class that it lacks are void."""
+        name = PurePath(truth.name).name
+        if self.file_names.get(image_id, name) != name or image_id not in self.by_image:
+            image_id = self.ids_by_name.get(name, image_id)
+        if image_id not in self.by_image:
+            raise ValueError(f"{self.json_path} has no prediction for image {image_id!r} ({truth.name}).")
+        annotation = self.by_image.pop(image_id)
+        ids = read_panoptic_png(self.folder, annotation["file_name"], truth.size_hw, f"image {image_id!r}")
+        listed, foreign = [], []
+        for segment in annotation["segments_info"]:
+            if segment.get("category_id") not in self.labels:
+                known = ", ".join(map(str, list(self.labels)[:20]))
+                raise ValueError(
+                    f"the prediction for image {image_id!r} has a segment of category {segment.get('category_id')!r}; "
+                    f"the categories are {known}."
+                )
+            label = self.labels[segment["category_id"]]
+            (foreign if label is None else listed).append({**segment, "label_id": label})
+        if foreign:
+            ids = np.where(np.isin(ids, [one["id"] for one in foreign]), 0, ids)
+        return {"segmentation": ids, "segments_info": listed}
 
 
 def panoptic_files(path: Path) -> tuple[Path, Path]:
@@ -158,50 +209,31 @@ def panoptic_files(path: Path) -> tuple[Path, Path]:
         ValueError: there is no JSON, or several could be meant.
     """
     if path.is_dir():
-        found = sorted(path.glob("*.json")) or sorted(path.parent.glob(f"{path.name}.json"))
+        found = sorted(path.glob("panoptic.json")) or sorted(path.glob("*.json"))
+        found = found or sorted(path.parent.glob(f"{path.name}.json"))
         if len(found) != 1:
             there = ", ".join(one.name for one in found[:5]) or "none"
             raise ValueError(f"{path} should hold one JSON of panoptic annotations with its PNGs; there is {there}.")
-        path, beside = found[0], path
+        path, beside = found[0], path  # a run of `detr-hf predict` has panoptic.json among others
     else:
         beside = path.parent
     own = path.with_suffix("")
     return path, own if own.is_dir() else beside
 
 
-def is_panoptic_results(path: str | Path) -> bool:
-    """Whether a path holds COCO panoptic results, by the first annotation of its JSON."""
+def kind_of_results(path: str | Path) -> str | None:
+    """Returns what results a path holds: `"panoptic"`, `"masks"` or `"boxes"`; None where it is something else."""
     path = Path(path)
-    if path.is_dir() and (path / "config.json").exists():
-        return False  # a checkpoint
+    if (path.is_dir() and (path / "config.json").exists()) or not (path.is_dir() or path.suffix.lower() == ".json"):
+        return None  # a checkpoint
     try:
-        json_path, _ = panoptic_files(path)
-        content = read_json(json_path)
+        content = read_json(panoptic_files(path)[0])
     except (OSError, ValueError):
-        return False
-    annotations = content.get("annotations") if isinstance(content, Mapping) else content
-    first = annotations[0] if isinstance(annotations, list) and annotations else None
-    return isinstance(first, Mapping) and "segments_info" in first
-
-
-def file_has_masks(path: str | Path) -> bool:
-    """Whether a results file has masks; False, and the error is left to who reads it, where it is none."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, list) and any(isinstance(one, dict) and "segmentation" in one for one in content)
-
-
-def _by_image(path: Path) -> dict[Any, Mapping[str, Any]]:
-    content = read_json(path)
-    annotations = content.get("annotations") if isinstance(content, Mapping) else content
-    by_image: dict[Any, Mapping[str, Any]] = {}
-    for number, annotation in enumerate(annotations):
-        missing = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
-        if missing:
-            raise ValueError(f"Annotation {number} of {path} has no {' and no '.join(missing)}.")
-        if annotation["image_id"] in by_image:
-            raise ValueError(f"{path}: image {annotation['image_id']!r} has two predictions; expected one.")
-        by_image[annotation["image_id"]] = annotation
-    return by_image
+        return None
+    if isinstance(content, Mapping):
+        content = content.get("annotations")
+    if not isinstance(content, list) or not all(isinstance(one, Mapping) for one in content):
+        return None
+    if any("segments_info" in one for one in content):
+        return "panoptic"
+    return "masks" if any("segmentation" in one for one in content) else "boxes"

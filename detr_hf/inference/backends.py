@@ -72,7 +72,9 @@ class ModelBackend:
         """Returns `pixel_values (1, C, H, W)` of upright pixels (H, W, 3), and `pixel_mask (1, H, W)` if padded."""
         return processed(self.image_processor, pixels)
 
-    def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, np.ndarray]]:
+    def results(
+        self, batch: list[Prepared], threshold: float, panoptic_threshold: float | None = None
+    ) -> list[dict[str, np.ndarray]]:
         """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels.
 
         Besides, whatever `segmented` gives for the task, of the same queries in the same order.
@@ -98,7 +100,8 @@ class ModelBackend:
             results = [{name: values.numpy() for name, values in result.items()} for result in results]
             if self.task == "detection":
                 return results
-            masks = self._masks(outputs, threshold, [item.size_hw for item in batch])
+            of_segments = threshold if panoptic_threshold is None else panoptic_threshold
+            masks = self._masks(outputs, threshold, of_segments, [item.size_hw for item in batch])
             return [result | of_image for result, of_image in zip(results, masks, strict=True)]
 
     def _asked_masks(self, threshold: float) -> dict[str, float]:
@@ -110,7 +113,9 @@ class ModelBackend:
         # The device rounds scores otherwise than the processor does here: none at the threshold may lack its mask.
         return {"mask_score_threshold": -1.0 if self.task == "semantic" else threshold - ROUNDING}
 
-    def _masks(self, outputs: Any, threshold: float, sizes_hw: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    def _masks(
+        self, outputs: Any, threshold: float, panoptic_threshold: float, sizes_hw: list[tuple[int, int]]
+    ) -> Iterator[dict[str, Any]]:
         from ..processing.mask_post_processing_detr import images_of
 
         fused_labels = set(self.stuff_labels)
@@ -121,7 +126,7 @@ class ModelBackend:
             of_image = {name: outputs[name][image : image + 1] for name in ("image_sizes_hw", "padded_sizes_hw")}
             of_image |= {name: outputs[name][image, queries][None] for name in ("logits", "pred_masks")}
             (masks,) = images_of(of_image, [size_hw])
-            yield segmented(masks, self.task, threshold, fused_labels)
+            yield segmented(masks, self.task, panoptic_threshold, fused_labels)
 
     @property
     def id2label(self) -> dict[int, str]:

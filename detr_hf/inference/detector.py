@@ -137,17 +137,25 @@ class Detector:
         threshold: float = 0.7,
         batch_size: int = 8,
         on_error: OnError | None = None,
+        panoptic_threshold: float | None = None,
     ) -> Iterator[Detections]:
         """Yields the detections of each picture, in order, while threads read the next ones.
 
         Only a few batches are held at a time. A picture that cannot be read is an error; with `on_error` it is
-        left out instead, after `on_error(picture, error)` was called.
+        left out instead, after `on_error(picture, error)` was called. `panoptic_threshold` is of the scores of
+        panoptic segments, where it is another than that of boxes, as in an evaluation.
         """
-        outcomes = self.outcomes(images, threshold, batch_size)
+        outcomes = self.outcomes(images, threshold, batch_size, panoptic_threshold=panoptic_threshold)
         return self._without_errors(outcomes, on_error)
 
     def outcomes(
-        self, images: Iterable[Any], threshold: float = 0.7, batch_size: int = 8, *, unchanging: bool = False
+        self,
+        images: Iterable[Any],
+        threshold: float = 0.7,
+        batch_size: int = 8,
+        *,
+        unchanging: bool = False,
+        panoptic_threshold: float | None = None,
     ) -> Iterator[Detections | Failure]:
         """Yields for each picture, in order, its detections or what is wrong with it.
 
@@ -158,15 +166,16 @@ class Detector:
             raise ValueError(f"threshold is a score between 0 and 1, got {threshold}.")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
-        return self._outcomes(images, threshold, batch_size, unchanging)
+        thresholds = (threshold,) if panoptic_threshold is None else (threshold, panoptic_threshold)
+        return self._outcomes(images, thresholds, batch_size, unchanging)
 
     def _outcomes(
-        self, images: Iterable[Any], threshold: float, batch_size: int, unchanging: bool
+        self, images: Iterable[Any], thresholds: tuple[float, ...], batch_size: int, unchanging: bool
     ) -> Iterator[Detections | Failure]:
         alone = isinstance(images, list | tuple) and len(images) == 1
         with nullcontext() if alone else preparing_threads() as pool:
             prepared = prepare_ahead(images, self._prepare, pool, batch_size * BATCHES_PREPARED, unchanging)
-            yield from ordered_outcomes(prepared, lambda batch: self._detect_each(batch, threshold), batch_size)
+            yield from ordered_outcomes(prepared, lambda batch: self._detect_each(batch, *thresholds), batch_size)
 
     def _without_errors(
         self, outcomes: Iterator[Detections | Failure], on_error: OnError | None
@@ -195,13 +204,13 @@ class Detector:
         size_hw = (pixels.shape[0], pixels.shape[1])
         return Prepared(index, source, size_hw, pixel_values, pixel_mask, stamp, shown)
 
-    def _detect_each(self, batch: list[Prepared], threshold: float) -> list[Detections | Failure]:
+    def _detect_each(self, batch: list[Prepared], *thresholds: float) -> list[Detections | Failure]:
         """Returns what is found in a batch; where outputs are not finite, each picture runs alone, to find whose."""
         try:
-            results = self.backend.results(batch, threshold)
+            results = self.backend.results(batch, *thresholds)
         except ValueError as error:
             if len(batch) > 1:
-                return [outcome for item in batch for outcome in self._detect_each([item], threshold)]
+                return [outcome for item in batch for outcome in self._detect_each([item], *thresholds)]
             (item,) = batch
             why = ValueError(f"In the batch of image {item.index} ({path_of(item.source) or 'in memory'}): {error}")
             why.__cause__ = error

@@ -1,17 +1,19 @@
 """`detr-hf train` and `detr-hf eval` from a folder of pictures to numbers."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from detr_hf import DETRForObjectDetection, DETRImageProcessor
+from detr_hf import DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
 from detr_hf.cli.train import parse, resume_choice
 
-from ..conftest import tiny_model
+from ..conftest import tiny_config, tiny_model
+from ..data import layouts
 
 SOURCE_IDS = (3, 5, 9)
 
@@ -126,6 +128,49 @@ def test_a_bad_results_file_is_named(content, message, folder):
     (folder / "bad.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         run("eval", folder / "bad.json", folder / "data")
+
+
+@pytest.fixture(scope="module")
+def panoptic(tmp_path_factory):
+    """Panoptic data, and a checkpoint with masks of its classes."""
+    root = layouts.write_panoptic(tmp_path_factory.mktemp("panoptic"))
+    names = {0: "cat", 1: "dog", 2: "owl", 3: "ground"}
+    small = {"backbone": "test_resnet", "hidden_dim": 16, "dim_feedforward": 32, "dec_layers": 2}
+    model = DETRForSegmentation(tiny_config(**small, id2label=names))
+    model.mask_head_is_new = False
+    model.save_pretrained(root / "model")
+    DETRImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}).save_pretrained(root / "model")
+    return root
+
+
+def test_masks_and_panoptic_quality_are_printed_and_written(panoptic, tmp_path):
+    data = (panoptic, "--split", "train", "--task", "panoptic")
+    written = ("--json", tmp_path / "m.json", "--results", tmp_path / "r.json", "--panoptic_threshold", 0.1)
+    measured = run("eval", panoptic / "model", *data, *written)
+    assert measured.exit_code == 0, measured.output
+    assert all(word in measured.output for word in ("masks", "panoptic", "things", "stuff", "ground"))
+    numbers = json.loads((tmp_path / "m.json").read_text())
+    assert numbers["masks"]["num_images"] == numbers["panoptic"]["num_images"] == 4
+    assert set(numbers["panoptic"]["per_class"]) == {"cat", "dog", "owl", "ground"}
+    again = run("eval", tmp_path / "r.json", *data, "--masks", "--json", tmp_path / "again.json")
+    assert again.exit_code == 0, again.output
+    assert json.loads((tmp_path / "again.json").read_text())["masks"] == numbers["masks"]
+    annotations = layouts.read_json(panoptic / "panoptic_train.json")["annotations"]
+    shutil.copytree(panoptic / "panoptic_train", tmp_path / "found")
+    layouts.write_json(tmp_path / "found.json", annotations)
+    perfect = run("eval", tmp_path / "found.json", *data[:3], "--json", tmp_path / "pq.json")
+    assert perfect.exit_code == 0 and "1.000" in perfect.output, perfect.output
+    assert json.loads((tmp_path / "pq.json").read_text())["panoptic"]["PQ"] == 1
+
+
+def test_masks_that_are_not_there_are_refused(folder, panoptic, tmp_path):
+    with pytest.raises(ValueError, match="has no mask head, and --masks asks for masks"):
+        run("eval", folder / "start", panoptic, "--split", "train", "--masks")
+    layouts.write_json(
+        tmp_path / "boxes.json", [{"image_id": 100, "category_id": 3, "bbox": [1, 1, 2, 2], "score": 0.5}]
+    )
+    with pytest.raises(ValueError, match="holds boxes alone, and masks are asked for"):
+        run("eval", tmp_path / "boxes.json", panoptic, "--split", "train", "--task", "panoptic", "--masks")
 
 
 def test_a_model_of_other_classes_is_refused(folder, tmp_path):

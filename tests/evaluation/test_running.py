@@ -1,17 +1,22 @@
 """`evaluate`: any detector on any split gives the numbers of its detections, and says what does not fit."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Pictures
 
-from detr_hf import Detections, Detector, DETRImageProcessor, evaluate, load_detection_dataset
+from detr_hf import Detections, Detector, DETRConfig, DETRImageProcessor, evaluate, load_detection_dataset
 from detr_hf.data import DigitScenes
-from detr_hf.errors import LayoutError
+from detr_hf.data.picture_truth import PictureTruth
+from detr_hf.errors import AnnotationError, LayoutError
 from detr_hf.evaluation import evaluate_boxes, evaluate_results, write_results
+from detr_hf.evaluation.segments import MASKS_FROM
 from detr_hf.evaluation.truth import coco_truth
 from detr_hf.hub import facts_of
+from detr_hf.processing.run_lengths_detr import run_length_counts, run_length_mask, run_lengths
 
 from ..conftest import tiny_model
 
@@ -185,3 +190,118 @@ def test_what_does_not_fit_is_said_with_the_fix(change, error, message, data):
 def test_a_detector_of_other_classes_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="no class in common"):
         evaluate(tiny_model(backbone="test_resnet", id2label={0: "car"}), data)
+
+
+# --- masks
+
+
+class Sees(torch.nn.Module):
+    """A model with masks that finds what scenes show, under other labels than theirs, and a unicorn in each."""
+
+    has_mask_head, device, dtype = True, torch.device("cpu"), torch.float32
+
+    def __init__(self, scenes):
+        super().__init__()
+        self.scenes, self.asked, self.seen = scenes, [], 0
+        names = ["Unicorn", *reversed(scenes.id2label.values())]
+        self.config = DETRConfig(id2label=dict(enumerate(names)))
+
+    def forward(self, pixel_values, pixel_mask, mask_score_threshold=None):
+        self.asked.append(mask_score_threshold)
+        batch, (height, width) = len(pixel_values), pixel_values.shape[-2:]
+        logits = torch.full((batch, 12, self.config.num_labels + 1), -9.0)
+        logits[:, :, -1] = 9.0
+        masks = torch.full((batch, 12, height, width), -9.0)
+        boxes = torch.full((batch, 12, 4), 0.5)
+        for image in range(batch):
+            row = self.scenes[self.seen]
+            self.seen += 1
+            for query, mask in enumerate(PictureTruth.of(row).run_lengths()):
+                label = self.config.label2id[self.scenes.id2label[row["objects"]["category"][query]]]
+                logits[image, query, [label, -1]] = torch.tensor([9.0, -9.0])
+                inside = torch.from_numpy(run_length_mask(mask, self.scenes.size_hw))
+                masks[image, query, : inside.shape[0], : inside.shape[1]] = torch.where(inside, 9.0, -9.0)
+                x, y, w, h = row["objects"]["bbox"][query]
+                frame = torch.tensor(self.scenes.size_hw * 2)
+                boxes[image, query] = torch.tensor([x + w / 2, y + h / 2, w, h]) / frame.flip(0)
+            logits[image, 11, [0, -1]] = torch.tensor([9.0, -9.0])
+            masks[image, 11] = 9.0
+        return SimpleNamespace(logits=logits, pred_boxes=boxes, pred_masks=masks)
+
+
+SCENES = {"split": "validation", "length": 4, "size_hw": (64, 96), "objects_per_scene": (1, 5)}
+
+
+def test_masks_and_segments_are_measured_by_name_and_at_the_size_of_the_data():
+    """A perfect model has perfect numbers, whatever its labels, its batches and other classes."""
+    scenes = DigitScenes(**SCENES, masks=True)
+    model = Sees(scenes)
+    found = evaluate(model, scenes, processor=DETRImageProcessor(do_resize=False), batch_size=3)
+    assert found.masks.summary["AP"] == pytest.approx(1) and list(found.masks.per_class) == list("0123456789")
+    assert found.panoptic.summary["PQ"] == found.panoptic.summary["PQ_st"] == 1 and found.panoptic.num_images == 4
+    assert found.metrics["AP"] == pytest.approx(1), "of boxes, stuff too"
+    assert set(model.asked) == {MASKS_FROM}
+    table = found.table()
+    assert all(words in table for words in ("masks", "panoptic", "things", "stuff", "temple")), table
+    numbers = found.to_dict()
+    assert numbers["masks"]["AP"] == pytest.approx(1) and numbers["panoptic"]["PQ_th"] == 1
+    assert "mask_AP=1.000, PQ=1.000" in repr(found)
+    masked = [one for one in found.results() if "segmentation" in one]
+    assert len(masked) == sum(len(scenes[index]["objects"]["id"]) for index in range(4))
+
+
+def test_without_masks_in_the_data_none_are_made(caplog):
+    model = Sees(DigitScenes(**SCENES, masks=True))
+    plain = DigitScenes(**SCENES)
+    found = evaluate(model, plain, processor=DETRImageProcessor(do_resize=False))
+    assert found.masks is None and found.panoptic is None and set(model.asked) == {1.0}
+    assert "The data has no masks: boxes alone" in caplog.text and "masks" not in found.table()
+    assert not any("segmentation" in one for one in found.results())
+
+
+def test_a_detector_with_masks_is_measured_alike():
+    """Its panoptic segments come from queries that contest the pixels, not from all whose boxes are told."""
+    scenes = DigitScenes(**SCENES, masks=True)
+
+    class Segments:
+        task, id2label = "panoptic", {0: "temple", 5: "flower", **{20 + digit: str(digit) for digit in range(10)}}
+
+        def stream(self, images, threshold, panoptic_threshold):
+            assert (threshold, panoptic_threshold) == (0.0, 0.6)
+            label_of = {name: label for label, name in self.id2label.items()}
+            for number, _ in enumerate(images):
+                truth = PictureTruth.of(scenes[number])
+                real, _ = truth.segments()
+                labels = [label_of[scenes.id2label[label]] for label in scenes[number]["objects"]["category"]]
+                segments = [
+                    {"id": one["id"], "label_id": label}
+                    for one, label in zip(real["segments_info"], labels, strict=True)
+                ]
+                boxes = np.array(scenes[number]["objects"]["bbox"]) @ np.array(
+                    [[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1]]
+                )
+                yield SimpleNamespace(
+                    boxes=np.concatenate([boxes, boxes[:1]]),
+                    scores=np.array([*np.full(len(labels), 0.9), 0.01]),
+                    labels=np.array([*labels, labels[0]]),
+                    segmentations=[*truth.run_lengths(), run_lengths(np.ones((64, 96), dtype=bool))],
+                    panoptic=SimpleNamespace(segmentation=real["segmentation"], segments_info=segments),
+                    size_hw=(64, 96),
+                )
+
+    found = evaluate(Segments(), scenes, panoptic_threshold=0.6)
+    assert found.masks.summary["AP"] == pytest.approx(1) and found.panoptic.summary["PQ"] == 1
+    assert len(found.results()) - sum("segmentation" in one for one in found.results()) == 4, "of 0.01"
+
+
+def test_truth_of_scenes_is_what_was_drawn():
+    scenes = DigitScenes("validation", 3, (64, 96), masks=True)
+    truth = PictureTruth.of(scenes[1])
+    real, odd = truth.segments()
+    assert odd == 0 and (real["segmentation"] > 0).all(), "digits and two backgrounds cover a scene"
+    assert [one["category_id"] for one in real["segments_info"]] == scenes[1]["objects"]["category"]
+    assert [sum(run_length_counts(m, (64, 96))[1::2]) for m in truth.run_lengths()] == scenes[1]["objects"]["area"]
+    overlapping = {**scenes[1]["objects"]}
+    overlapping["segmentation"] = [overlapping["segmentation"][0]] * len(overlapping["id"])
+    with pytest.raises(AnnotationError, match=r"image 1: object 2 overlaps object 1.*one segment"):
+        PictureTruth.of({**scenes[1], "objects": overlapping}).segments()
