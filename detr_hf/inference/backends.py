@@ -202,14 +202,19 @@ class ArtefactBackend:
         """Returns `pixel_values`; the mask of a batch follows from its sizes."""
         return self.image_processor.processed(pixels), None
 
-    def results(self, batch: list[Prepared], threshold: float) -> list[dict[str, Any]]:
+    def results(
+        self, batch: list[Prepared], threshold: float, panoptic_threshold: float | None = None
+    ) -> list[dict[str, Any]]:
         step = self.model.info.batch or len(batch)
+        thresholds = (threshold, threshold if panoptic_threshold is None else panoptic_threshold)
         results = []
         for first in range(0, len(batch), step):
-            results += self._chunk_results(batch[first : first + step], threshold)
+            results += self._chunk_results(batch[first : first + step], *thresholds)
         return results
 
-    def _chunk_results(self, chunk: list[Prepared], threshold: float) -> list[dict[str, Any]]:
+    def _chunk_results(
+        self, chunk: list[Prepared], threshold: float, panoptic_threshold: float
+    ) -> list[dict[str, Any]]:
         """Returns what is found in no more pictures than the artefact takes at a time."""
         sizes_hw = [item.size_hw for item in chunk]
         filled = [*chunk, *[chunk[-1]] * ((self.model.info.batch or len(chunk)) - len(chunk))]
@@ -222,7 +227,7 @@ class ArtefactBackend:
         least, fused_labels = -1.0 if self.task == "semantic" else threshold, set(self.stuff_labels)
         masks = self.image_processor.masks_of(predictions, least, sizes_hw)
         return [
-            result | segmented(of_image, self.task, threshold, fused_labels)
+            result | segmented(of_image, self.task, panoptic_threshold, fused_labels)
             for result, of_image in zip(results, masks, strict=True)
         ]
 
