@@ -171,17 +171,24 @@ def masks_of_queries(model: nn.Module, decoded: Decoded, chosen: list[Tensor] | 
     return masks
 
 
+def refuse_without_masks(model: nn.Module) -> None:
+    """Raises ValueError where `model` has no mask head, or one that was never trained."""
+    if not model.has_mask_head or model.mask_head_is_new:
+        head = "its mask head is new here, and masks would be random" if model.has_mask_head else "it has no mask head"
+        raise ValueError(
+            f"{model.name_or_path or 'This model'} is a detector: {head}. Train a DETRForSegmentation from it "
+            "(DETRTrainer), load a checkpoint with masks, or use DETRForObjectDetection for boxes."
+        )
+
+
 def predict_masks(model: nn.Module, decoded: Decoded, predictions: Predictions, threshold: float | None) -> Tensor:
     """Returns mask logits (B, Q, h4, w4) for inference: of the queries whose score is above `threshold`, or of all.
 
     Raises:
         ValueError: the mask head was never trained.
     """
-    if model.mask_head_is_new and not model.training:
-        raise ValueError(
-            f"{model.name_or_path} is a detector: its mask head is new here, and masks would be random. Train it "
-            "(DETRTrainer), load a checkpoint with masks, or use DETRForObjectDetection for boxes."
-        )
+    if not model.training:
+        refuse_without_masks(model)
     if threshold is None:
         return torch.stack(masks_of_queries(model, decoded, None))
     scores = predictions.logits[-1].softmax(dim=-1)[..., :-1].amax(dim=-1)
