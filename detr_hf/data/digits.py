@@ -16,11 +16,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..processing.mask_annotations_detr import run_lengths
+from ..processing.run_lengths_detr import run_lengths
 
 SPLITS = ("train", "validation")
 # Every sixth image of a class validates; the photographs are cut at this fraction of their width.
@@ -316,7 +315,7 @@ class DigitScenes(Dataset):
                 objects["iscrowd"].append(0)
         digits = sum(label < len(self.classes) for label in objects["category"])
         numbers = [*range(digits), *(label - len(self.classes) - 2 for label in objects["category"][digits:])]
-        masks = [torch.from_numpy(owner == number) for number in numbers]
+        masks = [owner == number for number in numbers]
         most = max(self.objects_per_scene[1], 1) + len(STUFF)
         objects["id"] = [item["image_id"] * most + number + 1 for number in range(len(masks))]
         objects["area"] = [float(mask.sum()) for mask in masks]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..model.predictions_detr import Predictions
+from ..processing.segments_detr import sigmoid, softmax
 from .artefact import ArtefactInfo, each_field, predictions_of
-from .processing import sigmoid, softmax
 
 if TYPE_CHECKING:
     from ..model.modeling_detr import DETRForObjectDetection

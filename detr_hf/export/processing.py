@@ -16,6 +16,7 @@ from ..model.predictions_detr import Predictions
 from ..processing.image_opening_detr import divides_by_255, opened_image, upright_image
 from ..processing.image_sizes_detr import resized_by_pillow, resized_hw
 from ..processing.image_sources_detr import as_array, plain_source
+from ..processing.segments_detr import softmax
 from .artefact import ArtefactInfo
 
 CHANNEL_COUNTS = (1, 3, 4)  # as in image_reading_detr
@@ -126,17 +127,6 @@ def detections_of(
         boxes = np.clip(boxes_xyxy_norm[index][keep] * sides, 0, sides)
         results.append({"scores": scores[index][keep], "labels": labels[index][keep], "boxes": boxes})
     return results
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns probabilities over the last dimension."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Returns a probability for each logit."""
-    return 0.5 + 0.5 * np.tanh(0.5 * logits)  # no exponential that could overflow
 
 
 def read_pixels(

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from .run_lengths_detr import run_length_mask
+
 logger = logging.get_logger(__name__)
 
 _LARGEST_COORDINATE = 1e6  # pixels; beyond about 4e8 pycocotools overflows an int, and long before it needs gigabytes
@@ -113,7 +115,7 @@ def _object_mask(item: Mapping[str, Any], image_hw: tuple[int, int], name: str) 
     if segmentation is None or (isinstance(segmentation, (list, tuple)) and len(segmentation) == 0):
         return False
     if isinstance(segmentation, Mapping):
-        return _run_length_mask(segmentation, image_hw, name)
+        return run_length_mask(segmentation, image_hw, name)
     if isinstance(segmentation, (list, tuple)):
         return _polygon_mask(segmentation, image_hw, name)
     raise TypeError(
@@ -130,7 +132,7 @@ def _polygon_mask(polygons: Sequence[Any], image_hw: tuple[int, int], name: str)
         raise ImportError("Masks from polygons need pycocotools: pip install pycocotools") from error
     height, width = image_hw
     runs = coco_mask.frPyObjects([polygon.tolist() for polygon in checked], height, width)
-    return _run_length_mask(coco_mask.merge(runs), image_hw, name)
+    return run_length_mask(coco_mask.merge(runs), image_hw, name)
 
 
 def _polygon(polygon: Any, name: str) -> np.ndarray:
@@ -157,70 +159,6 @@ def _polygon(polygon: Any, name: str) -> np.ndarray:
             f"expected at most {_LARGEST_COORDINATE:.0e} and {_LONGEST_OUTLINE:.0e}."
         )
     return coordinates
-
-
-def _run_length_mask(run_lengths: Mapping[str, Any], image_hw: tuple[int, int], name: str) -> np.ndarray:
-    """Returns the (H, W) mask of COCO run lengths: column by column, background first."""
-    size = run_lengths.get("size")
-    if not isinstance(size, (list, tuple, np.ndarray)) or list(size) != list(image_hw):
-        raise ValueError(f"{name} has run lengths of size {size!r} in an image of (height, width) {tuple(image_hw)}.")
-    counts = run_lengths.get("counts")
-    if isinstance(counts, (str, bytes)):
-        counts = _uncompress(counts.encode() if isinstance(counts, str) else counts, name)
-    elif not isinstance(counts, (list, tuple)) or not all(_is_integer(count) for count in counts):
-        raise TypeError(
-            f"{name} has run-length counts of type {type(counts).__name__}: expected a list of integers or a string."
-        )
-    height, width = image_hw
-    if any(count < 0 for count in counts) or sum(counts) != height * width:
-        raise ValueError(
-            f"{name} has run-length counts that do not fit its size: they must be at least 0 and sum to "
-            f"{height * width} (height x width), their sum is {sum(counts)}."
-        )
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, np.array(counts, dtype=np.int64)).reshape(width, height).T
-
-
-def _uncompress(text: bytes, name: str) -> list[int]:
-    """Returns the counts of COCO's compressed run lengths.
-
-    Each count is written in base 32, six bits a character from '0' on, the sixth saying that more follow; from the
-    fourth on it is the difference to the count two before.
-    """
-    counts: list[int] = []
-    position = 0
-    while position < len(text):
-        value, shift, more = 0, 0, True
-        while more:
-            if position >= len(text) or not 48 <= text[position] < 112 or shift > 60:
-                raise ValueError(f"{name} has compressed run lengths that cannot be read (at character {position}).")
-            digit = text[position] - 48
-            value |= (digit & 0x1F) << shift
-            more = bool(digit & 0x20)
-            shift += 5
-            position += 1
-            if not more and digit & 0x10:
-                value |= -1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-    return counts
-
-
-def run_lengths(mask: Tensor) -> dict[str, Any]:
-    """Returns COCO's run lengths of a mask (H, W): `size`, and `counts` column by column, compressed to text."""
-    flat = mask.T.contiguous().flatten().cpu().numpy().astype(np.int8)
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    first = [0] if flat.size and not flat[0] else [0, 0]  # the first run is of background, perhaps of no length
-    counts = np.diff(np.concatenate([first, edges, [flat.size]])).tolist()
-    text = []
-    for index, count in enumerate(counts):
-        value = count - (counts[index - 2] if index > 2 else 0)
-        more = True
-        while more:
-            bits = value & 0x1F
-            value >>= 5
-            more = value != (-1 if bits & 0x10 else 0)
-            text.append(chr((bits | (0x20 if more else 0)) + 48))
-    return {"size": list(mask.shape), "counts": "".join(text)}
 
 
 def _is_integer(value: Any) -> bool:

@@ -6,74 +6,28 @@ threshold, and probabilities with the mask threshold, never their product; stuff
 ids are 1..n, each with pixels, and 0 is nothing; and masks go by one at a time, so that memory does not grow with
 queries. `rule="original"` gives the rule of the DETR paper's published panoptic numbers.
 
-A map is (h4, w4) of the padded input; positions in it are found for each pixel of the target, inside the image.
+This is the side of tensors; the rules are in `segments_detr.py`.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
-from .mask_annotations_detr import run_lengths
 from .post_processing_detr import is_part, output_field, target_sizes_hw
+from .segments_detr import (
+    ImageMasks,
+    checked_labels,
+    instances,
+    panoptic,
+    panoptic_as_published,
+    semantic,
+)
 
 RULES = ("confident", "original")
-SMALLEST_SEGMENT = 4  # of the original's rule: this many pixels are too few
-
-
-@dataclass
-class ImageMasks:
-    """The answers of one image's queries, and where its pixels lie in their masks.
-
-    Attributes:
-        logits: (Q, h4, w4), as the model gives them.
-        probabilities: (Q, K + 1) float32, of classes and no-object.
-        image_hw: the image inside the padded input.
-        padded_hw: the padded input, whose frame the masks have.
-        target_hw: the picture, or the image, that results are for.
-    """
-
-    logits: Tensor
-    probabilities: Tensor
-    image_hw: tuple[int, int]
-    padded_hw: tuple[int, int]
-    target_hw: tuple[int, int]
-
-    def best(self) -> tuple[Tensor, Tensor]:
-        """Returns score and class (Q,) of the best class but no-object."""
-        scores, labels = self.probabilities[:, :-1].max(dim=-1)
-        return scores, labels
-
-    def confident(self, threshold: float) -> list[int]:
-        """Returns the queries whose best class, no-object included, is a class with a score above `threshold`."""
-        scores, labels = self.probabilities.max(dim=-1)
-        kept = (labels < self.probabilities.shape[1] - 1) & (scores > threshold)
-        return kept.nonzero()[:, 0].tolist()
-
-    def sample(self, map_: Tensor) -> Tensor:
-        """Returns a map (h4, w4) at the target's pixels (H, W) float32: bilinear, of the image's part alone."""
-        values = map_.float()
-        for axis in (0, 1):
-            low, high, share = self._places(axis, values.device)
-            share = share[:, None] if axis == 0 else share
-            values = torch.lerp(values.index_select(axis, low), values.index_select(axis, high), share)
-        return values
-
-    def _places(self, axis: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns for each line of the target the two lines of the map that it lies between, and how far."""
-        count, cells = self.target_hw[axis], self.logits.shape[1 + axis]
-        place = (torch.arange(count, device=device, dtype=torch.float64) + 0.5) * (self.image_hw[axis] / count)
-        place = (place * (cells / self.padded_hw[axis]) - 0.5).clamp(0, cells - 1)
-        low = place.floor()
-        return low.long(), (low.long() + 1).clamp(max=cells - 1), (place - low).float()
-
-    def at_image_size(self) -> "ImageMasks":
-        """Returns the same, with the image inside the network as the target."""
-        return ImageMasks(self.logits, self.probabilities, self.image_hw, self.padded_hw, self.image_hw)
 
 
 def images_of(outputs: Any, target_sizes: Any) -> Iterator[ImageMasks]:
@@ -100,7 +54,8 @@ def images_of(outputs: Any, target_sizes: Any) -> Iterator[ImageMasks]:
         padded = whole if padded_hw is None else _pair(padded_hw[image])
         inside = padded if images_hw is None else _pair(images_hw[image])
         target = _pair(sizes_hw[image]) if sizes_hw is not None else inside
-        yield ImageMasks(maps, scores.float().softmax(dim=-1), inside, padded, target)
+        probabilities = scores.float().softmax(dim=-1).numpy(force=True)
+        yield ImageMasks(maps.float().numpy(force=True), probabilities, inside, padded, target)
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -115,164 +70,13 @@ def check_thresholds(**thresholds: float) -> None:
             raise ValueError(f"{name} must be a number from 0 to 1; got {value!r}.")
 
 
-def as_logit(probability: float) -> float:
-    """Returns the logit of a probability; -inf and inf for 0 and 1."""
-    if probability in (0, 1):
-        return math.inf if probability else -math.inf
-    return math.log(probability / (1 - probability))
-
-
-def instances(
-    masks: ImageMasks, threshold: float, mask_threshold: float, overlap_threshold: float, form: str
-) -> dict[str, Any]:
-    """Returns the instances of an image, best score first: `segmentation` and `segments_info`.
-
-    `form` is `"maps"` (N, H, W) bool, `"coco"` (N run lengths) or `"ids"`: an (H, W) int32 map, better scores on top,
-    without instances of which at most `overlap_threshold` stays visible.
-    """
-    scores, labels = masks.best()
-    order = [query for query in scores.argsort(descending=True, stable=True).tolist() if scores[query] > threshold]
-    ids = torch.zeros(masks.target_hw, dtype=torch.int32, device=masks.logits.device)
-    segments, found = [], []
-    for query in order:
-        own = masks.sample(masks.logits[query]) > as_logit(mask_threshold)
-        area = int(own.sum())
-        if not area:
-            continue
-        if form == "ids":
-            own &= ids == 0
-            visible = int(own.sum())
-            if visible <= overlap_threshold * area:
-                continue
-            ids[own] = len(segments) + 1
-            area = visible
-        else:
-            found.append(run_lengths(own) if form == "coco" else own)
-        segments.append(_segment(len(segments) + 1, int(labels[query]), float(scores[query]), area))
-    if form == "maps":
-        found = torch.stack(found) if found else ids.new_zeros(0, *masks.target_hw, dtype=torch.bool)
-    return {"segmentation": ids if form == "ids" else found, "segments_info": segments}
-
-
-def _segment(number: int, label: int, score: float, area: int, fused: bool = False) -> dict[str, Any]:
-    return {"id": number, "label_id": label, "score": score, "was_fused": fused, "area": area}
-
-
-def panoptic(
-    masks: ImageMasks, threshold: float, mask_threshold: float, overlap_threshold: float, fused_labels: set[int]
-) -> dict[str, Any]:
-    """Returns the panoptic segments of an image, best score first; see `post_process_panoptic_segmentation`."""
-    scores, labels = masks.best()
-    groups: dict[Any, list[int]] = {}  # the queries of a segment: one, or all of a class that is fused
-    for query in masks.confident(threshold):
-        label = int(labels[query])
-        groups.setdefault(("class", label) if label in fused_labels else query, []).append(query)
-    ordered = sorted(groups.values(), key=lambda queries: -float(scores[queries].max()))
-    device = masks.logits.device
-    best = torch.zeros(masks.target_hw, device=device)
-    owner = torch.full(masks.target_hw, -1, dtype=torch.int32, device=device)
-    own_areas = []
-    for number, queries in enumerate(ordered):
-        union = torch.zeros(masks.target_hw, dtype=torch.bool, device=device)
-        for query in queries:
-            probability = masks.sample(masks.logits[query]).sigmoid_()
-            claimed = probability >= mask_threshold
-            union |= claimed
-            wins = claimed & (probability.mul_(scores[query]) > best)
-            best = torch.where(wins, probability, best)
-            owner[wins] = number
-        own_areas.append(int(union.sum()))
-    won = torch.bincount((owner + 1).flatten(), minlength=len(ordered) + 1)[1:].tolist()
-    ids = torch.zeros(len(ordered) + 1, dtype=torch.int32, device=device)  # by owner, the last of no owner
-    segments = []
-    for number, (queries, area, own) in enumerate(zip(ordered, won, own_areas, strict=True)):
-        if area and area > overlap_threshold * own:
-            label = int(labels[queries[0]])
-            fused = len(queries) > 1
-            segments.append(_segment(len(segments) + 1, label, float(scores[queries].max()), area, fused))
-            ids[number] = len(segments)
-    return {"segmentation": ids[owner.long()], "segments_info": segments}
-
-
-def panoptic_as_published(masks: ImageMasks, threshold: float, fused_labels: set[int]) -> dict[str, Any]:
-    """Returns the panoptic segments by the original's rule, but with the image cropped out of the padded frame.
-
-    Every pixel goes to the largest mask logit; masks of a class to fuse go to the first of them, once; segments of at
-    most `SMALLEST_SEGMENT` pixels are dropped and the pixels contested anew, without fusing.
-    """
-    scores, labels = masks.best()
-    kept = masks.confident(threshold)
-    owner = _largest_logit(masks, kept)
-    first_of: dict[int, int] = {}
-    fused = set()
-    for number, query in enumerate(kept):
-        label = int(labels[query])
-        if label in fused_labels and first_of.setdefault(label, number) != number:
-            owner[owner == number] = first_of[label]
-            fused.add(kept[first_of[label]])
-    while True:
-        areas = torch.bincount(owner.flatten() + 1, minlength=len(kept) + 1)[1:].tolist()
-        large = [query for query, area in zip(kept, areas, strict=True) if area > SMALLEST_SEGMENT]
-        if len(large) == len(kept):
-            break
-        kept = large
-        owner = _largest_logit(masks, kept)
-    segments = [
-        _segment(number, int(labels[query]), float(scores[query]), area, query in fused)
-        for number, (query, area) in enumerate(zip(kept, areas, strict=True), start=1)
-    ]
-    return {"segmentation": (owner + 1).to(torch.int32), "segments_info": segments}
-
-
-def _largest_logit(masks: ImageMasks, queries: list[int]) -> Tensor:
-    """Returns which of `queries` has the largest logit (H, W) int64 at each pixel of the target; -1 without any.
-
-    Contested at the image's size and brought to the target's by the nearest pixel centre, as the original does.
-    """
-    inside = masks.at_image_size()
-    device = masks.logits.device
-    best = torch.full(masks.image_hw, -math.inf, device=device)
-    owner = torch.full(masks.image_hw, -1, dtype=torch.int64, device=device)
-    for number, query in enumerate(queries):
-        values = inside.sample(masks.logits[query])
-        wins = values > best
-        best = torch.where(wins, values, best)
-        owner[wins] = number
-    for axis, (count, size) in enumerate(zip(masks.target_hw, masks.image_hw, strict=True)):
-        nearest = ((torch.arange(count, device=device, dtype=torch.float64) + 0.5) * (size / count)).floor().long()
-        owner = owner.index_select(axis, nearest.clamp(max=size - 1))
-    return owner
-
-
-def semantic(masks: ImageMasks, with_scores: bool) -> tuple[Tensor, Tensor | None]:
-    """Returns the class (H, W) int64 of each pixel, and on demand the scores (K, H, W).
-
-    A class's score is the sum over queries of its probability times that of the mask, made at the size of the masks.
-    """
-    votes = torch.einsum("qc,qhw->chw", masks.probabilities[:, :-1], masks.logits.float().sigmoid())
-    best = torch.full(masks.target_hw, -math.inf, device=votes.device)
-    classes = torch.zeros(masks.target_hw, dtype=torch.int64, device=votes.device)
-    scores = []
-    for label, map_ in enumerate(votes):
-        values = masks.sample(map_)
-        wins = values > best
-        best = torch.where(wins, values, best)
-        classes[wins] = label
-        if with_scores:
-            scores.append(values)
-    return classes, torch.stack(scores) if with_scores else None
-
-
-def checked_labels(labels: Sequence[int] | set[int], num_labels: int) -> set[int]:
-    """Returns the classes to fuse.
-
-    Raises:
-        ValueError: one of them is no class of the outputs.
-    """
-    foreign = sorted(label for label in labels if not 0 <= label < num_labels)
-    if foreign:
-        raise ValueError(f"label_ids_to_fuse has {foreign}, and the outputs have the classes 0 to {num_labels - 1}.")
-    return set(labels)
+def on_device_of(outputs: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """Returns what was found with its arrays as tensors, on the device of the outputs."""
+    device = torch.as_tensor(output_field(outputs, "pred_masks")).device
+    return {
+        name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
+        for name, value in found.items()
+    }
 
 
 class MaskPostProcessing:
@@ -318,7 +122,7 @@ class MaskPostProcessing:
             raise ValueError("return_coco_annotation and return_binary_maps are two forms of one result; ask for one.")
         form = "coco" if return_coco_annotation else "maps" if return_binary_maps else "ids"
         return [
-            instances(masks, threshold, mask_threshold, overlap_mask_area_threshold, form)
+            on_device_of(outputs, instances(masks, threshold, mask_threshold, overlap_mask_area_threshold, form))
             for masks in images_of(outputs, target_sizes)
         ]
 
@@ -365,7 +169,7 @@ class MaskPostProcessing:
                 found.append(panoptic_as_published(masks, threshold, fused))
             else:
                 found.append(panoptic(masks, threshold, mask_threshold, overlap_mask_area_threshold, fused))
-        return found
+        return [on_device_of(outputs, one) for one in found]
 
     def post_process_semantic_segmentation(
         self,
@@ -386,9 +190,6 @@ class MaskPostProcessing:
         found = []
         for masks in images_of(outputs, target_sizes):
             classes, scores = semantic(masks, return_segmentation_scores)
-            if return_segmentation_scores:
-                classes = SemanticSegmentationPostProcessorOutput(
-                    {"segmentation": classes, "segmentation_scores": scores}
-                )
-            found.append(classes)
+            one = on_device_of(outputs, {"segmentation": classes, "segmentation_scores": scores})
+            found.append(SemanticSegmentationPostProcessorOutput(one) if scores is not None else one["segmentation"])
         return found

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detr_hf.processing.mask_annotations_detr import run_lengths
 from detr_hf.processing.mask_post_processing_detr import MaskPostProcessing
+from detr_hf.processing.run_lengths_detr import run_length_mask, run_lengths
 
 ON, OFF = 6.0, -6.0  # logits of a mask inside and outside
 
@@ -139,6 +139,21 @@ def test_run_lengths_are_cocos(shape: tuple[int, int], share: float):
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < share
     expected = pycocotools.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
     assert run_lengths(mask) == {"size": list(shape), "counts": expected["counts"].decode()}
+    assert np.array_equal(run_length_mask(run_lengths(mask), shape), mask.numpy())
+
+
+@pytest.mark.parametrize("least", [0.02, 0.5, 0.9, 0.9999])
+def test_a_mask_is_whole_though_only_its_region_is_looked_at(least: float):
+    from detr_hf.processing.segments_detr import ImageMasks, as_logit
+
+    logits = np.random.default_rng(0).normal(size=(60, 9, 11)).astype(np.float32) * 3 - 3
+    for target in [(37, 41), (5, 4), (1, 1)]:
+        masks = ImageMasks(logits, np.ones((60, 2), dtype=np.float32), (61, 97), (80, 120), target)
+        for query in range(60):
+            whole = masks.sample(logits[query])
+            assert np.array_equal(masks.mask(query, least), whole > as_logit(least))
+            region, values, claimed = masks.claimed(query, least)
+            assert np.array_equal(values, whole[region]) and claimed.sum() == (whole >= as_logit(least)).sum()
 
 
 @pytest.mark.parametrize("kind", ["instance", "panoptic", "original"])
@@ -233,7 +248,8 @@ def test_sampling_equals_resize_crop_resize():
     sizes = {"image_sizes_hw": torch.tensor([[61, 97]]), "padded_sizes_hw": torch.tensor([[80, 120]])}
     masks = next(images_of(outputs | sizes, None))
     full = torch.nn.functional.interpolate(maps, size=(80, 120), mode="bilinear", align_corners=False)[0, 0]
-    torch.testing.assert_close(masks.sample(maps[0, 0]), full[:61, :97], atol=1e-5, rtol=1e-5)
+    sampled = torch.from_numpy(masks.sample(maps[0, 0].numpy()))
+    torch.testing.assert_close(sampled, full[:61, :97], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
