@@ -28,8 +28,10 @@ exec(sys.stdin.read())
 total = hashlib.sha256()
 for name, tensor in sorted(model.state_dict().items()):
     total.update(name.encode() + tensor.contiguous().numpy().tobytes())
-shown = [outputs.logits.flatten().tolist(), outputs.pred_boxes.flatten().tolist()]
-print(json.dumps({"digest": total.hexdigest(), "outputs": shown, "found": len(found["scores"]),
+fields = [outputs.get(name) for name in ("logits", "pred_boxes", "pred_masks")]
+shown = [field.flatten().tolist() for field in fields if field is not None]
+objects = found.get("scores", found.get("segments_info"))
+print(json.dumps({"digest": total.hexdigest(), "outputs": shown, "found": len(objects),
                   "class": type(model).__module__, "processor": type(processor).__module__}))
 """
 
@@ -123,6 +125,39 @@ def test_stock_transformers_loads_the_plain_format_by_the_code_in_its_card(hub, 
     seen = last_line(run_python(RUN_CARD, hub, tmp_path, stdin=block))
     same(seen, pushed, "plain_digest")
     assert seen["class"].startswith("transformers.models.detr") and seen["found"] == 7
+
+
+PACKAGE_WITH_MASKS = """
+import json, sys
+from detr_hf.checkpoints.model_classes import load_model
+from detr_hf.checkpoints.processors import processor_of
+from tests.hub import actions
+for repo in sys.argv[1:]:
+    model, processor = load_model(repo), processor_of(repo)
+    shown = actions.outputs_of(model, processor)
+    print(json.dumps({"digest": actions.digest(model), "outputs": shown, "fused": processor.label_ids_to_fuse,
+                      "class": type(model).__name__}))
+"""
+
+
+@pytest.mark.slow
+def test_masks_come_back_by_all_three_roads(hub, client, tmp_path):
+    """By the package, from either format; by the code in the repository; by transformers alone."""
+    pushed = client(actions.push_segmenter, "own")
+    plain = client(actions.push_segmenter, "plain", format="transformers")
+    done = run_python(PACKAGE_WITH_MASKS, hub, tmp_path, "me/own", "me/plain")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for loaded in map(json.loads, done.stdout.strip().splitlines()):
+        same(loaded, pushed)
+        assert loaded["class"] == "DETRForSegmentation" and loaded["fused"] == [2] and len(loaded["outputs"]) == 3
+    for repo, sign, expected, key, module in (
+        ("me/own", "trust_remote_code", pushed, "digest", "transformers_modules."),
+        ("me/plain", "AutoImageProcessor", plain, "plain_digest", "transformers.models.detr"),
+    ):
+        block = code_in(hub.files(repo)["README.md"].decode(), sign)
+        seen = last_line(run_python(RUN_CARD, hub, tmp_path, stdin=block))
+        same(seen, expected, key)
+        assert seen["class"].startswith(module) and seen["found"] > 0 and len(seen["outputs"]) == 3
 
 
 STOCK = """
