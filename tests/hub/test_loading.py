@@ -141,23 +141,28 @@ for repo in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_masks_come_back_by_all_three_roads(hub, client, tmp_path):
-    """By the package, from either format; by the code in the repository; by transformers alone."""
-    pushed = client(actions.push_segmenter, "own")
-    plain = client(actions.push_segmenter, "plain", format="transformers")
-    done = run_python(PACKAGE_WITH_MASKS, hub, tmp_path, "me/own", "me/plain")
-    assert done.returncode == 0, done.stderr[-3000:]
-    for loaded in map(json.loads, done.stdout.strip().splitlines()):
-        same(loaded, pushed)
-        assert loaded["class"] == "DETRForSegmentation" and loaded["fused"] == [2] and len(loaded["outputs"]) == 3
-    for repo, sign, expected, key, module in (
-        ("me/own", "trust_remote_code", pushed, "digest", "transformers_modules."),
-        ("me/plain", "AutoImageProcessor", plain, "plain_digest", "transformers.models.detr"),
-    ):
-        block = code_in(hub.files(repo)["README.md"].decode(), sign)
-        seen = last_line(run_python(RUN_CARD, hub, tmp_path, stdin=block))
-        same(seen, expected, key)
-        assert seen["class"].startswith(module) and seen["found"] > 0 and len(seen["outputs"]) == 3
+@pytest.mark.parametrize("format", ["detr_hf", "transformers"])
+def test_masks_come_back_to_the_package_from_either_format(hub, client, tmp_path, format):
+    pushed = client(actions.push_segmenter, "masks", format=format)
+    seen = last_line(run_python(PACKAGE_WITH_MASKS, hub, tmp_path, "me/masks"))
+    same(seen, pushed)
+    assert seen["class"] == "DETRForSegmentation" and seen["fused"] == [2] and len(seen["outputs"]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("format", "sign", "key", "module"),
+    [
+        ("detr_hf", "trust_remote_code", "digest", "transformers_modules."),
+        ("transformers", "AutoImageProcessor", "plain_digest", "transformers.models.detr"),
+    ],
+)
+def test_masks_come_by_the_code_in_the_card_without_the_package(hub, client, tmp_path, format, sign, key, module):
+    pushed = client(actions.push_segmenter, "masks", format=format)
+    block = code_in(hub.files("me/masks")["README.md"].decode(), sign)
+    seen = last_line(run_python(RUN_CARD, hub, tmp_path, stdin=block))
+    same(seen, pushed, key)
+    assert seen["class"].startswith(module) and seen["found"] > 0 and len(seen["outputs"]) == 3
 
 
 STOCK = """
