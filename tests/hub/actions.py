@@ -74,10 +74,9 @@ def push_plain(repo: str, **options: Any) -> dict[str, Any]:
 
 def push_segmenter(repo: str, **options: Any) -> dict[str, Any]:
     """Pushes a model with masks and a stuff class, that plain DETR can express."""
-    model, processor = (
-        tiny_segmenter(backbone="test_resnet", nheads=8),
-        DETRImageProcessor(size=SIZE, label_ids_to_fuse=[2]),
-    )
+    model = tiny_segmenter(backbone="test_resnet", nheads=8)
+    model.class_embed.bias.data[-1] -= 10  # every query is an object
+    processor = DETRImageProcessor(size=SIZE, label_ids_to_fuse=[2])
     push(model, repo, processor=processor, **options)
     plain = digest(model.to_transformers()) if options.get("format") == "transformers" else None
     return {"digest": digest(model), "plain_digest": plain, "outputs": outputs_of(model, processor)}
