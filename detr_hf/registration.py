@@ -60,15 +60,16 @@ def register_auto_classes() -> None:
 
 
 def register_pipelines() -> None:
-    """Makes `pipeline("object-detection")` the one that batches any sizes.
+    """Makes `pipeline("object-detection")` and `pipeline("image-segmentation")` those that batch any sizes.
 
     A pipeline that the user put there stays.
     """
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    task = PIPELINE_REGISTRY.supported_tasks["object-detection"]
-    if task["impl"] == "transformers.pipelines.object_detection.ObjectDetectionPipeline":
-        task["impl"] = f"{__package__}.inference.pipelines.DETRObjectDetectionPipeline"
+    for task, kind in (("object-detection", "ObjectDetection"), ("image-segmentation", "ImageSegmentation")):
+        entry = PIPELINE_REGISTRY.supported_tasks[task]
+        if entry["impl"] == f"transformers.pipelines.{task.replace('-', '_')}.{kind}Pipeline":
+            entry["impl"] = f"{__package__}.inference.pipelines.DETR{kind}Pipeline"
 
 
 def register_with_transformers() -> None:

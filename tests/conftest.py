@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from detr_hf import DETRConfig, DETRForObjectDetection
+from detr_hf import DETRConfig, DETRForObjectDetection, DETRForSegmentation
 
 from .capabilities import TOOK_PLAIN_FORM, closing_lines, has
 
@@ -45,6 +45,23 @@ def tiny_model(seed: int = 0, **changes) -> DETRForObjectDetection:
     torch.manual_seed(seed)
     model = DETRForObjectDetection(tiny_config(**changes)).eval()
     randomise_frozen_statistics(model)
+    return model
+
+
+@torch.no_grad()
+def tiny_segmenter(seed: int = 3, **changes) -> DETRForSegmentation:
+    """Returns a tiny segmentation model in eval mode whose queries differ, so that it finds several things."""
+    torch.manual_seed(seed)
+    model = DETRForSegmentation(tiny_config(**changes)).eval()
+    randomise_frozen_statistics(model)
+    image = torch.nn.functional.interpolate(torch.randn(1, 3, 8, 12), size=(64, 96), mode="bilinear")
+    states = model(image).last_hidden_state[0]
+    mean = states.mean(dim=0)
+    spread = (states - mean).norm(dim=-1).mean()
+    for layer, factor in ((model.class_embed, 15), (model.bbox_attention.q_linear, 15)):
+        layer.weight *= factor / spread
+        layer.bias.copy_(-layer.weight @ mean)
+    model.mask_head.lay1.weight[:, model.config.hidden_dim :] *= 200
     return model
 
 

@@ -9,14 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection, pipeline
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 import detr_hf
-from detr_hf import DETRConfig, DETRForObjectDetection, DETRImageProcessor, DETRImageProcessorPil, DETRModel
+from detr_hf import (
+    DETRConfig,
+    DETRForObjectDetection,
+    DETRForSegmentation,
+    DETRImageProcessor,
+    DETRImageProcessorPil,
+    DETRModel,
+)
 
-from .conftest import tiny_model
+from .conftest import tiny_config, tiny_model, tiny_segmenter
 
 SIZE = {"shortest_edge": 64, "longest_edge": 96}
 
@@ -51,6 +59,21 @@ def test_the_auto_classes_build_and_load_this_packages_classes(folder):
     assert type(AutoModelForObjectDetection.from_config(DETRConfig(backbone="resnet18"))) is DETRForObjectDetection
     assert type(AutoImageProcessor.from_pretrained(folder)) is DETRImageProcessor
     assert type(AutoImageProcessor.from_pretrained(folder, backend="pil")) is DETRImageProcessorPil
+
+
+MASKS = [f"AutoModelFor{kind}Segmentation" for kind in ("Image", "Instance", "Universal")]
+
+
+def test_one_folder_gives_masks_boxes_and_the_base_and_a_detectors_folder_a_new_mask_head(tmp_path, folder):
+    model = DETRForSegmentation(tiny_config(backbone="test_resnet"))
+    model.save_pretrained(tmp_path)
+    kinds = {**dict.fromkeys(MASKS, DETRForSegmentation), "AutoModelForObjectDetection": DETRForObjectDetection}
+    for auto_class, kind in {**kinds, "AutoModel": DETRModel}.items():
+        loaded = getattr(transformers, auto_class).from_pretrained(tmp_path)
+        assert type(loaded) is kind and not loaded.mask_head_is_new
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    with_new_head = getattr(transformers, MASKS[0]).from_pretrained(folder)
+    assert type(with_new_head) is DETRForSegmentation and with_new_head.mask_head_is_new
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers():
@@ -128,6 +151,61 @@ def test_the_code_travels_with_the_checkpoint_and_runs_where_the_package_is_abse
     for source, target in (("first", "second"), ("second", "third")):  # what it re-saves travels on
         printed = run_python(WITHOUT_THE_PACKAGE, str(tmp_path / source), str(tmp_path / target))
         assert printed == f"DETRForObjectDetection DETRImageProcessorPil {total}"
+
+
+MASKS_WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["detr_hf"] = None
+import torch, transformers
+from PIL import Image
+from transformers import pipeline
+folder, picture = sys.argv[1:]
+loading = {"trust_remote_code": True}
+segment = pipeline("image-segmentation", model=folder, **loading)
+image = Image.open(picture)
+for subtask in (None, "instance", "semantic"):
+    options = {} if subtask == "semantic" else {"threshold": 0.3, "overlap_mask_area_threshold": 0.1}
+    found = segment(image, subtask=subtask, **options)
+    print([(one["label"], one["score"] and round(one["score"], 4), sum(one["mask"].histogram()[1:])) for one in found])
+detect = pipeline("object-detection", model=folder, threshold=0.0, **loading)
+print(type(segment.model).__name__, type(segment.model).__module__.partition(".")[0], type(detect.model).__name__)
+for auto in ("Instance", "Universal"):
+    model = getattr(transformers, f"AutoModelFor{auto}Segmentation").from_pretrained(folder, **loading)
+    assert type(model) is type(segment.model)
+segment.model.mask_head_is_new = True
+try:
+    segment(image)
+except ValueError as error:
+    print("mask head is new" in str(error))
+"""
+
+
+@pytest.mark.slow
+def test_masks_come_by_the_code_in_the_folder_where_the_package_is_absent(tmp_path):
+    """The three subtasks in a fresh process, with the numbers of this one."""
+    from detr_hf.hub.staging import add_code
+
+    model, picture = tiny_segmenter(), pictures()[0].resize((9, 9)).resize((80, 60))
+    processor = DETRImageProcessor(size=SIZE, label_ids_to_fuse=[2])
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    add_code(tmp_path)
+    picture.save(tmp_path / "picture.png")
+    segment = pipeline("image-segmentation", model=model, image_processor=processor)
+    *lines, kinds, refused = run_python(
+        MASKS_WITHOUT_THE_PACKAGE, str(tmp_path), str(tmp_path / "picture.png")
+    ).splitlines()
+    for subtask, line in zip((None, "instance", "semantic"), lines, strict=True):
+        options = {} if subtask == "semantic" else {"threshold": 0.3, "overlap_mask_area_threshold": 0.1}
+        found = segment(picture, subtask=subtask, **options)
+        assert line == str(
+            [
+                (one["label"], one["score"] and round(one["score"], 4), sum(one["mask"].histogram()[1:]))
+                for one in found
+            ]
+        )
+        assert found
+    assert kinds == "DETRForSegmentation transformers_modules DETRForObjectDetection" and refused == "True"
 
 
 TWICE = """

@@ -22,6 +22,8 @@ with tempfile.TemporaryDirectory() as folder:
     assert type(AutoImageProcessor.from_pretrained(folder)) is detr_hf.DETRImageProcessor
     assert type(AutoImageProcessor.from_pretrained(folder, backend="pil")) is detr_hf.DETRImageProcessorPil
 import transformers.pipelines
+tasks = transformers.pipelines.PIPELINE_REGISTRY.supported_tasks
+assert all("detr_hf" in tasks[task]["impl"] for task in ("object-detection", "image-segmentation"))
 assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("detr_hf")], "the finder stayed"
 """
 

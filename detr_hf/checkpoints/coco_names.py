@@ -1,5 +1,7 @@
 """Class names of the original's COCO checkpoints, which keep COCO's own category ids (with gaps) as class indices."""
 
+from collections.abc import Mapping
+
 UNUSED = "N/A"
 
 _THINGS = (
@@ -36,6 +38,16 @@ def id2label_for(num_classes: int) -> dict[int, str]:
     else:
         return {index: f"LABEL_{index}" for index in range(num_classes)}
     return {index: names.get(index, UNUSED) for index in range(num_classes)}
+
+
+def coco_stuff(id2label: Mapping[int, str]) -> list[int]:
+    """Returns the stuff classes where these are the 250 of COCO's panoptic checkpoints, and none of any other.
+
+    They are told by their number and the names of things, where there are names: transformers writes `LABEL_7` else.
+    """
+    things = _parse(_THINGS)
+    unlike = [label for label, name in things.items() if id2label.get(label) not in (name, f"LABEL_{label}")]
+    return [] if unlike or len(id2label) != NUM_PANOPTIC_CLASSES else sorted(_parse(_STUFF))
 
 
 def _parse(table: str) -> dict[int, str]:

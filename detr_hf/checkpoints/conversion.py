@@ -32,6 +32,7 @@ _THEIR_PROCESSOR_ARGUMENTS = [
     "image_std",
     "do_pad",
     "pad_size",
+    "label_ids_to_fuse",
 ]
 
 
@@ -48,9 +49,10 @@ def convert(
     Everything is written beside `dst` first and moved there at the end, so that a failure leaves `dst` as it was.
 
     Args:
-        src: anything that `DETRForObjectDetection.from_pretrained` reads.
+        src: anything that `DETRForObjectDetection.from_pretrained` reads. What has a mask head keeps it.
         dst: a new or empty folder.
-        to: "detr_hf", or "transformers" for a plain `DetrForObjectDetection` or `TableTransformerForObjectDetection`.
+        to: "detr_hf", or "transformers" for a plain `DetrForObjectDetection`, `DetrForSegmentation` or
+            `TableTransformerForObjectDetection`.
         overwrite: write into a folder that has files; those of an earlier model there are replaced, others stay.
         **loading: further arguments of `from_pretrained`, such as `revision` or `id2label`.
 
@@ -60,7 +62,7 @@ def convert(
         NotADirectoryError: `dst` is a file.
         OSError, ValueError: as `read_checkpoint`.
     """
-    from ..model.modeling_detr import DETRForObjectDetection
+    from .model_classes import load_model
 
     if to not in FORMATS:
         raise ValueError(f"to={to!r} is not known; the choices are {' and '.join(map(repr, FORMATS))}.")
@@ -68,7 +70,7 @@ def convert(
     _check_destination(dst, local_path(src), overwrite)
     hub = Hub(**{name: loading[name] for name in Hub.__dataclass_fields__ if loading.get(name) is not None})
     processor = processor_of(src, hub)
-    model = DETRForObjectDetection.from_pretrained(src, **loading)
+    model = load_model(src, **loading)
     with unfinished_folder(dst) as scratch:
         (model if to == "detr_hf" else model.to_transformers()).save_pretrained(scratch)
         (processor if to == "detr_hf" else processor_for_transformers(processor)).save_pretrained(scratch)
@@ -99,9 +101,14 @@ def processor_for_transformers(processor: Any) -> Any:
             "transformers resizes by its own rule: a picture that reaches the longest edge may come out one pixel "
             "larger or smaller."
         )
+    if processor.label_ids_to_fuse:
+        logger.warning(
+            "transformers keeps label_ids_to_fuse in the file and does not read it: give it to "
+            "post_process_panoptic_segmentation there."
+        )
     ours = processor.to_dict()
     return DetrImageProcessor(
-        **{name: ours[name] for name in _THEIR_PROCESSOR_ARGUMENTS if ours.get(name) is not None}
+        **{name: ours[name] for name in _THEIR_PROCESSOR_ARGUMENTS if ours.get(name) not in (None, [])}
     )
 
 

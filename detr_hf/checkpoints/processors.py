@@ -1,11 +1,17 @@
-"""Whose image processor: the one answer for checkpoints that are named and for models that were loaded from one."""
+"""Whose image processor: the one answer for checkpoints that are named and for models that were loaded from one.
+
+COCO's panoptic checkpoints, the original's and those that transformers holds, say nowhere which of their classes are
+stuff. It is known, and the processor gets it here, so that a panoptic result has one sky and not three.
+"""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .weight_files import Hub, find_file, local_path
+from .coco_names import coco_stuff
+from .weight_files import Hub, find_file, local_path, read_json
 
 if TYPE_CHECKING:
     from ..processing.image_processing_detr import DETRImageProcessor
@@ -26,11 +32,23 @@ def processor_of(checkpoint: Any, hub: Hub | None = None) -> "DETRImageProcessor
         OSError, ValueError: a named checkpoint cannot be reached, or its image processor cannot be read. Of a model
             these are reasons in the warning.
     """
+    hub = hub or Hub()
+    processor = _own_or_default(checkpoint, hub)
+    if not processor.label_ids_to_fuse and not _says_what_is_fused(checkpoint, hub):
+        processor.label_ids_to_fuse = coco_stuff(_classes_with_masks(checkpoint, hub))
+        if processor.label_ids_to_fuse:
+            logger.warning(
+                "These are COCO's panoptic classes, and no file says which are stuff: 92 to 200 are taken for it, and "
+                "have one segment at most. (label_ids_to_fuse; things are up to 90.)"
+            )
+    return processor
+
+
+def _own_or_default(checkpoint: Any, hub: Hub) -> "DETRImageProcessor":
     from ..processing.image_processing_detr import DETRImageProcessor
 
-    hub = hub or Hub()
     is_named = isinstance(checkpoint, str | Path)
-    source = checkpoint if is_named else getattr(getattr(checkpoint, "config", None), "name_or_path", "")
+    source = _source_of(checkpoint)
     reason = "the model was loaded from no checkpoint"
     if source:
         try:
@@ -48,6 +66,31 @@ def processor_of(checkpoint: Any, hub: Hub | None = None) -> "DETRImageProcessor
         "The image processor is DETR's own, %s: %s. Give another one where image sizes differ.", size, reason
     )
     return processor
+
+
+def _source_of(checkpoint: Any) -> str | Path:
+    """Returns what the checkpoint is called, or where a model was loaded from; nothing of one that was made."""
+    is_named = isinstance(checkpoint, str | Path)
+    return checkpoint if is_named else getattr(getattr(checkpoint, "config", None), "name_or_path", "")
+
+
+def _says_what_is_fused(checkpoint: Any, hub: Hub) -> bool:
+    """Whether the file of the image processor has the classes to fuse, if only to say that there are none."""
+    source = _source_of(checkpoint)
+    try:
+        files = [find_file(source, name, hub) for name in PROCESSOR_FILES] if source else []
+        return any(file is not None and "label_ids_to_fuse" in read_json(file) for file in files)
+    except (OSError, ValueError):  # the model has outlived it
+        return False
+
+
+def _classes_with_masks(checkpoint: Any, hub: Hub) -> Mapping[int, str]:
+    from .model_classes import classes_with_masks
+
+    try:
+        return classes_with_masks(checkpoint, hub)
+    except (OSError, ValueError):  # whoever loads the weights says what is wrong
+        return {}
 
 
 def _has_processor(source: str | Path, hub: Hub) -> bool:

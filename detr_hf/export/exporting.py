@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..model.modeling_detr import DETRForObjectDetection
-from ..model.segmentation_detr import refuse_new_mask_head
+from ..model.segmentation_detr import refuse_without_masks
 from ..processing.segments_detr import checked_labels
 from ..version import version_of
 from ..whole_files import unfinished_folder
@@ -147,7 +147,7 @@ def describe(
 def _check_masks(model: DETRForObjectDetection, mask_queries: int | None) -> None:
     """Raises a ValueError for masks that the model does not have."""
     if model.has_mask_head:
-        refuse_new_mask_head(model)
+        refuse_without_masks(model)
     if mask_queries is None:
         return
     if not model.has_mask_head:

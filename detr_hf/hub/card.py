@@ -17,6 +17,7 @@ from ..model.heads_detr import MODEL_CLASSES
 WRITTEN_HERE = "<!-- Written by detr_hf from facts.json. -->"
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 METRIC_TITLES = {"APs": "AP small", "APm": "AP medium", "APl": "AP large"}
+QUALITIES = ("PQ", "SQ", "RQ")
 SHOWN_LABELS = 100
 
 
@@ -68,8 +69,10 @@ def _results(facts: Mapping[str, Any]) -> list[Any]:
     from huggingface_hub import EvalResult
 
     measured, published = facts.get("evaluation") or {}, facts.get("published") or {}
-    names = [name for name in ("AP", "AP50", "AP75") if _is_number(measured.get(name))]
-    rows = [(measured, name, measured[name], "mean_average_precision") for name in names]
+    rows = [(measured, name, measured.get(name), "mean_average_precision") for name in ("AP", "AP50", "AP75")]
+    rows.append((measured, "mask AP", (measured.get("masks") or {}).get("AP"), "mean_average_precision"))
+    rows.append((measured, "PQ", (measured.get("panoptic") or {}).get("PQ"), "panoptic_quality"))
+    rows = [row for row in rows if _is_number(row[2])]
     for name, percent, kind in published.get("rows", []):
         rows.append((published, f"{name} (published)", percent / 100, kind))
     return [
@@ -93,7 +96,8 @@ def _body(facts: Mapping[str, Any]) -> str:
     environment = Environment(trim_blocks=True, lstrip_blocks=True)  # what is not in the facts is empty
     environment.filters |= {"cell": cell, "number": number, "code": code}
     template = environment.from_string(files(__package__).joinpath("card_template.md").read_text(encoding="utf-8"))
-    constants = {"metrics": METRICS, "titles": METRIC_TITLES, "shown_labels": SHOWN_LABELS}
+    constants = {"metrics": METRICS, "titles": METRIC_TITLES, "qualities": QUALITIES, "shown_labels": SHOWN_LABELS}
+    constants["has_masks"] = task_of(facts) == "image-segmentation"
     text = template.render({"pictures": [], **facts, **constants})
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

@@ -5,9 +5,10 @@ The keys, all of which may be missing or None but `name` and `model`:
 - `name`, `repo_id`, `summary` (Markdown), `license` (an identifier of the Hub), `base_model`, `tags`, `task`;
 - `use`: code that loads the model, where it is in no repository;
 - `model`: class, auto class, backbone, layers, widths, queries, class names, number of parameters;
-- `processor`: the sizes that pictures are scaled to;
+- `processor`: the sizes that pictures are scaled to, and the names of the classes that it fuses, `stuff`;
 - `data`: `name`, `type`, `splits` (pictures by split name), `text` (Markdown);
-- `evaluation`: COCO's numbers as `CocoMetrics.to_dict` gives them, with `dataset`, `type`, `text`, `note`;
+- `evaluation`: COCO's numbers as `CocoMetrics.to_dict` gives them, with `dataset`, `type`, `text`, `note`; and where
+  they were measured `masks`, the same of masks, and `panoptic`, as `PanopticMetrics.to_dict` gives it;
 - `published`: numbers that somebody else measured: `rows` of `[metric, value, type]` in percent, `source`, `url`;
 - `training`: `text` (Markdown), `rows` of `[what, value]`, `hardware`, `minutes`;
 - `speed`: `milliseconds` a picture, `hardware`, `text`;
@@ -60,7 +61,7 @@ def facts_of(
         "base_model": source if _is_hub_id(source) else None,
         "tags": list(tags or []),
         "model": model_facts(model),
-        "processor": {"size": dict(processor.size)} if processor is not None else None,
+        "processor": _processor_facts(processor, model.config.id2label) if processor is not None else None,
         "data": data_facts,
         "evaluation": _evaluation_facts(evaluation, data_facts) if evaluation is not None else None,
         "versions": library_versions(),
@@ -95,9 +96,19 @@ def data_facts_of(data: Any) -> dict[str, Any]:
     }
 
 
+def _processor_facts(processor: Any, id2label: Mapping[int, str]) -> dict[str, Any]:
+    stuff = [id2label[label] for label in processor.label_ids_to_fuse if label in id2label]
+    return {"size": dict(processor.size)} | ({"stuff": stuff} if stuff else {})
+
+
 def _evaluation_facts(evaluation: Any, data: Mapping[str, Any] | None) -> dict[str, Any]:
-    evaluation = getattr(evaluation, "coco", evaluation)  # of what `evaluate` returns COCO's numbers alone
-    numbers = dict(evaluation) if isinstance(evaluation, Mapping) else evaluation.to_dict()
+    """Returns, of what `evaluate` returns, the numbers of boxes, and those of masks and segments beside them."""
+    of_boxes = getattr(evaluation, "coco", evaluation)
+    numbers = dict(of_boxes) if isinstance(of_boxes, Mapping) else of_boxes.to_dict()
+    for name in ("masks", "panoptic"):
+        measured = getattr(evaluation, name, None)
+        if measured is not None:
+            numbers[name] = measured.to_dict()
     name = data["name"] if data else "validation pictures"
     kind = (data or {}).get("hub_id") or name
     return {"dataset": name, "type": str(kind), **numbers}

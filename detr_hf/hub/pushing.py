@@ -20,6 +20,7 @@ from typing import Any
 
 from ..checkpoints.hub_errors import chain, explained, is_transport_error, status_of
 from ..checkpoints.processors import processor_of
+from ..model.segmentation_detr import refuse_without_masks
 from ..processing.image_processing_base_detr import DETRImageProcessingMixin
 from .card import WRITTEN_HERE
 from .facts import facts_of
@@ -88,7 +89,7 @@ def push(
     Raises:
         HubError: the push failed; the message says why and what to do, and nothing was changed.
         TypeError: a name that `Publication` does not have.
-        ValueError: a model that the format cannot hold.
+        ValueError: a model that the format cannot hold, or whose mask head was never trained.
     """
     publication = Publication(**published)
     with explained("push to", repo_id, revision=revision, token=token, after=UNCHANGED):
@@ -109,6 +110,8 @@ def push(
 
 def lay_out(folder: Path, model: Any, repo_id: str, publication: Publication) -> None:
     """Writes into an empty folder what `push` would commit to `repo_id`."""
+    if model.has_mask_head:
+        refuse_without_masks(model)
     processor = processor_of(model) if publication.processor is None else publication.processor
     if not isinstance(processor, DETRImageProcessingMixin):
         raise TypeError(

@@ -1,9 +1,10 @@
 """Lays out, in a folder, the repository that a push commits.
 
 In our own format: weights, config, image processor, and the code of both, so that it loads without the package too
-(`trust_remote_code=True`). In the format "transformers": a plain `DetrForObjectDetection` (or Table Transformer) with
-its own processor and no code, which stock transformers loads, and this package as well. Both formats in one repository
-would need two sets of weights under names that loaders do not look for, so it is one or the other.
+(`trust_remote_code=True`). In the format "transformers": a plain `DetrForObjectDetection`, `DetrForSegmentation` or
+Table Transformer with its own processor and no code, which stock transformers loads, and this package as well. Both
+formats in one repository would need two sets of weights under names that loaders do not look for, so it is one or the
+other.
 
 A model that learnt with training-only aids is laid out without them: they are no part of what it predicts.
 """

@@ -53,10 +53,9 @@ class ModelBackend:
 
     def __init__(self, model: "DETRForObjectDetection", image_processor: Any, task: str | None = None):
         if getattr(model, "mask_head_is_new", False):
-            raise ValueError(
-                f"{model.name_or_path} is a detector: its mask head is new here, and masks would be random. Train it "
-                "(DETRTrainer), load a checkpoint with masks, or use DETRForObjectDetection for boxes."
-            )
+            from ..model.segmentation_detr import refuse_without_masks
+
+            refuse_without_masks(model)
         self.task = chosen_task(task, getattr(model, "has_mask_head", False), getattr(model, "name_or_path", "model"))
         self.model = model.eval()
         self.image_processor = image_processor

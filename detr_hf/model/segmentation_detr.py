@@ -257,6 +257,16 @@ def best_queries(logits: Tensor, count: int) -> Tensor:
     return logits.float().softmax(dim=-1)[..., :-1].amax(dim=-1).topk(count).indices
 
 
+def refuse_without_masks(model: nn.Module) -> None:
+    """Raises ValueError where `model` has no mask head, or one that was never trained."""
+    if not model.has_mask_head or model.mask_head_is_new:
+        head = "its mask head is new here, and masks would be random" if model.has_mask_head else "it has no mask head"
+        raise ValueError(
+            f"{model.name_or_path or 'This model'} is a detector: {head}. Train a DETRForSegmentation from it "
+            "(DETRTrainer), load a checkpoint with masks, or use DETRForObjectDetection for boxes."
+        )
+
+
 def predict_masks(model: nn.Module, decoded: Decoded, predictions: Predictions, threshold: float | None) -> Tensor:
     """Returns mask logits (B, Q, h4, w4) for inference: of the queries whose score is above `threshold`, or of all.
 
@@ -264,7 +274,7 @@ def predict_masks(model: nn.Module, decoded: Decoded, predictions: Predictions, 
         ValueError: the mask head was never trained.
     """
     if not model.training:
-        refuse_new_mask_head(model)
+        refuse_without_masks(model)
     return masks_above(model, decoded, predictions, threshold)
 
 
@@ -283,15 +293,6 @@ def masks_above(
         of_image[numbers] = True
     kept = [of_image.nonzero()[:, 0] for of_image in wanted]
     return place_masks(masks_of_queries(model, decoded, kept), kept, wanted.shape[1])
-
-
-def refuse_new_mask_head(model: nn.Module) -> None:
-    """Raises a ValueError where the mask head was never trained."""
-    if model.mask_head_is_new:
-        raise ValueError(
-            f"{model.name_or_path} is a detector: its mask head is new here, and masks would be random. Train it "
-            "(DETRTrainer), load a checkpoint with masks, or use DETRForObjectDetection for boxes."
-        )
 
 
 def place_masks(masks: list[Tensor], queries: list[Tensor], num_queries: int) -> Tensor:

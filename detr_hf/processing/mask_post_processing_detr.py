@@ -43,6 +43,8 @@ def images_of(outputs: Any, target_sizes: Any) -> Iterator[ImageMasks]:
         )
     logits, masks = torch.as_tensor(logits), torch.as_tensor(masks)
     sizes_hw = target_sizes_hw(target_sizes, len(logits), torch.device("cpu"))
+    if sizes_hw is not None and not (sizes_hw >= 1).all():
+        raise ValueError(f"target_sizes holds {sizes_hw.tolist()}: expected (height, width) in pixels, both above 0.")
     images_hw, padded_hw = (output_field(outputs, name) for name in ("image_sizes_hw", "padded_sizes_hw"))
     for image, (scores, maps) in enumerate(zip(logits, masks, strict=True)):
         ends = maps.amin(dim=(1, 2)), maps.amax(dim=(1, 2))  # NaN if there is one; no map of flags is made

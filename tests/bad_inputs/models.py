@@ -9,21 +9,29 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detr_hf import DETRConfig, DETRForObjectDetection, DETRImageProcessor
+from detr_hf import DETRConfig, DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
+
+SIZES = {"hidden_dim": 32, "nheads": 8, "enc_layers": 1, "dec_layers": 2, "dim_feedforward": 32, "num_queries": 5}
+PROCESSOR = DETRImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
 
 
 @functools.cache
 def detector() -> DETRForObjectDetection:
     """Returns the same detector of two classes every time."""
     torch.manual_seed(0)
-    sizes = {"hidden_dim": 32, "nheads": 8, "enc_layers": 1, "dec_layers": 2, "dim_feedforward": 32, "num_queries": 5}
-    return DETRForObjectDetection(DETRConfig(backbone="resnet18", id2label={0: "cat", 1: "dog"}, **sizes)).eval()
+    return DETRForObjectDetection(DETRConfig(backbone="resnet18", id2label={0: "cat", 1: "dog"}, **SIZES)).eval()
+
+
+@functools.cache
+def segmenter() -> DETRForSegmentation:
+    """Returns the same segmentation model of two classes every time."""
+    return DETRForSegmentation(DETRConfig(backbone="test_resnet", id2label={0: "cat", 1: "dog"}, **SIZES)).eval()
 
 
 def own(root: Path) -> None:
     """Writes the package's folder."""
     detector().save_pretrained(root)
-    DETRImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(root)
+    PROCESSOR.save_pretrained(root)
 
 
 def foreign(root: Path) -> None:

@@ -5,10 +5,12 @@ import json
 import pytest
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, DetrImageProcessor
 
-from detr_hf import DETRForObjectDetection, DETRImageProcessor
+from detr_hf import DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.checkpoints import conversion
 from detr_hf.checkpoints.conversion import convert
+from detr_hf.checkpoints.model_classes import load_model
 from tests.checkpoints.foreign import (
+    NARROW,
     assert_same_outputs,
     assert_same_tensors,
     narrow_model,
@@ -17,7 +19,7 @@ from tests.checkpoints.foreign import (
     their_detr,
     their_table_transformer,
 )
-from tests.conftest import tiny_model
+from tests.conftest import tiny_config, tiny_model
 
 
 @pytest.mark.parametrize("make", [their_detr, their_table_transformer])
@@ -63,6 +65,15 @@ def test_loading_arguments_are_passed_on(tmp_path):
     narrow_model().save_pretrained(tmp_path / "a")
     convert(tmp_path / "a", tmp_path / "b", id2label={0: "yak"})
     assert DETRForObjectDetection.from_pretrained(tmp_path / "b").config.id2label == {0: "yak"}
+
+
+def test_masks_and_what_is_fused_are_kept(tmp_path):
+    model = DETRForSegmentation(tiny_config(backbone_kwargs=NARROW))
+    model.save_pretrained(tmp_path / "a")
+    DETRImageProcessor(label_ids_to_fuse=[2]).save_pretrained(tmp_path / "a")
+    convert(tmp_path / "a", tmp_path / "b")
+    assert_same_tensors(load_model(tmp_path / "b").state_dict(), model.state_dict())
+    assert DETRImageProcessor.from_pretrained(tmp_path / "b").label_ids_to_fuse == [2]
 
 
 def test_a_folder_with_files_is_kept(tmp_path):

@@ -2,13 +2,20 @@
 
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import DetrConfig
 
-from detr_hf import DETRForObjectDetection, DETRImageProcessor
+from detr_hf import DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
+from detr_hf.checkpoints.coco_names import id2label_for
+from detr_hf.checkpoints.conversion import processor_for_transformers
 from detr_hf.checkpoints.processors import processor_of
 from detr_hf.checkpoints.weight_files import Hub
-from tests.conftest import tiny_model
+from tests.conftest import tiny_config, tiny_model
+
+from .foreign import NARROW, original_state_dict
 
 SIZE = {"shortest_edge": 64, "longest_edge": 96}
 
@@ -88,3 +95,74 @@ def test_a_hub_id_gets_its_own_or_the_originals_and_an_unknown_one_is_an_error(t
     assert dict(processor_of("me/detr", hub).size) == SIZE
     with pytest.raises(OSError, match="'me/other' is no folder or file here"):
         processor_of("me/other", hub)
+
+
+# --- stuff of COCO's panoptic checkpoints ---
+
+STUFF = [label for label in range(92, 201) if id2label_for(250)[label] != "N/A"]
+
+
+def with_masks(**changes) -> DETRForSegmentation:
+    return DETRForSegmentation(tiny_config(backbone_kwargs=NARROW, **changes))
+
+
+def own_folder(root: Path) -> Path:
+    tiny_config(id2label=id2label_for(250), architectures=["DETRForSegmentation"]).save_pretrained(root)
+    return root
+
+
+def hub_folder(root: Path, **names) -> Path:
+    """As the Hub's: transformers' files, and a processor that knows nothing of stuff."""
+    names = names or {"id2label": id2label_for(250)}
+    DetrConfig(architectures=["DetrForSegmentation"], **names).save_pretrained(root)
+    processor_for_transformers(DETRImageProcessor(size=SIZE)).save_pretrained(root)
+    return root
+
+
+def hub_folder_without_names(root: Path) -> Path:
+    return hub_folder(root, num_labels=250)
+
+
+def original_file(root: Path) -> Path:
+    torch.save({"model": original_state_dict(model_of_coco(root))}, root / "detr.pth")
+    return root / "detr.pth"
+
+
+def model_of_coco(root: Path) -> DETRForSegmentation:
+    return with_masks(id2label=id2label_for(250))
+
+
+COCO = [own_folder, hub_folder, hub_folder_without_names, original_file, model_of_coco]
+
+
+@pytest.mark.parametrize("checkpoint", COCO, ids=lambda make: make.__name__)
+def test_stuff_of_coco_is_known_and_it_is_said(checkpoint, tmp_path, warnings):
+    processor = processor_of(checkpoint(tmp_path))
+    assert processor.label_ids_to_fuse == STUFF and len(STUFF) == 53
+    assert "92 to 200" in warnings.text
+    assert DETRImageProcessor().label_ids_to_fuse == []  # of one processor, not of the class
+
+
+def says_none(root: Path) -> Path:
+    DETRImageProcessor(label_ids_to_fuse=[]).save_pretrained(own_folder(root))
+    return root
+
+
+def of_others(root: Path) -> DETRForSegmentation:
+    return with_masks(id2label={label: f"kind {label}" for label in range(250)})
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [says_none, of_others, lambda root: tiny_model(id2label=id2label_for(250), backbone_kwargs=NARROW)],
+    ids=["a file that says none", "other classes", "a detector"],
+)
+def test_nothing_is_fused_that_a_file_forbids_or_that_is_not_coco(checkpoint, tmp_path, warnings):
+    assert processor_of(checkpoint(tmp_path)).label_ids_to_fuse == []
+    assert "92 to 200" not in warnings.text
+
+
+def test_what_is_fused_goes_through_transformers_file(tmp_path, warnings):
+    processor_for_transformers(DETRImageProcessor(label_ids_to_fuse=[1])).save_pretrained(tmp_path)
+    assert DETRImageProcessor.from_pretrained(tmp_path).label_ids_to_fuse == [1]
+    assert "transformers keeps label_ids_to_fuse" in warnings.text

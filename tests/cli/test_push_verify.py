@@ -1,13 +1,18 @@
 """`detr-hf push` and `detr-hf verify`, where no Hub is needed; `tests/hub` has the rest."""
 
+import json
 import shutil
 
 import pytest
 from typer.testing import CliRunner
 
+from detr_hf import DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
 from detr_hf.errors import IntegrityError
+from detr_hf.hub.pushing import Publication, lay_out
 from detr_hf.inference.embedded import embedded_model_path
+
+from ..conftest import tiny_config
 
 
 def run(*arguments: str):
@@ -26,6 +31,25 @@ def test_what_would_be_pushed_can_be_looked_at(tmp_path):
     failed = run("verify", str(folder))
     assert isinstance(failed.exception, IntegrityError) and "modeling_detr.py differs" in str(failed.exception)
     assert run("push", str(embedded_model_path()), "me/digits", "--folder", str(folder)).exit_code == 2
+
+
+def test_a_model_with_masks_keeps_them_and_one_whose_mask_head_is_new_stays_here(tmp_path):
+    model = DETRForSegmentation(tiny_config(backbone="test_resnet"))
+    model.save_pretrained(tmp_path / "model")
+    DETRImageProcessor(label_ids_to_fuse=[2]).save_pretrained(tmp_path / "model")
+    shown = run("push", str(tmp_path / "model"), "me/masks", "--folder", str(tmp_path / "out"))
+    assert shown.exit_code == 0, shown.exception
+    facts, card = (
+        json.loads((tmp_path / "out" / "facts.json").read_text()),
+        (tmp_path / "out" / "README.md").read_text(),
+    )
+    assert facts["model"]["class"] == "DETRForSegmentation" and "pipeline_tag: image-segmentation" in card
+    assert DETRImageProcessor.from_pretrained(tmp_path / "out").label_ids_to_fuse == [2]
+    (tmp_path / "new").mkdir()
+    model.mask_head_is_new = True
+    with pytest.raises(ValueError, match="mask head is new"):
+        lay_out(tmp_path / "new", model, "me/masks", Publication())
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_manifest_is_written_for_a_folder_that_is_trusted(tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from detr_hf import DETRForObjectDetection, DETRImageProcessor
 from detr_hf.hub import push, push_dataset, verify
 
-from ..conftest import tiny_model
+from ..conftest import tiny_model, tiny_segmenter
 
 THIN = {"backbone_kwargs": {"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1], "stem_type": "deep", "stem_width": 8}}
 SIZE = {"shortest_edge": 64, "longest_edge": 96}
@@ -44,9 +44,10 @@ def picture(seed: int = 0) -> Image.Image:
 
 @torch.no_grad()
 def outputs_of(model: Any, processor: Any) -> list[list[float]]:
-    """Logits and boxes for the picture, as numbers."""
+    """Logits, boxes and masks, if there are any, for the picture, as numbers."""
     outputs = model.eval()(**processor(picture(), return_tensors="pt"))
-    return [outputs.logits.flatten().tolist(), outputs.pred_boxes.flatten().tolist()]
+    fields = [outputs.get(name) for name in ("logits", "pred_boxes", "pred_masks")]
+    return [field.flatten().tolist() for field in fields if field is not None]
 
 
 def push_model(repo: str, seed: int = 0, changes: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
@@ -66,6 +67,16 @@ def push_model(repo: str, seed: int = 0, changes: dict[str, Any] | None = None, 
 def push_plain(repo: str, **options: Any) -> dict[str, Any]:
     """Pushes a model that plain DETR can express."""
     model, processor = tiny_model(), DETRImageProcessor(size=SIZE)
+    push(model, repo, processor=processor, **options)
+    plain = digest(model.to_transformers()) if options.get("format") == "transformers" else None
+    return {"digest": digest(model), "plain_digest": plain, "outputs": outputs_of(model, processor)}
+
+
+def push_segmenter(repo: str, **options: Any) -> dict[str, Any]:
+    """Pushes a model with masks and a stuff class, that plain DETR can express."""
+    model = tiny_segmenter(backbone="test_resnet", nheads=8)
+    model.class_embed.bias.data[-1] -= 10  # every query is an object
+    processor = DETRImageProcessor(size=SIZE, label_ids_to_fuse=[2])
     push(model, repo, processor=processor, **options)
     plain = digest(model.to_transformers()) if options.get("format") == "transformers" else None
     return {"digest": digest(model), "plain_digest": plain, "outputs": outputs_of(model, processor)}

@@ -3,19 +3,24 @@
 import functools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-from detr_hf import DETRConfig, DETRForObjectDetection
+from detr_hf import DETRConfig, DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.checkpoints.coco_names import id2label_for
-from detr_hf.hub.card import cell, render_card
+from detr_hf.evaluation.coco import CocoMetrics
+from detr_hf.evaluation.panoptic import PanopticMetrics
+from detr_hf.hub.card import METRICS, cell, render_card
 from detr_hf.hub.facts import facts_of, model_facts
 from detr_hf.inference.embedded import embedded_model_path
 from model_cards.render import FOLDER, render_all
 
+from ..conftest import tiny_config
 from .actions import thin_model
 from .server import card_faults
 
@@ -75,14 +80,44 @@ def test_published_numbers_are_marked_as_published_and_where(name):
 @pytest.mark.parametrize("name", ["detr-r50-dc5", pytest.param("detr-r101-panoptic", marks=pytest.mark.slow)])
 def test_what_the_originals_are_is_what_would_be_built(name):
     facts = facts_for(name)["model"]
-    id2label = id2label_for(250 if "panoptic" in name else 91)
+    has_masks = "panoptic" in name
+    id2label = id2label_for(250 if has_masks else 91)
     with torch.device("meta"):
-        model = DETRForObjectDetection(
+        model = (DETRForSegmentation if has_masks else DETRForObjectDetection)(
             DETRConfig(backbone=facts["backbone"], dilation=facts["dilation"], id2label=id2label)
         )
     built = model_facts(model)
     built["labels"] = [label for label in built["labels"] if label != "N/A"]
     assert facts == built
+
+
+@pytest.mark.parametrize("name", [name for name in ORIGINALS if "panoptic" in name])
+def test_the_cards_of_panoptic_checkpoints_say_how_to_get_masks(name):
+    card = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    assert "detections.masks, detections.panoptic" in card and "| stuff | one segment of each" in card
+    assert "`DETRForSegmentation`" in card and not re.search("mask head (is not|out)", card)
+    assert metadata_of(card)["pipeline_tag"] == "image-segmentation"
+
+
+def test_masks_and_segments_have_their_numbers_and_their_task():
+    coco = CocoMetrics(dict.fromkeys(METRICS, 0.25), {}, 3, "hotcoco")
+    masks = replace(coco, summary=dict.fromkeys(METRICS, 0.125))
+    qualities = {f"{name}{suffix}": 0.5 for name in ("PQ", "SQ", "RQ") for suffix in ("", "_th", "_st")}
+    row = {"PQ": float("nan"), "SQ": 0.75, "RQ": 0.25}
+    evaluation = SimpleNamespace(coco=coco, masks=masks, panoptic=PanopticMetrics(qualities, {"a|b": row}, 3))
+    model = DETRForSegmentation(tiny_config(backbone="test_resnet"))
+    facts = facts_of(model, "name", DETRImageProcessor(label_ids_to_fuse=[2]), evaluation)
+    card = render_card(json.loads(json.dumps({**facts, "repo_id": "me/name"})))
+    assert "| boxes | 0.250 |" in card and "| masks | 0.125 |" in card and "| stuff | 0.500 | 0.500 | 0.500 |" in card
+    assert "| a\\|b | – | 0.750 | 0.250 |" in card and "| stuff | one segment of each in a picture: owl |" in card
+    assert "detections.masks" in card and "AutoModelForImageSegmentation.from_pretrained" in card
+    metadata = metadata_of(card)
+    measured = {
+        metric["name"]: (metric["type"], metric["value"])
+        for metric in metadata["model-index"][0]["results"][0]["metrics"]
+    }
+    assert measured["mask AP"] == ("mean_average_precision", 0.125) and measured["PQ"] == ("panoptic_quality", 0.5)
+    assert metadata["pipeline_tag"] == "image-segmentation" and card_faults(card, "model") == []
 
 
 def test_the_card_of_the_default_checkpoint_is_of_the_shipped_model():

@@ -28,8 +28,10 @@ exec(sys.stdin.read())
 total = hashlib.sha256()
 for name, tensor in sorted(model.state_dict().items()):
     total.update(name.encode() + tensor.contiguous().numpy().tobytes())
-shown = [outputs.logits.flatten().tolist(), outputs.pred_boxes.flatten().tolist()]
-print(json.dumps({"digest": total.hexdigest(), "outputs": shown, "found": len(found["scores"]),
+fields = [outputs.get(name) for name in ("logits", "pred_boxes", "pred_masks")]
+shown = [field.flatten().tolist() for field in fields if field is not None]
+objects = found.get("scores", found.get("segments_info"))
+print(json.dumps({"digest": total.hexdigest(), "outputs": shown, "found": len(objects),
                   "class": type(model).__module__, "processor": type(processor).__module__}))
 """
 
@@ -123,6 +125,44 @@ def test_stock_transformers_loads_the_plain_format_by_the_code_in_its_card(hub, 
     seen = last_line(run_python(RUN_CARD, hub, tmp_path, stdin=block))
     same(seen, pushed, "plain_digest")
     assert seen["class"].startswith("transformers.models.detr") and seen["found"] == 7
+
+
+PACKAGE_WITH_MASKS = """
+import json, sys
+from detr_hf.checkpoints.model_classes import load_model
+from detr_hf.checkpoints.processors import processor_of
+from tests.hub import actions
+for repo in sys.argv[1:]:
+    model, processor = load_model(repo), processor_of(repo)
+    shown = actions.outputs_of(model, processor)
+    print(json.dumps({"digest": actions.digest(model), "outputs": shown, "fused": processor.label_ids_to_fuse,
+                      "class": type(model).__name__}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["detr_hf", "transformers"])
+def test_masks_come_back_to_the_package_from_either_format(hub, client, tmp_path, format):
+    pushed = client(actions.push_segmenter, "masks", format=format)
+    seen = last_line(run_python(PACKAGE_WITH_MASKS, hub, tmp_path, "me/masks"))
+    same(seen, pushed)
+    assert seen["class"] == "DETRForSegmentation" and seen["fused"] == [2] and len(seen["outputs"]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("format", "sign", "key", "module"),
+    [
+        ("detr_hf", "trust_remote_code", "digest", "transformers_modules."),
+        ("transformers", "AutoImageProcessor", "plain_digest", "transformers.models.detr"),
+    ],
+)
+def test_masks_come_by_the_code_in_the_card_without_the_package(hub, client, tmp_path, format, sign, key, module):
+    pushed = client(actions.push_segmenter, "masks", format=format)
+    block = code_in(hub.files("me/masks")["README.md"].decode(), sign)
+    seen = last_line(run_python(RUN_CARD, hub, tmp_path, stdin=block))
+    same(seen, pushed, key)
+    assert seen["class"].startswith(module) and seen["found"] > 0 and len(seen["outputs"]) == 3
 
 
 STOCK = """

@@ -1,7 +1,8 @@
-"""The object-detection pipeline reads what a `Detector` reads, and finds in it what a `Detector` finds."""
+"""The pipelines read what a `Detector` reads, and find in it what a `Detector` and the image processor find."""
 
 import base64
 import io
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from PIL import Image
 from torchvision import tv_tensors
 from transformers import pipeline
 
-from detr_hf import Detector, DETRImageProcessor
+from detr_hf import Detector, DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 
-from ..conftest import tiny_model
+from ..conftest import tiny_model, tiny_segmenter
 
 SIZE = {"shortest_edge": 64, "longest_edge": 96}
 PIXELS = np.asarray(
@@ -139,3 +140,78 @@ def test_the_settings_of_a_processor_are_kept(settings):
 def test_advice_can_be_followed(roads, tmp_path: Path):
     with pytest.raises(ValueError, match="Multiply them by 255"):
         roads[0](PIXELS / 255)
+
+
+# --- masks ---
+
+LOW = {"threshold": 0.3, "overlap_mask_area_threshold": 0.1}
+PROCESSOR = DETRImageProcessor(size=SIZE, label_ids_to_fuse=[2])
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> DETRForSegmentation:
+    return tiny_segmenter()
+
+
+@pytest.fixture(scope="module")
+def segment(segmenter):
+    return pipeline("image-segmentation", model=segmenter, image_processor=PROCESSOR)
+
+
+@torch.no_grad()
+def alone(model: DETRForSegmentation, picture: Image.Image, subtask: str | None) -> list[tuple]:
+    """Class, score and mask of what the image processor finds in a picture that runs by itself, all masks made."""
+    outputs = model(**PROCESSOR(picture, return_tensors="pt"))
+    size = {"target_sizes": [(picture.height, picture.width)]}
+    if subtask == "semantic":
+        (classes,) = PROCESSOR.post_process_semantic_segmentation(outputs, **size)
+        return [(label, None, classes.numpy() == label) for label in classes.unique().tolist()]
+    post_process = getattr(PROCESSOR, f"post_process_{subtask or 'panoptic'}_segmentation")
+    (found,) = post_process(outputs, **LOW, **size)
+    ids = found["segmentation"].numpy()
+    return [(segment["label_id"], segment["score"], ids == segment["id"]) for segment in found["segments_info"]]
+
+
+@pytest.mark.parametrize(("subtask", "batch_size"), [(None, 1), ("panoptic", 3), ("instance", 3), ("semantic", 3)])
+def test_masks_do_not_depend_on_the_batch(segmenter, segment, subtask, batch_size):
+    pictures = PICTURES[:3]
+    options = {} if subtask == "semantic" else LOW
+    for picture, by_pipe in zip(
+        pictures, segment(pictures, batch_size=batch_size, subtask=subtask, **options), strict=True
+    ):
+        expected = alone(segmenter, picture, subtask)
+        assert len(by_pipe) == len(expected) > (0 if subtask == "semantic" else 1)
+        for one, (label, score, mask) in zip(by_pipe, expected, strict=True):
+            assert one["label"] == segmenter.config.id2label[label] and one["mask"].size == picture.size
+            assert one["score"] == (score if score is None else pytest.approx(score, abs=1e-5))
+            assert (np.asarray(one["mask"]) == mask * np.uint8(255)).mean() > 0.999
+
+
+def test_pictures_are_read_as_by_a_detector(segment, tmp_path):
+    PICTURE.save(tmp_path / "turned.png", exif=TURNED)
+    (by_name,), (by_bytes,) = (
+        segment([given], **LOW) for given in (str(tmp_path / "turned.png"), (tmp_path / "turned.png").read_bytes())
+    )
+    assert by_name == by_bytes and by_name[0]["mask"].size == (60, 80)
+    assert segment([]) == []
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        segment("gone.png")
+
+
+def test_only_masks_that_a_result_can_hold_are_made(segmenter, segment, monkeypatch):
+    asked = []
+    forward = segmenter.forward
+    monkeypatch.setattr(segmenter, "forward", lambda *args, **given: asked.append(given) or forward(*args, **given))
+    for options in ({}, {"threshold": 0.95}, {"subtask": "semantic"}):
+        segment(PICTURE, **options)
+    assert [given["mask_score_threshold"] for given in asked] == [0.9, 0.95, None]
+
+
+def test_boxes_of_a_segmentation_model_cost_no_masks(segmenter, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(type(segmenter.mask_head), "adapt", None)  # the first step of any mask
+    pipe = pipeline("object-detection", model=segmenter, image_processor=PROCESSOR, threshold=0.0)
+    detector = DETRForObjectDetection(segmenter.config).eval()
+    detector.load_state_dict(segmenter.state_dict(), strict=False)
+    assert_same(pipe(PICTURE), Detector(detector, PROCESSOR)(PICTURE, threshold=0))
+    assert "not supported" not in caplog.text

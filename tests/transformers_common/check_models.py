@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import detr_hf
-from detr_hf import DETRConfig, DETRForObjectDetection, DETRModel
+from detr_hf import DETRConfig, DETRForObjectDetection, DETRForSegmentation, DETRModel
 
 from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin
@@ -56,8 +56,12 @@ class DETRModelTester:
 class DETRModelTest(ModelTesterMixin, PipelineTesterMixin, unittest.TestCase):
     """The common tests. What is overridden says why."""
 
-    all_model_classes = (DETRModel, DETRForObjectDetection)
-    pipeline_model_mapping = {"image-feature-extraction": DETRModel, "object-detection": DETRForObjectDetection}  # noqa: RUF012
+    all_model_classes = (DETRModel, DETRForObjectDetection, DETRForSegmentation)
+    pipeline_model_mapping = {  # noqa: RUF012
+        "image-feature-extraction": DETRModel,
+        "object-detection": DETRForObjectDetection,
+        "image-segmentation": DETRForSegmentation,
+    }
     is_encoder_decoder = True
     test_missing_keys = True
     has_attentions = True
@@ -70,8 +74,9 @@ class DETRModelTest(ModelTesterMixin, PipelineTesterMixin, unittest.TestCase):
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
-        if return_labels and model_class is DETRForObjectDetection:
+        if return_labels and model_class is not DETRModel:
             label = {"class_labels": torch.ones(3, dtype=torch.long), "boxes": torch.ones(3, 4)}
+            label["masks"] = torch.ones(3, self.model_tester.height, self.model_tester.width, dtype=torch.bool)
             inputs["labels"] = [label] * self.model_tester.batch_size
         return inputs
 
