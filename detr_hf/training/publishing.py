@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 SHOWN_ARGUMENTS = (
     ("recipe", "recipe"),
+    ("mask head alone, the detector frozen", "freeze_detector"),
     ("learning rate", "learning_rate"),
     ("of the backbone", "backbone_learning_rate"),
     ("of the class head", "head_learning_rate"),

@@ -89,10 +89,14 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
     ):
         args = DETRTrainingArguments("trainer_output") if args is None else args
         _refuse_unfit_devices(args)
+        first = model
+        if model_init is not None and (processing_class is None or data is not None):
+            self.model_init = model_init  # the checkpoint that it loads has the processor, and perhaps a mask head
+            first = super().call_model_init()
         if processing_class is None:
-            self.model_init = model_init  # the checkpoint that it loads has the processor
-            processing_class = processor_of(model if model_init is None else super().call_model_init())
-        train_dataset, eval_dataset = splits_of_run(args, train_dataset, eval_dataset, data, processing_class)
+            processing_class = processor_of(first)
+        masks = getattr(first, "has_mask_head", False)
+        train_dataset, eval_dataset = splits_of_run(args, train_dataset, eval_dataset, data, processing_class, masks)
         self._data, self._id2label = data, getattr(data, "id2label", None)
         self._seeding = SeedingCallback()
         self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
@@ -148,6 +152,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             return
         if self.args.freeze_backbone:
             _freeze_backbone(model)
+        self.args.freeze_detector = _freeze_detector(model, self.args.freeze_detector, self.args.recipe)
         options = MODEL_OPTIONS.get(self.args.recipe)
         if options and not options.items() <= model.config.to_dict().items():
             model.add_training_aids(**options)
@@ -234,7 +239,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
     # --- optimisation ---
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Returns the optimiser of `args.optim`, with rates of their own for the backbone and the class head."""
+        """Returns the optimiser of `args.optim`, with groups for transformer, backbone, class head and mask head."""
         if self.optimizer is not None or not isinstance(self.args, DETRTrainingArguments):
             return super().create_optimizer(model)
         chosen = self.optimizer_cls_and_kwargs
@@ -245,6 +250,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
                 "transformer": self.args.learning_rate,
                 "backbone": self.args.backbone_learning_rate,
                 "class_head": self.args.head_learning_rate,
+                "mask_head": self.args.learning_rate,
             }
             options = {**options, "params": parameter_groups(model or self.model, rates, self.args.weight_decay)}
         self.optimizer_cls_and_kwargs = (optimizer_cls, dict(options))
@@ -356,3 +362,31 @@ def _freeze_backbone(model: nn.Module) -> None:
         if isinstance(module, Backbone):
             module.train_backbone = False
             module.freeze()
+
+
+def _freeze_detector(model: nn.Module, wanted: bool | None, recipe: str) -> bool | None:
+    """Returns whether the detector under a mask head is frozen, as it is `wanted`, or else as its configuration says.
+
+    Raises:
+        ValueError: there is no mask head, its classes are new, or the recipe would help a detector that is frozen.
+    """
+    if not getattr(model, "has_mask_head", False):
+        if wanted:
+            raise ValueError(
+                f"freeze_detector trains a mask head alone, and this {type(model).__name__} has none. Load the "
+                "checkpoint with DETRForSegmentation (detr-hf train --task instance), or leave freeze_detector out; "
+                "freeze_backbone=True trains the transformer and heads."
+            )
+        return wanted
+    if wanted is not None and wanted != model.config.freeze_detector:
+        model.freeze_detector(wanted)
+    frozen = model.config.freeze_detector
+    if frozen and MODEL_OPTIONS.get(recipe):
+        raise ValueError(
+            f"recipe={recipe!r} helps a detector to learn, and this one is frozen (freeze_detector): leave the recipe "
+            "out."
+        )
+    if frozen and not model.config.name_or_path:
+        logger.warning("The detector is frozen and was not loaded from a checkpoint: are its weights trained ones?")
+    logger.info("The detector is frozen: the mask head learns alone." if frozen else "Detector and mask head learn.")
+    return frozen

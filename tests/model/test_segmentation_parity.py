@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DetrConfig, DetrForSegmentation, TimmBackboneConfig
 
 from detr_hf.model import DETRConfig, DETRForObjectDetection, DETRForSegmentation
+from detr_hf.model.mask_loss_detr import PIXELS_AT_ONCE
 
 from ..checkpoints.foreign import original_state_dict
 
@@ -197,7 +198,7 @@ def independent_losses(logits: np.ndarray, wanted: np.ndarray, padded_hw: tuple[
 def test_losses_equal_an_independent_writing(
     on_padding: bool, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("detr_hf.model.mask_loss_detr.PIXELS_AT_ONCE", 120 * 90 * 2)  # several groups
+    monkeypatch.setitem(PIXELS_AT_ONCE, "cpu", 120 * 90 * 2)  # several groups
     model = small(mask_loss_on_padding=on_padding).eval()
     pixel_values, pixel_mask = padded_batch()
     labels = [*labels_of(counts[0]), *labels_of(counts[1], size_hw=(80, 60))]
@@ -209,7 +210,7 @@ def test_losses_equal_an_independent_writing(
         if on_padding:
             wanted = np.pad(wanted, ((0, 0), (0, 120 - wanted.shape[1]), (0, 90 - wanted.shape[2])))
         sums = independent_losses(outputs.pred_masks[image, query].detach().numpy(), wanted, (120, 90))
-        focal, dice, objects = focal + sums[0], dice + sums[1], objects + len(object_)
+        focal, dice, objects = focal + sums[0], dice + sums[1], objects + len(label["masks"])
     assert outputs.loss_dict["loss_mask"].item() == pytest.approx(focal / objects, rel=1e-5)
     assert outputs.loss_dict["loss_dice"].item() == pytest.approx(dice / objects, rel=1e-5)
     detector = DETRForObjectDetection.loss_of  # the boxes' part is the detector's own
