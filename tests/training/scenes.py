@@ -9,36 +9,38 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
+from detr_hf import DETRForObjectDetection, DETRForSegmentation
 from detr_hf.data.detection_data import detection_features
 from detr_hf.training.arguments import DETRTrainingArguments
 from detr_hf.training.trainer import DETRTrainer
 
-from ..conftest import tiny_model
+from ..conftest import randomise_frozen_statistics, tiny_config
+
+MICRO = {"backbone": "test_resnet", "enc_layers": 1, "dec_layers": 2, "hidden_dim": 16, "dim_feedforward": 32}
 
 
-def micro_model(seed: int = 0, **changes):
-    """Half a million parameters, so that checkpoints take milliseconds; dropout is on."""
-    return tiny_model(
-        seed,
-        **{
-            "backbone": "test_resnet",
-            "enc_layers": 1,
-            "dec_layers": 2,
-            "hidden_dim": 16,
-            "dim_feedforward": 32,
-            **changes,
-        },
-    )
+def micro_model(seed: int = 0, masks: bool = False, **changes):
+    """Half a million parameters, so that checkpoints take milliseconds; dropout is on. With `masks` a segmenter."""
+    torch.manual_seed(seed)
+    model_class = DETRForSegmentation if masks else DETRForObjectDetection
+    model = model_class(tiny_config(**{**MICRO, **changes})).eval()
+    randomise_frozen_statistics(model)
+    return model
 
 
 class Scenes(torch.utils.data.Dataset):
     """Pictures of noise with random boxes; with `noise`, another picture each time it is read (from torch's, numpy's
-    and python's generators)."""
+    and python's generators). With `masks` the boxes are filled."""
 
     def __init__(
-        self, count: int = 8, noise: bool = True, bad: int | None = None, heights: tuple[int, int] = (32, 64)
+        self,
+        count: int = 8,
+        noise: bool = True,
+        bad: int | None = None,
+        heights: tuple[int, int] = (32, 64),
+        masks: bool = False,
     ):
-        self.count, self.noise, self.bad, self.heights = count, noise, bad, heights
+        self.count, self.noise, self.bad, self.heights, self.masks = count, noise, bad, heights, masks
 
     def __len__(self) -> int:
         return self.count
@@ -55,10 +57,10 @@ class Scenes(torch.utils.data.Dataset):
         size = torch.rand(number, 2, generator=generator) * 0.3 + 0.2
         center = size / 2 + torch.rand(number, 2, generator=generator) * (1 - size)
         classes = torch.randint(3, (number,), generator=generator)
-        return {
-            "pixel_values": pixels,
-            "labels": target(index, classes, torch.cat([center, size], dim=1), (height, width)),
-        }
+        labels = target(index, classes, torch.cat([center, size], dim=1), (height, width))
+        if self.masks:
+            labels["masks"] = filled(labels["boxes"], (height, width))
+        return {"pixel_values": pixels, "labels": labels}
 
 
 def split_of(classes: list[list[int]], crowds: dict[int, int] | None = None, first: int = 0) -> Dataset:
@@ -94,6 +96,13 @@ def target(image_id: int, classes: Tensor, boxes: Tensor, size_hw: tuple[int, in
     return {"image_id": torch.tensor([image_id]), "orig_size": size, "size": size, **fields}
 
 
+def filled(boxes_cxcywh_norm: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Masks (N, H, W) of everything inside the boxes."""
+    rows, columns = ((torch.arange(side) + 0.5) / side for side in size_hw)
+    x, y, width, height = (value[:, None] for value in boxes_cxcywh_norm.unbind(1))
+    return ((rows - y).abs() < height / 2)[:, :, None] & ((columns - x).abs() < width / 2)[:, None]
+
+
 def arguments(folder, **changes) -> DETRTrainingArguments:
     """Two pictures a step, a checkpoint every step, no evaluation."""
     defaults = {
@@ -116,11 +125,12 @@ def arguments(folder, **changes) -> DETRTrainingArguments:
 
 
 def trainer(folder, model=None, train=None, evaluation=None, **changes) -> DETRTrainer:
-    """A trainer of the micro model on the scenes."""
+    """A trainer of the micro model on the scenes, which have masks if the model needs them."""
+    model = micro_model() if model is None else model
     return DETRTrainer(
-        micro_model() if model is None else model,
+        model,
         arguments(folder, **changes),
-        train_dataset=Scenes() if train is None else train,
+        train_dataset=Scenes(masks=model.has_mask_head) if train is None else train,
         eval_dataset=evaluation,
     )
 
