@@ -1,7 +1,7 @@
 """`detr-hf train`: fine-tune or train on a data set, with every argument of `DETRTrainingArguments` as a flag.
 
-What is trained is what `--task` says, by which the data is read as well; without it, what the checkpoint has: boxes, or
-boxes and masks.
+What is trained is what `--task` says, by which the data is read as well; without it, what the checkpoint has: boxes,
+or boxes and masks.
 """
 
 from dataclasses import dataclass, field, fields

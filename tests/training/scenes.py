@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from detr_hf.training.trainer import DETRTrainer
 from ..conftest import randomise_frozen_statistics, tiny_config
 
 MICRO = {"backbone": "test_resnet", "enc_layers": 1, "dec_layers": 2, "hidden_dim": 16, "dim_feedforward": 32}
+SIZE_HW = (48, 64)  # of the pictures that `write_coco` writes
 
 
 def micro_model(seed: int = 0, masks: bool = False, **changes):
@@ -85,6 +87,51 @@ def split_of(classes: list[list[int]], crowds: dict[int, int] | None = None, fir
         rows.append({"image": image, "image_id": first + index, "file_name": name, "width": 64, "height": 32})
         rows[-1]["objects"] = objects
     return Dataset.from_list(rows, features=detection_features(["cat", "dog", "owl"]))
+
+
+def ids_of(index: int) -> np.ndarray:
+    """Segment ids (H, W): a thing, a stuff above it, void."""
+    ids = np.zeros(SIZE_HW, dtype=np.int64)
+    ids[:20], ids[10:40, 5 + index : 30] = 300, 7
+    return ids
+
+
+def write_coco(root, panoptic: bool):
+    """Two pictures a split of an owl and sky, as COCO's instances or panoptic segments."""
+    (root / "annotations").mkdir(parents=True)
+    categories = [{"id": 3, "name": "owl", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
+    for split in ("train", "val"):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for index in range(2):
+            name, ids = f"{split}{index}", ids_of(index)
+            images.append({"id": index + 1, "file_name": f"{name}.jpg", "width": 64, "height": 48})
+            Image.fromarray(np.random.default_rng(index).integers(0, 255, (*SIZE_HW, 3), np.uint8)).save(
+                root / split / f"{name}.jpg"
+            )
+            segments = []
+            for identity, category in ((7, 3), (300, 9)):
+                rows, columns = np.nonzero(ids == identity)
+                x0, y0, x1, y1 = (int(v) for v in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+                segments.append({"id": identity, "category_id": category, "area": len(rows), "iscrowd": 0})
+                segments[-1]["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+            if panoptic:
+                folder = root / "annotations" / f"panoptic_{split}"
+                folder.mkdir(exist_ok=True)
+                colours = np.stack([ids % 256, ids // 256, ids * 0], axis=-1).astype(np.uint8)
+                Image.fromarray(colours).save(folder / f"{name}.png")
+                file = {"image_id": index + 1, "file_name": f"{name}.png"}
+                annotations.append({**file, "segments_info": segments})
+                continue
+            for segment in segments:
+                x, y, width, height = segment["bbox"]
+                corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+                segment |= {"id": len(annotations) + 1, "image_id": index + 1, "segmentation": [corners]}
+                annotations.append(segment)
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        kind = "panoptic" if panoptic else "instances"
+        (root / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
+    return root
 
 
 def target(image_id: int, classes: Tensor, boxes: Tensor, size_hw: tuple[int, int]) -> dict[str, Tensor]:

@@ -1,12 +1,8 @@
 """Training with masks: what the trainer sees by model and data, a mask head that learns alone, what is refused."""
 
-import json
-
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from PIL import Image
 
 from detr_hf import DETRForSegmentation, DETRImageProcessor
 from detr_hf.data import load_detection_dataset
@@ -15,54 +11,7 @@ from detr_hf.training.arguments import RECIPES
 from detr_hf.training.preparing import check_masks
 from detr_hf.training.trainer import DETRTrainer
 
-from .scenes import Scenes, arguments, micro_model, split_of, trainer
-
-SIZE_HW = (48, 64)
-
-
-def ids_of(index: int) -> np.ndarray:
-    """Segment ids (H, W): a thing, a stuff above it, void."""
-    ids = np.zeros(SIZE_HW, dtype=np.int64)
-    ids[:20], ids[10:40, 5 + index : 30] = 300, 7
-    return ids
-
-
-def write_coco(root, panoptic: bool):
-    """Two pictures a split of an owl and sky, as COCO's instances or panoptic segments."""
-    (root / "annotations").mkdir(parents=True)
-    categories = [{"id": 3, "name": "owl", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
-    for split in ("train", "val"):
-        (root / split).mkdir()
-        images, annotations = [], []
-        for index in range(2):
-            name, ids = f"{split}{index}", ids_of(index)
-            images.append({"id": index + 1, "file_name": f"{name}.jpg", "width": 64, "height": 48})
-            Image.fromarray(np.random.default_rng(index).integers(0, 255, (*SIZE_HW, 3), np.uint8)).save(
-                root / split / f"{name}.jpg"
-            )
-            segments = []
-            for identity, category in ((7, 3), (300, 9)):
-                rows, columns = np.nonzero(ids == identity)
-                x0, y0, x1, y1 = (int(v) for v in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
-                segments.append({"id": identity, "category_id": category, "area": len(rows), "iscrowd": 0})
-                segments[-1]["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-            if panoptic:
-                folder = root / "annotations" / f"panoptic_{split}"
-                folder.mkdir(exist_ok=True)
-                colours = np.stack([ids % 256, ids // 256, ids * 0], axis=-1).astype(np.uint8)
-                Image.fromarray(colours).save(folder / f"{name}.png")
-                file = {"image_id": index + 1, "file_name": f"{name}.png"}
-                annotations.append({**file, "segments_info": segments})
-                continue
-            for segment in segments:
-                x, y, width, height = segment["bbox"]
-                corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-                segment |= {"id": len(annotations) + 1, "image_id": index + 1, "segmentation": [corners]}
-                annotations.append(segment)
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        kind = "panoptic" if panoptic else "instances"
-        (root / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
-    return root
+from .scenes import SIZE_HW, Scenes, arguments, micro_model, split_of, trainer, write_coco
 
 
 @pytest.fixture(scope="module")
