@@ -41,7 +41,7 @@ class LossParts:
         parts: Mapping[str, Tensor],
         labels: Sequence[Mapping[str, Any]],
         loss: Tensor | None = None,
-        divisors: tuple[float, float, float, float] | None = None,
+        divisors: tuple[float, float, float] | None = None,
     ) -> None:
         """Adds a batch.
 
@@ -49,11 +49,11 @@ class LossParts:
             parts: the model's `loss_dict`.
             labels: the batch's targets.
             loss: the total, and
-            divisors: what each kind was divided by, and how much the classes weigh, see `loss_divisors`, where all is
-                one batch. A loss that is not DETR's has none; then its parts count by pictures, and there is no total.
+            divisors: what each kind was divided by, see `loss_divisors`, where all is one batch. A loss that is not
+                DETR's has none; then its parts count by pictures, and there is no total.
         """
         objects, pictures = sum(len(label["class_labels"]) for label in labels), float(len(labels))
-        classes, others, matched, weight_of_classes = divisors or (pictures, pictures, objects, 1.0)
+        classes, others, matched = divisors or (pictures, pictures, objects)
         for name in self.NAMES:
             if name in parts:
                 weight = classes if name.startswith("loss_ce") else others if name.startswith("loss") else pictures
@@ -62,7 +62,6 @@ class LossParts:
             self._add("class_error", parts["class_error"], float(matched))
         if self.as_one_batch and divisors and loss is not None:
             of_classes = sum(value for name, value in parts.items() if re.fullmatch(r"loss_ce(_\d+)?", name))
-            of_classes = of_classes * weight_of_classes
             self._add(self.TOTALS[0], of_classes, classes)
             self._add(self.TOTALS[1], loss - of_classes, others)
 
@@ -84,12 +83,9 @@ class LossParts:
         return {prefix + name: value for name, value in means.items()}
 
 
-def loss_divisors(
-    labels: Sequence[Mapping[str, Any]], num_queries: int, criterion: Any
-) -> tuple[float, float, float, float]:
+def loss_divisors(labels: Sequence[Mapping[str, Any]], num_queries: int, criterion: Any) -> tuple[float, float, float]:
     """Returns what a `SetCriterion` divides a batch's losses by: those of classes by the weights of the queries, other
-    losses by the number of objects, and the error of classes by that of matched objects; and the weight of the losses
-    of classes in the total, 0 where the detector is frozen.
+    losses by the number of objects, and the error of classes by that of matched objects.
 
     Where classes have weights and a picture has more objects than queries, those that get one are taken to weigh as
     all do in the mean.
@@ -102,8 +98,7 @@ def loss_divisors(
         of_all = count if weights is None else sum(weights[index] for index in label["class_labels"].tolist())
         objects, matched = objects + count, matched + with_query
         weight += of_all * with_query / max(count, 1)
-    of_classes = weight + criterion.eos_coef * (len(labels) * num_queries - matched)
-    return of_classes, objects, matched, criterion.weights["loss_ce"]
+    return weight + criterion.eos_coef * (len(labels) * num_queries - matched), objects, matched
 
 
 def describe_batch(inputs: Mapping[str, Any], file_names: Mapping[Any, str]) -> str:

@@ -154,12 +154,18 @@ def with_masks(tmp_path_factory):
         ("segmenter", "instances", [], True),
         ("segmenter", "panoptic", ["--task", "detection"], False),
         ("detector", "panoptic", ["--task", "panoptic"], True),
-        ("scratch", "panoptic", [], False),
     ],
 )
 def test_the_task_decides_about_masks_and_without_one_the_checkpoint(start, data, flags, masks, with_masks, tmp_path):
-    model = start if start == "scratch" else str(with_masks / start)
-    common = ["--data", str(with_masks / data), "--model", model, "--output_dir", str(tmp_path), "--use_cpu"]
+    common = [
+        "--data",
+        str(with_masks / data),
+        "--model",
+        str(with_masks / start),
+        "--output_dir",
+        str(tmp_path),
+        "--use_cpu",
+    ]
     run = build(*parse([*common, "--skip_check", "--shortest_edge", "48", "--report_to", "none", *flags]))
     assert type(run.model) is (DETRForSegmentation if masks else DETRForObjectDetection)
     assert run.model.mask_head_is_new == (masks and start == "detector")

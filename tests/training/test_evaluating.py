@@ -59,13 +59,13 @@ def test_more_objects_than_queries(tmp_path):
 class Weighed:
     """A criterion's weights."""
 
-    eos_coef, class_weights, weights = 0.1, (2.0, 1.0, 0.5), {"loss_ce": 1.0}
+    eos_coef, class_weights = 0.1, (2.0, 1.0, 0.5)
 
 
 def test_divisors_follow_the_weights_of_classes():
     labels = [{"class_labels": torch.tensor([0, 2, 2])}, {"class_labels": torch.tensor([], dtype=torch.int64)}]
-    assert loss_divisors(labels, 7, Weighed) == pytest.approx((3 + 0.1 * 11, 3, 3, 1))
-    assert loss_divisors(labels, 2, Weighed) == pytest.approx((2 + 0.1 * 2, 3, 2, 1))
+    assert loss_divisors(labels, 7, Weighed) == pytest.approx((3 + 0.1 * 11, 3, 3))
+    assert loss_divisors(labels, 2, Weighed) == pytest.approx((2 + 0.1 * 2, 3, 2))
 
 
 def test_a_loss_of_the_users_is_trainers_mean(tmp_path):
