@@ -1,4 +1,4 @@
-"""`detr-hf eval`: COCO's numbers of a checkpoint, or of a results file, on a data set."""
+"""`detr-hf eval`: AP of boxes and masks and panoptic quality, of a checkpoint or of results, on a data set."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A checkpoint folder, a .pth file, a Hub id (also of transformers' DETR), or a results .json.",
+            help="A checkpoint folder, a .pth file, a Hub id (also of transformers' DETR), a results .json, or COCO "
+            "panoptic results: their .json or the folder with it and its PNGs.",
         ),
     ],
     data: Annotated[
@@ -29,25 +30,63 @@ def evaluate(
     results: Annotated[Path | None, typer.Option(help="Write the detections to this file, as COCO results.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
+    rule: Annotated[str, typer.Option(help="Of panoptic segments: confident, or original (published figures).")] = (
+        "confident"
+    ),
+    panoptic_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Score from which a query contests the pixels of panoptic segments.")
+    ] = 0.85,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
     *,
     reading: Reading,
 ) -> None:
-    """Measure a model, on the split for validation or on --split: COCO's twelve numbers, AP by class, mistakes."""
+    """Measure a model, on the split for validation or on --split: COCO's twelve numbers, AP by class, mistakes.
+
+    Where model and data have masks, theirs too; on panoptic data (--task panoptic) also PQ, SQ and RQ of all classes,
+    things, stuff and each class. Of results files the same, with the ids of the data; --masks asks for masks.
+    """
+    from ..checkpoints.model_classes import has_mask_head
     from ..data import load_detection_dataset
-    from ..evaluation import evaluate as measure, evaluate_results, write_results
+    from ..evaluation import (
+        evaluate as measure,
+        evaluate_panoptic_results,
+        evaluate_results,
+        panoptic_table,
+        write_results,
+    )
+    from ..evaluation.from_files import kind_of_results
+    from ..evaluation.report import write_json
     from .console import progress_bar, quiet_loading
 
     refuse_overwriting({"--json": json_file, "--results": results}, [model, data], is_result)
     quiet_loading()
-    loaded = load_detection_dataset(data, **reading.options())
-    if model.lower().endswith(".json"):
-        found = evaluate_results(model, loaded, threshold=threshold)
+    options = reading.options()
+    asked = options["masks"]
+    kind = kind_of_results(model)
+    if kind == "panoptic":
+        options["task"] = options["task"] or "panoptic"
+        quality = evaluate_panoptic_results(model, load_detection_dataset(data, **options | {"masks": True}))
+        typer.echo(panoptic_table(quality))
+        if json_file is not None:
+            write_json(json_file, {"model": model, "data": data, "panoptic": quality.to_dict()})
+            typer.echo(f"All numbers: {json_file}", err=True)
+        return
+    is_file = model.lower().endswith(".json")
+    has_masks = kind == "masks" if is_file else has_mask_head(model)
+    loaded = load_detection_dataset(data, **options | {"masks": asked or has_masks})
+    if is_file:
+        found = evaluate_results(model, loaded, threshold=threshold, masks=asked or None)
     else:
-        options = {"batch_size": batch_size, "num_workers": workers, "device": device}
+        if asked and not has_masks:
+            raise ValueError(
+                f"{model} has no mask head, and --masks asks for masks: name a checkpoint with masks, train one "
+                "(detr-hf train --task panoptic), or leave --masks out."
+            )
+        chosen = {"batch_size": batch_size, "num_workers": workers, "device": device}
+        chosen |= {"rule": rule, "panoptic_threshold": panoptic_threshold}
         with progress_bar() as show:
-            options["on_batch"] = lambda count, total: show(advance=count, total=total)
-            found = measure(model, loaded, threshold=threshold, **options)
+            chosen["on_batch"] = lambda count, total: show(advance=count, total=total)
+            found = measure(model, loaded, threshold=threshold, **chosen)
         if results is not None:
             write_results(results, found.results())
             typer.echo(f"Detections: {results}", err=True)

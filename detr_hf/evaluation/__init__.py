@@ -1,4 +1,5 @@
-"""Measuring detectors: COCO's average precision, by class and streaming, and what kinds of mistakes are made.
+"""Measuring detectors: COCO's average precision of boxes and masks and panoptic quality, by class and
+streaming, and what kinds of mistakes are made.
 
 The public names are imported when they are first used; numpy is enough for some, others load torch.
 """
@@ -11,13 +12,18 @@ if TYPE_CHECKING:
     from .analysis import Mistakes as Mistakes, count_mistakes as count_mistakes, precision_recall as precision_recall
     from .coco import CocoMetrics as CocoMetrics, evaluate_boxes as evaluate_boxes
     from .collecting import DetectionEvaluator as DetectionEvaluator
+    from .from_files import (
+        evaluate_panoptic_results as evaluate_panoptic_results,
+        evaluate_results as evaluate_results,
+    )
+    from .masks import evaluate_masks as evaluate_masks
     from .panoptic import (
         PanopticEvaluator as PanopticEvaluator,
         PanopticMetrics as PanopticMetrics,
         evaluate_panoptic as evaluate_panoptic,
     )
-    from .report import Evaluation as Evaluation, metrics_table as metrics_table
+    from .report import Evaluation as Evaluation, metrics_table as metrics_table, panoptic_table as panoptic_table
     from .results import read_results as read_results, write_results as write_results
-    from .running import evaluate as evaluate, evaluate_results as evaluate_results
+    from .running import evaluate as evaluate
 
 __getattr__, __dir__ = lazy_names(__name__)

@@ -4,7 +4,8 @@ end.
 What is kept of a detection is 32 bytes and of a picture a line, so memory does not follow the number of pictures in
 practice: logits, decoder states and the pictures are gone as soon as a batch is. (Trainer's own evaluation keeps every
 output of every batch; a COCO dictionary a detection takes twenty times more.) Detections are the original's: each
-query's best class, no threshold, at most a hundred a picture.
+query's best class, no threshold, at most a hundred a picture. Masks become run lengths with their batch, those of
+queries with a score worth one alone (`segments.py`).
 
 In a distributed run every process takes its share; `gather` joins them, and counts a picture once that a sampler gave
 to two processes to make the last batches even.
@@ -20,8 +21,11 @@ from torch import Tensor
 
 from ..model.predictions_detr import Predictions
 from ..processing.post_processing_detr import detections
+from ..processing.run_lengths_detr import run_lengths
 from .coco import CocoMetrics, evaluate_boxes
+from .panoptic import PanopticMetrics
 from .results import coco_results
+from .segments import SegmentEvaluator
 from .truth import coco_truth
 
 logger = logging.getLogger(__name__)
@@ -40,17 +44,24 @@ class DetectionEvaluator:
             Without it the labels that come with the outputs are the truth.
         repeats: whether a picture may come twice and is then counted once, as it does in a distributed run; otherwise
             that is an error.
+        segments: what measures masks, where there are any.
     """
 
     def __init__(
-        self, id2label: Mapping[int, str], ground_truth: Mapping[str, Any] | None = None, repeats: bool = False
+        self,
+        id2label: Mapping[int, str],
+        ground_truth: Mapping[str, Any] | None = None,
+        repeats: bool = False,
+        segments: SegmentEvaluator | None = None,
     ):
         self.id2label = {int(label): str(name) for label, name in id2label.items()}
         self.ground_truth = ground_truth
         self.repeats = repeats
+        self.segments = segments
         self._images: dict[Any, tuple[int, int]] = {}  # image id -> (height, width), in the order of arrival
         self._found: list[np.ndarray] = []  # rows of FOUND, in which one picture's stand together
         self._truth: dict[Any, dict[str, list[Any]]] = {}  # image id -> its objects
+        self._masks: dict[Any, list[str | None]] = {}  # image id -> counts of run lengths of its best detections
 
     def __len__(self) -> int:
         return len(self._images)
@@ -62,7 +73,8 @@ class DetectionEvaluator:
         """Adds a batch.
 
         Args:
-            predictions: of the last decoder layer: logits (B, Q, K + 1) and boxes (B, Q, 4).
+            predictions: of the last decoder layer: logits (B, Q, K + 1), boxes (B, Q, 4) and, where `segments` are
+                measured, masks (B, Q, h4, w4).
             labels: the batch's targets, with `image_id` and `orig_size` (height, width) as the image processor makes
                 them. Without `orig_size` boxes are measured in pixels of the resized image, `pixel_mask`'s.
             pixel_mask: (B, H, W), 1 on the image.
@@ -83,6 +95,30 @@ class DetectionEvaluator:
             is_new = self.add(image_id, (height, width), **found[index])
             if is_new and self.ground_truth is None:
                 self._truth[image_id] = _objects_of(label, (height, width))
+            if is_new and self.segments is not None and predictions.masks is not None:
+                self._add_segments(image_id, index, predictions, label, pixel_mask)
+
+    def _add_segments(
+        self, image_id: Any, index: int, predictions: Predictions, label: Mapping[str, Any], pixel_mask: Tensor | None
+    ) -> None:
+        """Adds the masks of image `index` of a batch, whose boxes were added."""
+        logits, masks = predictions.logits[index], predictions.masks[index]
+        padded_hw = tuple(masks.shape[-2:] if pixel_mask is None else pixel_mask.shape[-2:])
+        image_hw = padded_hw if pixel_mask is None else _shown_hw(pixel_mask[index])
+        queries, shown = self.segments.masks_of(logits, masks, image_hw, padded_hw, self._images[image_id])
+        self.segments.add(image_id, label, self.segments.panoptic_of(shown))
+        found: list[dict[str, Any] | None] = [None] * len(logits)
+        for number, query in enumerate(queries.tolist()):
+            mask = shown.mask(number)
+            found[query] = run_lengths(mask) if mask.any() else None
+        self.add_masks(image_id, logits.float().softmax(-1)[:, :-1].amax(-1), found)
+
+    def add_masks(self, image_id: Any, scores: Any, masks: Sequence[Mapping[str, Any] | None]) -> None:
+        """Adds the run lengths of a picture's objects, in the order of the scores (N,) that it was added with."""
+        found = [masks[number] for number in _best_first(_numpy(scores))]
+        while found and found[-1] is None:
+            found.pop()
+        self._masks[image_id] = [mask and mask["counts"] for mask in found]
 
     def add(self, image_id: Any, size_hw: tuple[int, int], scores: Any, labels: Any, boxes: Any) -> bool:
         """Adds one picture's scores (N,), labels (N,) and boxes (N, 4), xyxy in its pixels; says whether it is new.
@@ -98,7 +134,7 @@ class DetectionEvaluator:
                 f"Image {image_id!r} comes twice in the evaluation; image ids must be unique within a split."
             )
         scores, labels, boxes = (_numpy(values) for values in (scores, labels, boxes))
-        order = np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
+        order = _best_first(scores)
         rows = np.empty(len(order), FOUND)
         rows["image"], rows["label"] = len(self._images), labels[order]
         rows["score"], rows["box"] = scores[order], boxes[order]
@@ -111,10 +147,11 @@ class DetectionEvaluator:
         """Joins what all processes have, in each of them; call it in every process."""
         from accelerate.utils import gather_object
 
-        share = (list(self._images.items()), self._found_rows(), self._truth)
-        self._images, self._found, self._truth = {}, [], {}
-        for images, rows, truth in gather_object([share]):
+        share = (list(self._images.items()), self._found_rows(), self._truth, self._masks)
+        self._images, self._found, self._truth, self._masks = {}, [], {}, {}
+        for images, rows, truth, masks in gather_object([share]):
             self._truth |= truth
+            self._masks = masks | self._masks
             # number in the share -> number here; -1: counted already
             numbers = np.full(len(images), -1, dtype=np.int64)
             for number, (image_id, size_hw) in enumerate(images):
@@ -123,6 +160,8 @@ class DetectionEvaluator:
                     self._images[image_id] = size_hw
             rows["image"] = numbers[rows["image"]]
             self._found.append(rows[rows["image"] >= 0])
+        if self.segments is not None:
+            self.segments.gather()
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """Returns the truth as a COCO dictionary; image ids are numbers where they are not integers."""
@@ -141,13 +180,43 @@ class DetectionEvaluator:
         return np.column_stack((ids[rows["image"]], rows["box"], rows["score"], rows["label"]))
 
     def results(self, source_category_ids: Sequence[Any] | None = None) -> list[dict[str, Any]]:
-        """Returns COCO results, a dictionary a detection, with the image ids of the data.
+        """Returns COCO results, a dictionary a detection, with the image ids of the data, and its mask if it has one.
 
         Args:
             source_category_ids: the data's category id by label (`DetectionData.source_category_ids`); by default the
                 label itself.
         """
-        return coco_results(self.coco_detections(), self.image_ids(), source_category_ids)
+        return coco_results(self.coco_detections(), self.image_ids(), source_category_ids, self.coco_masks())
+
+    def coco_masks(self) -> list[dict[str, Any] | None] | None:
+        """Returns the run lengths of each of `coco_detections`, None for one without; or None without any."""
+        if not self._masks:
+            return None
+        masks: list[dict[str, Any] | None] = []
+        for rows, (image_id, size_hw) in zip(self._of_pictures(), self._images.items(), strict=True):
+            found = [mask and {"size": list(size_hw), "counts": mask} for mask in self._masks.get(image_id, ())]
+            masks += found + [None] * (rows - len(found))
+        return masks
+
+    def _of_pictures(self) -> list[int]:
+        """Returns how many detections each picture has; those of one stand together, in the pictures' order."""
+        return np.bincount(self._found_rows()["image"], minlength=len(self._images)).tolist()
+
+    def compute_masks(self, backend: str | None = None) -> CocoMetrics | None:
+        """Returns COCO's numbers of masks, see `SegmentEvaluator`; None where model or data have none."""
+        masks = self.coco_masks()
+        if self.segments is None or masks is None:
+            return None
+        sizes = zip(self._coco_image_ids(), self._images.items(), strict=True)
+        images = {
+            image_id: {"id": number, "height": height, "width": width} for number, (image_id, (height, width)) in sizes
+        }
+        found = coco_results(self.coco_detections(), segmentations=masks)
+        return self.segments.compute_masks(images, [one for one in found if "segmentation" in one], backend)
+
+    def compute_panoptic(self) -> PanopticMetrics | None:
+        """Returns the panoptic quality; None where it is not measured."""
+        return None if self.segments is None else self.segments.compute_panoptic()
 
     def image_ids(self) -> dict[int, Any]:
         """Returns the data's image id by the one that `coco_ground_truth` and `coco_detections` have for it."""
@@ -179,6 +248,10 @@ class DetectionEvaluator:
         return list(range(len(self._images)))
 
 
+def _best_first(scores: np.ndarray) -> np.ndarray:
+    return np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
+
+
 def _numpy(values: Any) -> np.ndarray:
     return values.float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=np.float32)
 
@@ -194,8 +267,12 @@ def _sizes_hw(labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None) ->
             "The labels have no 'orig_size' (height, width) and the batch no pixel_mask, so boxes have no scale. The "
             "image processor makes both from annotations."
         )
-    mask = pixel_mask.bool()
-    return [(int(one.any(dim=1).sum()), int(one.any(dim=0).sum())) for one in mask]
+    return [_shown_hw(mask) for mask in pixel_mask]
+
+
+def _shown_hw(mask: Tensor) -> tuple[int, int]:
+    """Returns (height, width) of what a mask (H, W) shows."""
+    return int(mask.bool().any(dim=1).sum()), int(mask.bool().any(dim=0).sum())
 
 
 def image_id_of(label: Mapping[str, Any]) -> Any:

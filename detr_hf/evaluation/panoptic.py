@@ -88,10 +88,15 @@ class PanopticEvaluator:
             )
         found, found_classes = self._segments(prediction["segments_info"], f"the prediction for image {image_id!r}")
         real, real_classes = self._segments(truth["segments_info"], f"the truth of image {image_id!r}")
-        rows = self._numbered(wanted, real, f"the truth of image {image_id!r}")
-        columns = self._numbered(seen, found, f"the prediction for image {image_id!r}")
-        shared = np.bincount(rows * (len(found) + 1) + columns, minlength=(len(real) + 1) * (len(found) + 1))
-        shared = shared.reshape(len(real) + 1, len(found) + 1)
+        # neighbours mostly are of the same two segments: only where one of them changes is looked at
+        seen, wanted = seen.reshape(-1), wanted.reshape(-1)
+        starts = np.flatnonzero((seen[1:] != seen[:-1]) | (wanted[1:] != wanted[:-1])) + 1
+        starts = np.concatenate([np.zeros(min(seen.size, 1), dtype=np.int64), starts])
+        lengths = np.diff(starts, append=seen.size)
+        rows = self._numbered(wanted[starts], real, f"the truth of image {image_id!r}")
+        columns = self._numbered(seen[starts], found, f"the prediction for image {image_id!r}")
+        shape = (len(real) + 1, len(found) + 1)
+        shared = np.bincount(rows * shape[1] + columns, weights=lengths, minlength=shape[0] * shape[1]).reshape(shape)
         crowds = np.array([bool(segment.get("iscrowd", 0)) for segment in truth["segments_info"]], dtype=bool)
         self._counts[image_id] = _compare(shared, real_classes, found_classes, crowds)
 
@@ -110,8 +115,8 @@ class PanopticEvaluator:
         return ids, np.array([self._index[segment["category_id"]] for segment in listed], dtype=np.int64)
 
     def _numbered(self, ids: np.ndarray, listed: np.ndarray, name: str) -> np.ndarray:
-        """Returns the map, flat, with 1, 2, ... for the listed segments and 0 for none."""
-        flat = ids.reshape(-1).astype(np.int64, copy=False)
+        """Returns the ids (n,) of a map with 1, 2, ... for the listed segments and 0 for none."""
+        flat = ids.astype(np.int64, copy=False)
         if flat.size and (flat.min() < 0 or flat.max() >= LARGEST_ID):
             raise ValueError(f"{name} holds ids from {flat.min()} to {flat.max()}; expected 0 to {LARGEST_ID - 1}.")
         self._places[listed] = np.arange(1, len(listed) + 1)

@@ -12,6 +12,7 @@ import numpy as np
 from ..whole_files import whole_file
 from .analysis import ERRORS, Mistakes, count_mistakes, precision_recall
 from .coco import CocoMetrics, evaluate_boxes
+from .panoptic import QUALITIES, PanopticMetrics
 from .results import coco_results
 
 DESCRIPTIONS = {
@@ -35,7 +36,7 @@ class Evaluation:
     """What a detector reached on a split.
 
     Attributes:
-        coco: COCO's numbers and AP by class.
+        coco: COCO's numbers of boxes, and AP by class.
         mistakes: what detections with a score of `threshold` or more got wrong.
         threshold: in [0, 1].
         ground_truth: a COCO dictionary, whose category ids are labels.
@@ -43,6 +44,10 @@ class Evaluation:
         image_ids: the source's image id by that of `detections`; None where they are the same.
         category_ids: the source's category id by label; None where they are the same.
         seconds: that finding took, with reading and without the numbers; None where results were read.
+        masks: COCO's numbers of masks (of things, where the data knows them from stuff); None where model or data have
+            no masks.
+        panoptic: the panoptic quality; None where it was not measured.
+        segmentations: the run lengths of each detection, None for one without a mask; None without any.
     """
 
     coco: CocoMetrics
@@ -53,6 +58,9 @@ class Evaluation:
     image_ids: Mapping[int, Any] | None = None
     category_ids: Sequence[Any] | None = None
     seconds: float | None = None
+    masks: CocoMetrics | None = None
+    panoptic: PanopticMetrics | None = None
+    segmentations: Sequence[Any] | None = None
 
     @classmethod
     def of(
@@ -73,29 +81,47 @@ class Evaluation:
         return self.coco.per_class
 
     def results(self) -> list[dict[str, Any]]:
-        """Returns every detection as a COCO result, with the ids of the data's source."""
-        return coco_results(self.detections, self.image_ids, self.category_ids)
+        """Returns every detection as a COCO result, with the ids of the data's source, and its mask if it has one."""
+        return coco_results(self.detections, self.image_ids, self.category_ids, self.segmentations)
 
     def table(self, max_classes: int = 100) -> str:
-        """Returns the twelve numbers, AP by class (the best first) and the mistakes, as text in columns."""
-        return metrics_table(self.coco, self.mistakes, max_classes)
+        """Returns the twelve numbers, AP by class (the best first) and the mistakes, as text in columns.
+
+        With masks their numbers follow, and the panoptic quality.
+        """
+        tables = [metrics_table(self.coco, self.mistakes, max_classes)]
+        if self.masks is not None:
+            tables += ["", "masks", metrics_table(self.masks, max_classes=max_classes)]
+        if self.panoptic is not None:
+            tables += ["", panoptic_table(self.panoptic, max_classes)]
+        return "\n".join(tables)
 
     def to_dict(self, curves: bool = False) -> dict[str, Any]:
         """Returns the numbers for a JSON file; with `curves` also precision by recall."""
         content = {**self.coco.to_dict(), "mistakes": self.mistakes.to_dict()}
+        for name, metrics in (("masks", self.masks), ("panoptic", self.panoptic)):
+            if metrics is not None:
+                content[name] = metrics.to_dict()
         if curves:
             content["precision_recall"] = precision_recall(self.ground_truth, self.detections)
         return content
 
     def save(self, path: str | Path, about: Mapping[str, Any] | None = None, curves: bool = False) -> None:
         """Writes `about`, for example the model's name, and the numbers as JSON: the file is whole or not there."""
-        text = json.dumps({**(about or {}), **self.to_dict(curves)}, indent=1)
-        with whole_file(path) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        write_json(path, {**(about or {}), **self.to_dict(curves)})
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={self.metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
+        numbers = {name: self.metrics[name] for name in ("AP", "AP50", "AP75")}
+        numbers |= {} if self.masks is None else {"mask_AP": self.masks.summary["AP"]}
+        numbers |= {} if self.panoptic is None else {"PQ": self.panoptic.summary["PQ"]}
+        shown = ", ".join(f"{name}={value:.3f}" for name, value in numbers.items())
         return f"Evaluation({shown}, images={self.coco.num_images})"
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Writes numbers as JSON: the file is whole or not there."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def metrics_table(metrics: CocoMetrics, mistakes: Mistakes | None = None, max_classes: int = 100) -> str:
@@ -114,6 +140,23 @@ def metrics_table(metrics: CocoMetrics, mistakes: Mistakes | None = None, max_cl
         lines.append(f"... and {len(known) - max_classes} classes more")
     if mistakes is not None:
         lines += ["", *(f"{mistakes.errors[kind]:7d}  {kind}" for kind in ERRORS)]
+    return "\n".join(lines)
+
+
+def panoptic_table(metrics: PanopticMetrics, max_classes: int = 100) -> str:
+    """Returns PQ, SQ and RQ of all classes, things and stuff, and by class (the best first), as text in columns."""
+    width = max([6, *(len(name) for name in metrics.per_class)])
+    lines = [f"{'panoptic':{width}}  {'PQ':>6}  {'SQ':>6}  {'RQ':>6}"]
+    for name, suffix in (("all", ""), ("things", "_th"), ("stuff", "_st")):
+        values = "  ".join(_number(metrics.summary[f"{quality}{suffix}"]) for quality in QUALITIES)
+        lines.append(f"{name:{width}}  {values}")
+    lines += ["", f"{'class':{width}}  {'PQ':>6}  {'SQ':>6}  {'RQ':>6}  segments"]
+    known = sorted(metrics.per_class.items(), key=lambda one: 1 if math.isnan(one[1]["PQ"]) else -one[1]["PQ"])
+    for name, row in known[:max_classes]:
+        values = "  ".join(_number(row[quality]) for quality in QUALITIES)
+        lines.append(f"{name:{width}}  {values}  {int(row['tp'] + row['fn']):8d}")
+    if len(known) > max_classes:
+        lines.append(f"... and {len(known) - max_classes} classes more")
     return "\n".join(lines)
 
 

@@ -1,5 +1,5 @@
-"""COCO results: a list of `{"image_id", "category_id", "bbox", "score"}`, boxes x, y, width, height in pixels; as JSON
-the usual file."""
+"""COCO results: a list of `{"image_id", "category_id", "bbox", "score"}`, boxes x, y, width, height in pixels, with
+`segmentation`, run lengths, where there are masks; as JSON the usual file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..whole_files import whole_file
 
-NEEDED = ("image_id", "category_id", "bbox", "score")
+NEEDED = ("image_id", "category_id", "bbox", "score")  # or `segmentation` in the place of the box
 
 
 def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -28,10 +28,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: it is not a results file; the message says what was found.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
+    content = read_json(path)
     if isinstance(content, dict) and "annotations" in content:
         raise ValueError(
             f"{path} is a COCO annotation file; a results file is a list of detections with {', '.join(NEEDED)}."
@@ -42,9 +39,23 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         )
     for number, result in enumerate(content):
         missing = [key for key in NEEDED if key not in result] if isinstance(result, dict) else list(NEEDED)
+        if "segmentation" in result:
+            missing = [key for key in missing if key != "bbox"]
         if missing:
             raise ValueError(f"Detection {number} of {path} has no {' and no '.join(missing)}.")
     return content
+
+
+def read_json(path: str | Path) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
 
 
 def results_array(
@@ -78,7 +89,10 @@ def results_array(
 
 
 def coco_results(
-    detections: np.ndarray, image_ids: Mapping[int, Any] | None = None, category_ids: Sequence[Any] | None = None
+    detections: np.ndarray,
+    image_ids: Mapping[int, Any] | None = None,
+    category_ids: Sequence[Any] | None = None,
+    segmentations: Sequence[Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Returns detections (N, 7) as COCO results: what `results_array` takes, the other way.
 
@@ -86,8 +100,9 @@ def coco_results(
         detections: image id, x, y, width, height, score, label.
         image_ids: the evaluation's image id to the source's; by default they are the same.
         category_ids: the source's category id by label; by default the label itself.
+        segmentations: the run lengths of each, or None for one without.
     """
-    return [
+    results = [
         {
             "image_id": int(image_id) if image_ids is None else image_ids[int(image_id)],
             "category_id": int(label) if category_ids is None else category_ids[int(label)],
@@ -96,3 +111,7 @@ def coco_results(
         }
         for image_id, *box, score, label in detections.tolist()
     ]
+    for result, segmentation in zip(results, segmentations or (), strict=False):
+        if segmentation is not None:
+            result["segmentation"] = segmentation
+    return results

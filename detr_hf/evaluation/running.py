@@ -1,4 +1,4 @@
-"""`evaluate`: a detector over a split. Pictures are read, detected and forgotten one batch at a time.
+"""`evaluate`: a detector over a split. Pictures are read, detected and forgotten one batch at a time; with masks, too.
 
 A model sees batches padded to their largest image, as the original is measured and as `DETRTrainer` measures; a
 `Detector` never pads, and is measured as it will be used. The classes of model and data are matched by name.
@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,16 +16,20 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from ..checkpoints.model_classes import load_model
 from ..checkpoints.processors import processor_of
+from ..data.picture_truth import TRUTH, PictureTruth
 from ..errors import LayoutError
 from ..model.modeling_detr import DETRForObjectDetection
 from ..model.predictions_detr import Predictions
 from .collecting import DetectionEvaluator
 from .report import Evaluation
-from .results import read_results, results_array
+from .segments import PANOPTIC_THRESHOLD, SegmentEvaluator
 from .truth import coco_truth, ground_truth_of
 
 logger = logging.getLogger(__name__)
+
+LOOKED_AT = 50  # pictures with objects, to see whether data has masks
 
 
 def labels_by_name(model_id2label: Mapping[int, str], data_id2label: Mapping[int, str]) -> dict[int, int]:
@@ -84,8 +89,13 @@ def evaluate(
     num_workers: int = 0,
     device: Any = None,
     on_batch: OnBatch | None = None,
+    rule: str = "confident",
+    panoptic_threshold: float = PANOPTIC_THRESHOLD,
 ) -> Evaluation:
     """Returns what a detector reaches on a split: COCO's numbers, AP by class, its mistakes, every detection.
+
+    Where model and data have masks, their AP is measured too; and panoptic quality, where `data` knows things from
+    stuff (`is_thing`), with AP of masks being that of things.
 
     Args:
         model: a model, the folder or Hub id of one, or a `Detector`.
@@ -96,6 +106,8 @@ def evaluate(
         batch_size, num_workers: images at a time, and processes that read them; a `Detector` has threads of its own.
         device: where a model runs that is given by name; by default on a GPU if there is one.
         on_batch: is told, again and again, how many more images are done, and of how many; None for a stream.
+        rule, panoptic_threshold: of panoptic segments, as in `post_process_panoptic_segmentation`; `rule="original"`
+            is that of published figures.
 
     Raises:
         LayoutError: the split is not there, or which one is meant is not clear.
@@ -106,45 +118,29 @@ def evaluate(
     model = _loaded(model, device)
     is_detector = hasattr(model, "stream")
     id2label = _classes_of(data, rows, model.id2label if is_detector else model.config.id2label)
+    segments = None
+    if _gives_masks(model) and _has_masks(rows):
+        segments = SegmentEvaluator(id2label, things_of(data, rows), rule=rule, panoptic_threshold=panoptic_threshold)
     began = time.perf_counter()
     if is_detector:
-        evaluator = _found_by_detector(model, rows, id2label, on_batch)
+        evaluator = _found_by_detector(model, rows, id2label, segments, on_batch)
     else:
         processor = processor_of(model) if processor is None else processor
-        evaluator = _found_by_model(model, processor, rows, id2label, (batch_size, num_workers), on_batch)
+        evaluator = DetectionEvaluator(id2label, ground_truth_of(rows, id2label), segments=segments)
+        _find_by_model(model, processor, rows, evaluator, (batch_size, num_workers), on_batch)
     seconds = time.perf_counter() - began
     evaluator.check()
     return Evaluation.of(
         evaluator.coco_ground_truth(),
         evaluator.coco_detections(),
         threshold,
-        image_ids=_source_image_ids(rows) or evaluator.image_ids(),
+        image_ids=source_image_ids(rows) or evaluator.image_ids(),
         category_ids=getattr(data, "source_category_ids", None),
         seconds=seconds,
+        masks=evaluator.compute_masks(),
+        panoptic=evaluator.compute_panoptic(),
+        segmentations=evaluator.coco_masks(),
     )
-
-
-def evaluate_results(path: str | Path, data: Any, *, split: str | None = None, threshold: float = 0.5) -> Evaluation:
-    """Returns what the detections of a COCO results file, whose ids are the source's, reach on a split.
-
-    Args:
-        path: the file.
-        data: what `load_detection_dataset` returns.
-        split, threshold: as for `evaluate`.
-
-    Raises:
-        LayoutError: as for `evaluate`.
-        ValueError: it is no results file, or it names an image or category that the data does not have.
-    """
-    rows = rows_of(data, split)
-    truth = ground_truth_of(rows, data.id2label)
-    if truth is None:
-        raise ValueError("a results file can be evaluated on a data set that is read whole, not on a stream")
-    sources = _source_image_ids(rows) or {image["id"]: image["id"] for image in truth["images"]}
-    found = results_array(
-        read_results(path), {source: image_id for image_id, source in sources.items()}, data.mapping, str(path)
-    )
-    return Evaluation.of(truth, found, threshold, image_ids=sources, category_ids=data.source_category_ids)
 
 
 def rows_of(data: Any, split: str | None = None) -> Any:
@@ -174,7 +170,7 @@ def _loaded(model: Any, device: Any) -> Any:
     if isinstance(model, str | Path):
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return DETRForObjectDetection.from_pretrained(model).to(device)
+        return load_model(model).to(device)
     if not hasattr(model, "stream") and not isinstance(model, torch.nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a DETR, a Detector, or a checkpoint's name.")
     return model
@@ -195,7 +191,7 @@ def _classes_of(data: Any, rows: Any, otherwise: Mapping[int, str]) -> dict[int,
     return dict(otherwise) if names is None else dict(enumerate(names))
 
 
-def _source_image_ids(rows: Any) -> dict[int, Any] | None:
+def source_image_ids(rows: Any) -> dict[int, Any] | None:
     """Returns the source's image ids by the rows', where those are numbers that the reader gave."""
     if "source_image_id" not in (getattr(rows, "column_names", None) or []) or not hasattr(rows, "__len__"):
         return None
@@ -203,39 +199,72 @@ def _source_image_ids(rows: Any) -> dict[int, Any] | None:
     return dict(zip(plain["image_id"], plain["source_image_id"], strict=True))
 
 
+def things_of(data: Any, rows: Any) -> list[bool] | None:
+    """Returns by label whether a class is countable; None where neither the data nor the rows of a split know."""
+    for source in (data, rows, getattr(rows, "rows", None)):
+        if getattr(source, "is_thing", None) is not None:
+            return list(source.is_thing)
+    return None
+
+
+def _gives_masks(model: Any) -> bool:
+    return bool(getattr(model, "has_mask_head", False)) or getattr(model, "task", "detection") != "detection"
+
+
+def _has_masks(rows: Any) -> bool:
+    """Whether rows have masks, by the first of them that have objects; those of a stream may have."""
+    if not hasattr(rows, "__len__"):
+        return True
+    truths = map(PictureTruth.of, without_pictures(rows))
+    known = list(islice((truth for truth in truths if truth.objects["bbox"]), LOOKED_AT))
+    if known and not any(truth.has_masks for truth in known):
+        logger.warning("The data has no masks: boxes alone are measured. (Load it with masks=True.)")
+    return any(truth.has_masks for truth in known)
+
+
+def without_pictures(rows: Any) -> Iterator[Mapping[str, Any]]:
+    """Yields the rows of a split that is read whole, those of `datasets` without their pictures."""
+    if getattr(rows, "features", None):
+        rows = _undecoded(rows.remove_columns([name for name in ("image",) if name in rows.column_names]))
+    return (rows[number] for number in range(len(rows)))
+
+
 @torch.no_grad()
-def _found_by_model(
+def _find_by_model(
     model: Any,
     processor: Any,
     rows: Any,
-    id2label: Mapping[int, str],
+    evaluator: DetectionEvaluator,
     loading: tuple[int, int],
     on_batch: OnBatch | None,
-) -> DetectionEvaluator:
-    """Returns the detections of a model with `logits` and `pred_boxes`; `loading` is batch size and workers."""
+) -> None:
+    """Adds what a model with `logits` and `pred_boxes` finds; `loading` is batch size and workers."""
     from ..data.preparing.collate import DetectionCollator
     from ..data.preparing.transform import prepare
 
+    id2label, segments = evaluator.id2label, evaluator.segments
     to_data = labels_by_name(model.config.id2label, id2label)
     columns = sorted(to_data)
-    evaluator = DetectionEvaluator(id2label, ground_truth_of(rows, id2label))
     batch_size, workers = loading
-    batches = DataLoader(
-        prepare(rows, processor), batch_size, num_workers=workers, collate_fn=DetectionCollator(id2label=id2label)
-    )
+    prepared = prepare(rows, processor, truth=segments is not None)
+    batches = DataLoader(prepared, batch_size, num_workers=workers, collate_fn=DetectionCollator(id2label=id2label))
+    asked = {}
+    if getattr(model, "has_mask_head", False):  # with 1, of no query
+        asked["mask_score_threshold"] = 1.0 if segments is None else segments.masks_from
     with evaluating(model):
         for batch in batches:
             outputs = model(
                 pixel_values=batch["pixel_values"].to(model.device, model.dtype),
                 pixel_mask=batch["pixel_mask"].to(model.device),
+                **asked,
             )
             logits = with_classes_of_data(
                 outputs.logits.float(), columns, [to_data[label] for label in columns], len(id2label)
             )
-            evaluator.update(Predictions(logits, outputs.pred_boxes.float()), batch["labels"])
+            found = Predictions(logits, outputs.pred_boxes.float(), None if segments is None else outputs.pred_masks)
+            evaluator.update(found, batch["labels"], batch["pixel_mask"])
             if on_batch is not None:
                 on_batch(len(batch["labels"]), _length(rows))
-    return evaluator
 
 
 @contextmanager
@@ -250,35 +279,71 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _found_by_detector(
-    detector: FindsObjects, rows: Iterable[Any], id2label: Mapping[int, str], on_batch: OnBatch | None
+    detector: FindsObjects,
+    rows: Iterable[Any],
+    id2label: Mapping[int, str],
+    segments: SegmentEvaluator | None,
+    on_batch: OnBatch | None,
 ) -> DetectionEvaluator:
     """Returns the detections of a `Detector`, which tells of each query its best class alone."""
     to_data = labels_by_name(detector.id2label, id2label)
     seen: list[dict[str, Any]] = []  # the rows without their pictures
-    evaluator = DetectionEvaluator(id2label)
-    for number, found in enumerate(detector.stream(_pictures(rows, seen), threshold=0.0)):
+    truths: dict[Any, PictureTruth] = {}  # of those that were read and are not yet done
+    evaluator = DetectionEvaluator(id2label, segments=segments)
+    pictures = _pictures(rows, seen, None if segments is None else truths)
+    asked = {} if segments is None else {"panoptic_threshold": segments.panoptic_threshold}
+    for number, found in enumerate(detector.stream(pictures, threshold=0.0, **asked)):
+        image_id = seen[number]["image_id"]
         labels = np.array([to_data.get(int(label), -1) for label in found.labels])
         known = labels >= 0
-        evaluator.add(seen[number]["image_id"], found.size_hw, found.scores[known], labels[known], found.boxes[known])
+        scores = found.scores[known]
+        evaluator.add(image_id, found.size_hw, scores, labels[known], found.boxes[known])
+        if segments is not None:
+            segments.add(image_id, {TRUTH: truths.pop(image_id)}, _with_labels_of_data(found.panoptic, to_data))
+            masks = [found.segmentations[index] for index in np.flatnonzero(known)]
+            evaluator.add_masks(image_id, scores, segments.worth(scores, masks))
         if on_batch is not None:
             on_batch(1, _length(rows))
     evaluator.ground_truth = coco_truth(seen, id2label)
     return evaluator
 
 
-def _pictures(rows: Iterable[Any], seen: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+def _with_labels_of_data(found: Any, to_data: Mapping[int, int]) -> dict[str, Any] | None:
+    """Returns panoptic segments by the data's labels; those of the model's other classes are left out."""
+    if found is None:
+        return None
+    kept = [one for one in found.segments_info if one["label_id"] in to_data]
+    ids = found.segmentation
+    ids = np.where(np.isin(ids, [one["id"] for one in kept]), ids, 0)
+    return {"segmentation": ids, "segments_info": [{**one, "label_id": to_data[one["label_id"]]} for one in kept]}
+
+
+def _pictures(
+    rows: Iterable[Any], seen: list[dict[str, Any]], truths: dict[Any, PictureTruth] | None
+) -> Iterator[np.ndarray]:
     """Yields the image (H, W, 3) of each row, in the frame of its annotations; the rest of the row goes to `seen`."""
     from ..data.pictures import load_pixels
 
     if getattr(rows, "features", None):
-        from datasets import Image
-
-        rows = rows.with_format(None).cast_column("image", Image(decode=False))
+        rows = _undecoded(rows)
     # by number where that can be, as a map-style data set may have no end
     for row in (rows[number] for number in range(len(rows))) if hasattr(rows, "__len__") else rows:
-        seen.append({name: row[name] for name in ("image_id", "width", "height", "objects")})
+        objects = {name: values for name, values in row["objects"].items() if name != "segmentation"}
+        seen.append({name: row[name] for name in ("image_id", "width", "height")} | {"objects": objects})
+        if truths is not None:
+            truths[row["image_id"]] = PictureTruth.of(row)
         name = str(row.get("file_name") or f"image {row['image_id']}")
         yield load_pixels(row["image"], name, (row["width"], row["height"])).permute(1, 2, 0).numpy()
+
+
+def _undecoded(rows: Any) -> Any:
+    """Returns rows of `datasets` whose pictures are paths or bytes still."""
+    from datasets import Image
+
+    rows = rows.with_format(None)
+    for column in {"image", "panoptic"} & set(rows.features):
+        rows = rows.cast_column(column, Image(decode=False))
+    return rows
 
 
 def with_classes_of_data(logits: torch.Tensor, columns: list[int], labels: list[int], num_labels: int) -> torch.Tensor:

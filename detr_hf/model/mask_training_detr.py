@@ -12,7 +12,7 @@ from .matcher_detr import PackedTargets
 from .outputs_detr import Decoded
 from .predictions_detr import Predictions
 from .pretrained_detr import MASK_PARTS
-from .segmentation_detr import masks_of_queries, place_masks
+from .segmentation_detr import masks_above, masks_of_queries, place_masks
 
 
 class FreezesDetector:
@@ -66,8 +66,11 @@ def train_masks(
     labels: list[dict[str, Tensor]],
     padded_hw: tuple[int, int],
     sizes_hw: Tensor,
+    threshold: float | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Returns the mask logits (B, Q, h4, w4), the loss of the matched ones, and its parts.
+
+    In evaluation queries with a score above `threshold` have a mask besides, or all.
 
     Objects that their image's `has_mask` (N,) says to have none are matched as any other, and neither summed nor
     counted here.
@@ -96,7 +99,7 @@ def train_masks(
         placed = place_masks(masks, chosen, num_queries)
         masks = [of_image[: len(numbers)] for of_image, numbers in zip(masks, queries, strict=True)]
     else:
-        placed = torch.stack(masks_of_queries(model, decoded, None))
+        placed = masks_above(model, decoded, predictions, threshold, queries)
         masks = [of_image[numbers] for of_image, numbers in zip(placed, queries, strict=True)]
     count = sum(len(masks) if has_mask is None else has_mask.sum() for masks, has_mask in known)
     sizes = [tuple(size) for size in sizes_hw.tolist()]

@@ -357,18 +357,19 @@ class DETRForSegmentation(FreezesDetector, DETRForObjectDetection):
                 inside it; `has_mask` (N,) bool where an object has none, of which the box alone is learnt.
             output_attentions, output_hidden_states: also return those of every layer.
             mask_score_threshold: masks only of queries whose score, that of the best class but no-object, is above it;
-                None takes the configuration's.
+                None takes the configuration's. With labels, those with an object have one too, in training no others.
             **kwargs: for transformers' sake; unused.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_detector):
             decoded, *answer = self.detect(pixel_values, pixel_mask, labels, output_attentions, output_hidden_states)
         predictions, loss, parts = answer
         sizes_hw, padded_hw = image_sizes_hw(pixel_values, pixel_mask), tuple(pixel_values.shape[-2:])
+        threshold = self.config.mask_score_threshold if mask_score_threshold is None else mask_score_threshold
         if labels is None:
-            threshold = self.config.mask_score_threshold if mask_score_threshold is None else mask_score_threshold
             masks = predict_masks(self, decoded, predictions, threshold)
         else:
-            masks, its_loss, its_parts = train_masks(self, decoded, predictions, labels, padded_hw, sizes_hw)
+            frame = (padded_hw, sizes_hw, threshold)
+            masks, its_loss, its_parts = train_masks(self, decoded, predictions, labels, *frame)
             loss, parts = loss + its_loss, parts | its_parts
         fields = {"pred_masks": masks, "image_sizes_hw": sizes_hw}
         fields["padded_sizes_hw"] = sizes_hw.new_tensor(padded_hw).expand_as(sizes_hw)

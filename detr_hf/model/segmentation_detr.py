@@ -181,11 +181,24 @@ def predict_masks(model: nn.Module, decoded: Decoded, predictions: Predictions, 
             f"{model.name_or_path} is a detector: its mask head is new here, and masks would be random. Train it "
             "(DETRTrainer), load a checkpoint with masks, or use DETRForObjectDetection for boxes."
         )
+    return masks_above(model, decoded, predictions, threshold)
+
+
+def masks_above(
+    model: nn.Module,
+    decoded: Decoded,
+    predictions: Predictions,
+    threshold: float | None,
+    besides: list[Tensor] | None = None,
+) -> Tensor:
+    """Returns mask logits (B, Q, h4, w4) of the queries with a score above `threshold` and those `besides`; or all."""
     if threshold is None:
         return torch.stack(masks_of_queries(model, decoded, None))
-    scores = predictions.logits[-1].softmax(dim=-1)[..., :-1].amax(dim=-1)
-    kept = [(score > threshold).nonzero()[:, 0] for score in scores]
-    return place_masks(masks_of_queries(model, decoded, kept), kept, scores.shape[1])
+    wanted = predictions.logits[-1].softmax(dim=-1)[..., :-1].amax(dim=-1) > threshold  # (B, Q)
+    for of_image, numbers in zip(wanted, besides or (), strict=False):
+        of_image[numbers] = True
+    kept = [of_image.nonzero()[:, 0] for of_image in wanted]
+    return place_masks(masks_of_queries(model, decoded, kept), kept, wanted.shape[1])
 
 
 def place_masks(masks: list[Tensor], queries: list[Tensor], num_queries: int) -> Tensor:

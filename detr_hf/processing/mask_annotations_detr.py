@@ -196,14 +196,22 @@ def read_panoptic_png(
     path = _panoptic_path(folder, file_name, image_name)
     try:
         with PIL.Image.open(path) as image:
-            mode, hw = image.mode, (image.height, image.width)
-            colours = np.array(image.convert("RGB"), dtype=np.int64) if mode in ("RGB", "RGBA", "P") else None
+            image.load()
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, zlib.error and more
         raise ValueError(f"{image_name}: the panoptic PNG {path} cannot be read: {error}") from error
+    return segment_ids(image, image_hw, f"{image_name}: {path}")
+
+
+def segment_ids(image: PIL.Image.Image, image_hw: tuple[int, int], name: str) -> np.ndarray:
+    """Returns (H, W) int32 segment ids, R + 256 G + 65536 B, of an opened picture.
+
+    Raises:
+        ValueError: it is no RGB picture of the image's size; `name` says which.
+    """
+    hw = (image.height, image.width)
     if hw != tuple(image_hw):
-        raise ValueError(f"{image_name}: {path} has (height, width) {hw}, the image has {tuple(image_hw)}.")
-    if colours is None:
-        raise ValueError(
-            f"{image_name}: {path} has mode {mode!r}; segment ids are coded in the colours of an RGB PNG."
-        )
-    return colours @ np.array([1, 256, 65536])
+        raise ValueError(f"{name} has (height, width) {hw}, the image has {tuple(image_hw)}.")
+    if image.mode not in ("RGB", "RGBA", "P"):
+        raise ValueError(f"{name} has mode {image.mode!r}; segment ids are coded in the colours of an RGB PNG.")
+    colours = np.frombuffer(image.convert("RGB").tobytes("raw", "RGBX"), dtype="<u4")  # four bytes a pixel
+    return (colours & 0xFFFFFF).astype(np.int32).reshape(hw)

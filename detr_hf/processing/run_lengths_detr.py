@@ -25,7 +25,14 @@ def run_lengths(mask: Any) -> dict[str, Any]:
 
 
 def run_length_mask(encoded: Mapping[str, Any], image_hw: tuple[int, int], name: str = "The mask") -> np.ndarray:
-    """Returns the mask (H, W) bool of run lengths, compressed or not.
+    """Returns the mask (H, W) bool of run lengths, compressed or not; arguments and errors as `run_length_counts`."""
+    counts = run_length_counts(encoded, image_hw, name)
+    height, width = image_hw
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+
+
+def run_length_counts(encoded: Mapping[str, Any], image_hw: tuple[int, int], name: str = "The mask") -> np.ndarray:
+    """Returns the lengths (n,) of the runs, background and mask by turns, column by column.
 
     Raises:
         ValueError, TypeError: they are malformed, or not of this size; `name` says whose they are.
@@ -43,13 +50,12 @@ def run_length_mask(encoded: Mapping[str, Any], image_hw: tuple[int, int], name:
             f"{name} has run-length counts of type {type(counts).__name__}: expected a list of integers or a string."
         )
     height, width = image_hw
-    if any(count < 0 for count in counts) or sum(counts) != height * width:
+    if min(counts, default=0) < 0 or sum(counts) != height * width:
         raise ValueError(
             f"{name} has run-length counts that do not fit its size: they must be at least 0 and sum to "
             f"{height * width} (height x width), their sum is {sum(counts)}."
         )
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, np.array(counts, dtype=np.int64)).reshape(width, height).T
+    return np.array(counts, dtype=np.int64)
 
 
 def _compress(values: np.ndarray) -> str:

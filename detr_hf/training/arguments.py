@@ -193,8 +193,9 @@ class DETRTrainingArguments(TrainingArguments):
     )
     metric_for_best_model: str | None = _option(
         None,
-        "The best checkpoint is the one with the best AP ('ap'), not the least loss; 'loss' where only the loss is "
-        "measured (prediction_loss_only). Of several evaluation sets their mean, or one set's: 'night_ap'.",
+        "The best checkpoint is the one with the best AP of boxes ('ap'), not the least loss; 'loss' where only the "
+        "loss is measured (prediction_loss_only). With masks also 'mask_ap', on panoptic data 'PQ'. Of several "
+        "evaluation sets their mean, or one set's: 'night_ap'.",
     )
     logging_steps: float = _option(50, "Often enough to see a small data set learn.")
     logging_nan_inf_filter: bool = _option(

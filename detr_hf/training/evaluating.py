@@ -1,7 +1,8 @@
-"""The trainer's evaluation: COCO's AP, streaming.
+"""The trainer's evaluation: COCO's AP of boxes and masks and panoptic quality, streaming.
 
 Different on purpose from transformers' Trainer: its own keeps every output, and mixes the targets of different images.
-Here an image's outputs become its detections as soon as its batch is done, and prediction gives those. Its loss is a
+Here an image's outputs become its detections as soon as its batch is done, and prediction gives those; masks of the
+targets are for the loss, and what is measured is compared with the data's own (`PictureTruth`). Its loss is a
 mean of batches; here it is that of the split as one batch (`monitoring.LossParts`), so that neither the batch size nor
 the order nor the number of processes change it, beyond what padding does to outputs. Of several sets it makes an
 evaluation each, which callbacks and log see one by one; here they are one evaluation, which has the mean of what the
@@ -19,23 +20,31 @@ from torch import Tensor, nn
 from transformers.trainer_pt_utils import nested_detach
 from transformers.trainer_utils import EvalLoopOutput, speed_metrics
 
+from ..data.picture_truth import TRUTH
 from ..evaluation.coco import CocoMetrics
 from ..evaluation.collecting import DetectionEvaluator
+from ..evaluation.panoptic import PanopticMetrics
+from ..evaluation.running import things_of
+from ..evaluation.segments import SegmentEvaluator
 from ..evaluation.truth import ground_truth_of
 from ..model.loss_detr import SetCriterion
 from ..model.predictions_detr import Predictions
-from .monitoring import LossParts, loss_divisors
+from .monitoring import MASK_LOSSES, LossParts, loss_divisors
 
 
 class StreamingEvaluation:
     """What `DETRTrainer` does in place of Trainer's own evaluation; a mixin that stands before Trainer.
 
     Attributes:
-        last_evaluation: the numbers of the last evaluation, with AP by class.
+        last_evaluation: the numbers of boxes of the last evaluation, with AP by class.
+        last_mask_evaluation: those of masks; None where model or data have none.
+        last_panoptic_evaluation: its panoptic quality; None where the data does not tell things from stuff.
         last_evaluations: the same by name, where several sets were evaluated.
     """
 
     last_evaluation: CocoMetrics | None = None
+    last_mask_evaluation: CocoMetrics | None = None
+    last_panoptic_evaluation: PanopticMetrics | None = None
     last_evaluations: dict[str, CocoMetrics | None] = {}  # noqa: RUF012 - replaced, never changed
     _eval_window: LossParts
     _evaluated_step: int | None = None  # of the weights as they are
@@ -86,16 +95,20 @@ class StreamingEvaluation:
     ) -> EvalLoopOutput:
         """Returns the loss of a split by part and, if there are labels, COCO's twelve numbers (`eval_ap`, ...).
 
+        Of a model with masks there are those of masks too (`eval_mask_ap`, ...; of things, where the data tells them
+        from stuff) and, where it does, the panoptic quality (`eval_pq`, `eval_sq`, `eval_rq`, `eval_pq_th`, ...).
+
         `eval_loss` and its parts are those of the split as one batch: the class losses of all pictures over the sum of
         their queries' weights, and the losses of boxes over the number of objects. Pictures that fill up the last
         batches of several processes are left out. A loss that is not DETR's (`compute_loss_func`) is Trainer's mean.
 
         Training draws the same random numbers afterwards as it would have drawn without an evaluation.
         """
-        id2label = self.accelerator.unwrap_model(self.model).config.id2label
-        self._evaluator = DetectionEvaluator(
-            id2label, self._ground_truth(dataloader, id2label), repeats=self.args.world_size > 1
-        )
+        id2label, repeats = self.accelerator.unwrap_model(self.model).config.id2label, self.args.world_size > 1
+        segments = None
+        if self._has_masks:
+            segments = SegmentEvaluator(id2label, self._things(getattr(dataloader, "dataset", None)), repeats)
+        self._evaluator = DetectionEvaluator(id2label, self._ground_truth(dataloader, id2label), repeats, segments)
         self.gather_function = self._gather  # Trainer sets its own again
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices), self._averaged_weights():
@@ -111,7 +124,11 @@ class StreamingEvaluation:
         predictions = output.predictions
         if len(self._evaluator) and not self.args.prediction_loss_only:
             self.last_evaluation, self._evaluated_step = self._evaluator.compute(), self.state.global_step
+            self.last_mask_evaluation = self._evaluator.compute_masks()
+            self.last_panoptic_evaluation = self._evaluator.compute_panoptic()
             output.metrics.update(_named(self.last_evaluation, metric_key_prefix))
+            output.metrics.update(_named(self.last_mask_evaluation, f"{metric_key_prefix}_mask"))
+            output.metrics.update(_named(self.last_panoptic_evaluation, metric_key_prefix))
             if description == "Prediction" and predictions is None:
                 predictions = self._evaluator.results()
         self._evaluator = None
@@ -131,16 +148,24 @@ class StreamingEvaluation:
         """
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
+        truths = [label.pop(TRUTH, None) for label in labels or ()]
+        given = dict(inputs)
+        if self._has_masks:
+            given["mask_score_threshold"] = self._evaluator.segments.masks_from  # of other queries none is made
+            if labels is not None:
+                real = self._real_pictures(len(labels))
+                given["labels"] = [*labels[:real], *map(_without_objects, labels[real:])]
         with torch.no_grad(), self.compute_loss_context_manager():
             if labels is None:
-                loss, outputs = None, model(**inputs)
+                loss, outputs = None, model(**given)
             else:
-                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+                loss, outputs = self.compute_loss(model, given, return_outputs=True)
                 loss = loss.detach().mean()
                 self._note_loss(loss, outputs, labels)
         if labels is not None and not self.args.prediction_loss_only:
-            found = Predictions(outputs["logits"], outputs["pred_boxes"])
-            self._evaluator.update(found, labels, inputs.get("pixel_mask"))
+            found = Predictions(*(outputs.get(name) for name in ("logits", "pred_boxes", "pred_masks")))
+            known = [{**label, TRUTH: truth} for label, truth in zip(labels, truths, strict=True)]
+            self._evaluator.update(found, known, inputs.get("pixel_mask"))
         if self.compute_metrics is None and labels is not None:
             return loss, None, None
         kept = ("logits", "pred_boxes") if labels is None else ("loss_dict", "logits", "pred_boxes")
@@ -167,14 +192,16 @@ class StreamingEvaluation:
         if self.compute_loss_func is not None or not isinstance(criterion, SetCriterion):
             self._eval_window.add(parts, labels)
             return
-        real = self._real_pictures(len(labels))
+        real, weights = self._real_pictures(len(labels)), criterion.weights
         if real < len(labels):
             layers, labels = [*(outputs.get("auxiliary_outputs") or []), outputs], labels[:real]
             kept = ([layer[name][:real] for layer in layers] for name in ("logits", "pred_boxes"))
+            of_masks = {name: value for name, value in parts.items() if name in MASK_LOSSES}  # without fillers already
             loss, parts = model.loss_of(Predictions(*map(torch.stack, kept)), labels) if real else (loss, {})
+            loss, parts = loss + sum(weights[name] * of_masks[name] for name in of_masks), parts | of_masks
         if real:
             divisors = loss_divisors(labels, outputs["logits"].shape[1], criterion)
-            self._eval_window.add(parts, labels, loss, divisors)
+            self._eval_window.add(parts, labels, loss, divisors, weights)
 
     def _real_pictures(self, count: int) -> int:
         """Returns how many of this process's `count` pictures are no fillers, which end the last batch of all."""
@@ -182,6 +209,14 @@ class StreamingEvaluation:
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return count
         return min(max(state.remainder - self.args.process_index * count, 0), count)
+
+    @property
+    def _has_masks(self) -> bool:
+        return bool(getattr(self.accelerator.unwrap_model(self.model), "has_mask_head", False))
+
+    def _things(self, dataset: Any) -> list[bool] | None:
+        """Returns by label whether a class is countable; None where neither the run's data nor the set knows."""
+        return things_of(getattr(self, "_data", None), dataset)
 
     def _ground_truth(self, dataloader: Any, id2label: Mapping[int, str]) -> dict[str, Any] | None:
         """Returns the split's COCO ground truth where its rows are at hand; those of the last sets are kept."""
@@ -194,7 +229,17 @@ class StreamingEvaluation:
         return known[0][1]
 
 
-def _named(metrics: CocoMetrics, prefix: str) -> dict[str, float]:
-    """Returns COCO's numbers for the log: `eval_ap`, `eval_ap50`, ...; those that are NaN are left out, but for AP."""
-    named = {f"{prefix}_{name.lower()}": value for name, value in metrics.summary.items()}
-    return {name: value for name, value in named.items() if not math.isnan(value) or name == f"{prefix}_ap"}
+def _without_objects(label: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the target of a picture that only fills up a batch: it must not count in the losses of masks."""
+    objects = ("class_labels", "boxes", "area", "iscrowd", "masks", "has_mask")
+    return {name: value[:0] if name in objects else value for name, value in label.items()}
+
+
+def _named(metrics: CocoMetrics | PanopticMetrics | None, prefix: str) -> dict[str, float]:
+    """Returns numbers for the log: `eval_ap`, `eval_ap50`, ...; those that are NaN are left out, but for AP and PQ."""
+    if metrics is None:
+        return {}
+    named = {name.lower(): value for name, value in metrics.summary.items()}
+    return {
+        f"{prefix}_{name}": value for name, value in named.items() if not math.isnan(value) or name in ("ap", "pq")
+    }

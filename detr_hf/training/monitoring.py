@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..evaluation.collecting import image_id_of
 
+MASK_LOSSES = ("loss_mask", "loss_dice")
+
 
 class LossParts:
     """Means over a window of the losses of the last decoder layer and of training aids, and of the class error.
@@ -19,17 +21,17 @@ class LossParts:
 
     Args:
         as_one_batch: whether the means are those of one batch of all that was added, however it was divided: each loss
-            weighs what it was divided by (that of classes the weights of all queries, others the number of objects),
-            the cardinality's error the pictures; and `loss`, the total, is among them. Otherwise each batch counts
-            once, as each counts for one step of training.
+            weighs what it was divided by (that of classes the weights of all queries, those of masks the objects with
+            one, others the number of objects), the cardinality's error the pictures; and `loss`, the total, is among
+            them. Otherwise each batch counts once, as each counts for one step of training.
     """
 
     NAMES = (
-        *("loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "loss_mask", "loss_dice"),
+        *("loss_ce", "loss_bbox", "loss_giou", "cardinality_error", *MASK_LOSSES),
         *(f"loss_{part}_{aid}" for aid in ("enc", "dn") for part in ("ce", "bbox", "giou")),
     )
-    # what the total is the sum of: that of every layer's class loss, and of all other losses
-    TOTALS = ("loss of classes", "loss of objects")
+    # what the total is the sum of: that of every layer's class loss, of masks, and of all other losses
+    TOTALS = ("loss of classes", "loss of masks", "loss of objects")
 
     def __init__(self, as_one_batch: bool = False) -> None:
         self.as_one_batch = as_one_batch
@@ -42,6 +44,7 @@ class LossParts:
         labels: Sequence[Mapping[str, Any]],
         loss: Tensor | None = None,
         divisors: tuple[float, float, float] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         """Adds a batch.
 
@@ -51,19 +54,30 @@ class LossParts:
             loss: the total, and
             divisors: what each kind was divided by, see `loss_divisors`, where all is one batch. A loss that is not
                 DETR's has none; then its parts count by pictures, and there is no total.
+            weights: of each part in the total.
         """
         objects, pictures = sum(len(label["class_labels"]) for label in labels), float(len(labels))
         classes, others, matched = divisors or (pictures, pictures, objects)
+        masks = float(
+            sum(
+                int(label["has_mask"].sum()) if "has_mask" in label else len(label["class_labels"]) for label in labels
+            )
+        )
         for name in self.NAMES:
             if name in parts:
                 weight = classes if name.startswith("loss_ce") else others if name.startswith("loss") else pictures
+                weight = masks if divisors and name in MASK_LOSSES else weight
                 self._add(name, parts[name], weight if self.as_one_batch else 1.0)
         if "class_error" in parts and matched:
             self._add("class_error", parts["class_error"], float(matched))
         if self.as_one_batch and divisors and loss is not None:
-            of_classes = sum(value for name, value in parts.items() if re.fullmatch(r"loss_ce(_\d+)?", name))
-            self._add(self.TOTALS[0], of_classes, classes)
-            self._add(self.TOTALS[1], loss - of_classes, others)
+            weights = weights or {}
+            ce = [value for name, value in parts.items() if re.fullmatch(r"loss_ce(_\d+)?", name)]
+            of_classes = sum(ce) * weights.get("loss_ce", 1.0)
+            of_masks = sum(parts[name] * weights.get(name, 1.0) for name in MASK_LOSSES if name in parts)
+            totals = ((of_classes, classes), (of_masks, masks), (loss - of_classes - of_masks, others))
+            for name, (value, weight) in zip(self.TOTALS, totals, strict=True):
+                self._add(name, torch.as_tensor(value), weight)
 
     def _add(self, name: str, value: Tensor, weight: float) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + value.detach().float() * weight

@@ -11,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ..data.detection_data import split_kind
 from ..data.preparing.transform import prepare
 from ..evaluation.coco import METRIC_NAMES
+from ..evaluation.panoptic import QUALITIES
 from .monitoring import LossParts
 
 logger = logging.getLogger(__name__)
@@ -157,8 +158,18 @@ def nothing_to_train_on(data: Any) -> str:
     )
 
 
-def check_metric(args: Any, sets: Any, compute_metrics: Any) -> None:
+def check_metric(
+    args: Any, sets: Any, compute_metrics: Any, with_masks: bool = False, is_panoptic: bool = False
+) -> None:
     """Makes sure that what the best checkpoint is chosen by will be measured; without it the first evaluation fails.
+
+    It may be written in any case, as `"PQ"`.
+
+    Args:
+        args: the arguments; their `metric_for_best_model` is brought into the case of the log.
+        sets: what is evaluated on: one set, or several by name.
+        compute_metrics: the user's function.
+        with_masks, is_panoptic: whether the model gives masks, and the data tells things from stuff.
 
     Raises:
         ValueError: it will not; the message says what will.
@@ -168,12 +179,21 @@ def check_metric(args: Any, sets: Any, compute_metrics: Any) -> None:
         return  # a function of the user's may measure anything
     measured = ["loss", *LossParts.NAMES, "class_error"]
     if not args.prediction_loss_only:
-        measured = [*(name.lower() for name in METRIC_NAMES), *measured]
+        boxes = [name.lower() for name in METRIC_NAMES]
+        masks = [f"mask_{name}" for name in boxes] if with_masks else []
+        qualities = [f"{name}{of}".lower() for of in ("", "_th", "_st") for name in QUALITIES]
+        measured = [*boxes, *masks, *(qualities if with_masks and is_panoptic else []), *measured]
     names = sets if isinstance(sets, dict) else {}
-    if wanted in {*measured, "runtime", *(f"{name}_{metric}" for name in names for metric in measured)}:
+    known = {*measured, "runtime", *(f"{name}_{metric}" for name in names for metric in measured)}
+    meant = {name.casefold(): name for name in known} | {name: name for name in known}
+    if wanted in meant or wanted.casefold() in meant:
+        args.metric_for_best_model = meant.get(wanted) or meant[wanted.casefold()]
+        args.greater_is_better = args.greater_is_better and not args.metric_for_best_model.endswith("loss")
         return
     of_sets = f", each also of one set, as '{next(iter(names))}_{measured[0]}'" if names else ""
     only = " (prediction_loss_only=True)" if args.prediction_loss_only else ""
+    if wanted.casefold().endswith(("pq", "sq", "rq", "_th", "_st")) and not is_panoptic:
+        only += "; the data does not tell things from stuff, which panoptic quality needs (COCO: task='panoptic')"
     raise ValueError(
         f"metric_for_best_model is {args.metric_for_best_model!r}, and an evaluation measures only "
         f"{', '.join(measured)}{of_sets}{only}. Take {measured[0]!r}, or give compute_metrics, which measures it."

@@ -7,7 +7,8 @@ What it does besides or differently, on purpose:
   classes are compared;
 - the backbone and the class head have learning rates of their own, and the recipe depends on whether weights were
   loaded;
-- evaluation gives COCO's AP, streaming: Trainer's own keeps every output, and mixes the targets of different pictures;
+- evaluation gives COCO's AP, of a model with masks theirs too and panoptic quality, streaming: Trainer's own keeps
+  every output, and mixes the targets of different pictures;
 - checkpoints are whole or absent, and a resumed run is the straight run, bit for bit;
 - a loss or gradient that is not finite stops the run before it reaches the weights.
 """
@@ -63,7 +64,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         model_init, compute_loss_func, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics: as in transformers' Trainer.
 
-    After an evaluation `last_evaluation` holds its `CocoMetrics`, with AP by class.
+    After an evaluation `last_evaluation` holds its `CocoMetrics`, with AP by class; `last_mask_evaluation` those of
+    masks, and `last_panoptic_evaluation` its `PanopticMetrics`.
 
     Raises:
         ValueError: data, model and arguments do not fit; the message says what to change.
@@ -128,7 +130,9 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             logger.info("Recipe %r: %s", recipe, {name: getattr(self.args, name) for name in self.args.unset})
             if recipe == "scratch":
                 logger.warning(FROM_SCRATCH)
-        check_metric(self.args, self.eval_dataset, self.compute_metrics)
+        sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        is_panoptic = any(self._things(rows) is not None for rows in sets)
+        check_metric(self.args, self.eval_dataset, self.compute_metrics, self._has_masks, is_panoptic)
         if self._ema and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "ema_decay does not work with sharded weights (FSDP, DeepSpeed): set it to 0, or train with DDP."

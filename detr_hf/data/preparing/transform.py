@@ -19,6 +19,7 @@ from torchvision import tv_tensors
 from ...errors import AnnotationError, DataError
 from ...processing.annotations_detr import assemble_target
 from ...processing.mask_annotations_detr import panoptic_masks
+from ..picture_truth import TRUTH, PictureTruth
 from ..pictures import load_pixels
 from ..readers.mask_text import decode_masks
 from .augment import SMALLEST_BOX_PX, augmentation, sanitize
@@ -39,16 +40,25 @@ class DetectionTransform:
         processor: an image processor; it makes the pixels, and its `do_convert_annotations` says how boxes are given.
         augment: a preset's name or a callable, see `augment.py`.
         masks: whether targets hold masks.
+        truth: whether targets hold the `PictureTruth`, by which evaluation measures masks; by default those with masks
+            do, where nothing is augmented.
 
     Raises (when called):
         PictureError: a picture cannot be decoded, or has not the recorded size; named by file.
         AnnotationError: an annotation of the picture cannot be used; named by file and id.
     """
 
-    def __init__(self, processor: Any, augment: str | Callable | None = "none", masks: bool = False):
+    def __init__(
+        self,
+        processor: Any,
+        augment: str | Callable | None = "none",
+        masks: bool = False,
+        truth: bool | None = None,
+    ):
         self.processor = processor
         self.augment = augmentation(augment, *model_sides(processor))
         self.masks = masks
+        self.truth = masks and not self._augments if truth is None else truth
         pad_size = getattr(processor, "pad_size", None) if getattr(processor, "do_pad", False) else None
         self.canvas = {"canvas_hw": (pad_size["height"], pad_size["width"])} if pad_size else {}
         self.tiny = 0  # objects left out so far, in this process
@@ -94,11 +104,17 @@ class DetectionTransform:
             )
         except (ValueError, TypeError, RuntimeError) as error:
             raise AnnotationError(f"{name}: {error}") from error
+        if self.truth:
+            labels[TRUTH] = PictureTruth.of(row, tuple(pixels.shape[1:]))
         return {"pixel_values": pixel_values, "labels": labels, "file_name": name, **self.canvas}
+
+    @property
+    def _augments(self) -> bool:
+        return getattr(self.augment, "name", None) != "none"
 
     def _count_tiny(self, boxes: Any, name: str) -> None:
         """Says how many objects an augmentation has made so small that they are left out: 1, 10, 100 and so on."""
-        if getattr(self.augment, "name", None) == "none":
+        if not self._augments:
             return  # loading says what is so small in the data
         boxes = torch.as_tensor(boxes).as_subclass(Tensor).reshape(-1, 4)
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -220,13 +236,19 @@ class PreparedDataset(torch.utils.data.Dataset):
         return self.transform.one(self.rows[index])
 
 
-def prepare(rows: Any, processor: Any, augment: str | Callable | None = "none", masks: bool = False) -> Any:
+def prepare(
+    rows: Any,
+    processor: Any,
+    augment: str | Callable | None = "none",
+    masks: bool = False,
+    truth: bool | None = None,
+) -> Any:
     """Returns a split that gives `{"pixel_values" (3, h, w), "labels", "file_name"}` when it is read.
 
     `rows` is a `datasets.Dataset` or `IterableDataset` in the schema, or any map-style data set of such rows (digit
-    scenes).
+    scenes); the other arguments are those of `DetectionTransform`.
     """
-    transform = DetectionTransform(processor, augment, masks)
+    transform = DetectionTransform(processor, augment, masks, truth)
     if isinstance(rows, IterableDataset):
         if rows.features is not None:
             rows = rows.cast_column("image", ImageFeature(decode=False))
