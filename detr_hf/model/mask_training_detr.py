@@ -25,8 +25,12 @@ class FreezesDetector:
             ValueError: the detector would be frozen with rows of its class head that were never trained.
         """
         super().freeze()
-        if not self.config.freeze_detector:
-            return
+        if self.config.freeze_detector:
+            self._refuse_new_classes()
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name.startswith(MASK_PARTS))
+
+    def _refuse_new_classes(self) -> None:
         if self.new_classes:
             shown = ", ".join(self.new_classes[:8]) + (", ..." if len(self.new_classes) > 8 else "")
             raise ValueError(
@@ -34,12 +38,12 @@ class FreezesDetector:
                 f"{self.config.num_labels} classes ({shown}): their scores would stay random. Train the detector on "
                 "them first (DETRForObjectDetection) and start from that, or leave freeze_detector out."
             )
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith(MASK_PARTS))
 
     def freeze_detector(self, frozen: bool) -> None:
         """Freezes the detector, or makes it learn again; see `freeze`, with its error."""
-        if self.config.freeze_detector and not frozen:
+        if frozen:
+            self._refuse_new_classes()
+        elif self.config.freeze_detector:
             self.requires_grad_(True)
         self.config.freeze_detector = frozen
         self.freeze()
@@ -70,10 +74,8 @@ def train_masks(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Returns the mask logits (B, Q, h4, w4), the loss of the matched ones, and its parts.
 
-    In evaluation queries with a score above `threshold` have a mask besides, or all.
-
-    Objects that their image's `has_mask` (N,) says to have none are matched as any other, and neither summed nor
-    counted here.
+    In evaluation queries with a score above `threshold` have a mask besides, or all. Objects that their image's
+    `has_mask` (N,) says to have none are matched as any other, and neither summed nor counted here.
     """
     if model.training:
         model.mask_head_is_new, model.new_classes = False, ()
