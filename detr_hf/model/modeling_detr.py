@@ -251,7 +251,8 @@ class DETRForObjectDetection(HasTrainingAids, DETRModel):
         """Returns what was decoded, the predictions of every layer, the loss and its parts; arguments as `forward`."""
         every_layer = self.config.aux_loss and (self.training or labels is not None)
         options = (every_layer, output_attentions, output_hidden_states)
-        if self.training and labels is not None and self.config.has_training_aids and not self.config.freeze_detector:
+        is_frozen = self.has_mask_head and self.config.freeze_detector  # aids would help nobody to learn
+        if self.training and labels is not None and self.config.has_training_aids and not is_frozen:
             return forward_with_aids(self, pixel_values, pixel_mask, labels, *options)
         queries = self.object_queries(pixel_values.device)
         decoded = self.decode(pixel_values, pixel_mask, queries, *options)

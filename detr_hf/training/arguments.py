@@ -278,13 +278,14 @@ class DETRTrainingArguments(TrainingArguments):
             )
             self.load_best_model_at_end = evaluates and same and aligned
 
-    def apply_recipe(self, loaded: bool) -> str:
+    def apply_recipe(self, loaded: bool, frozen: bool = False) -> str:
         """Returns the name of the recipe that the arguments that were not given are now filled from.
 
         Args:
             loaded: whether the model's weights were loaded.
+            frozen: whether its mask head learns alone.
         """
-        by_model = "mask_head" if self.freeze_detector else "finetune" if loaded else "scratch"
+        by_model = "mask_head" if frozen else "finetune" if loaded else "scratch"
         name = self.recipe if self.recipe in RECIPES else by_model
         self._fill(RECIPES[name])
         self.keep_given_schedule()

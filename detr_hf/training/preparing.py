@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy
@@ -102,10 +103,10 @@ def check_masks(rows: Any, split: str) -> None:
             f"The model has a mask head, and no object of split {split!r} has a segmentation. Read the data with its "
             f"masks (load_detection_dataset(..., masks=True), DigitScenes(masks=True)) if it has any, or {alone}."
         )
-    shown = ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
+    shown = f" (in {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
     raise ValueError(
-        f"The model has a mask head, and {missing} of {count} objects of split {split!r} have no segmentation (in "
-        f"{shown}). Complete them, learn the boxes alone of those (load_detection_dataset(..., "
+        f"The model has a mask head, and {missing} of {count} objects of split {split!r} have no segmentation{shown}. "
+        f"Complete them, learn the boxes alone of those (load_detection_dataset(..., "
         f"allow_missing_masks=True)), or {alone}."
     )
 
@@ -116,14 +117,20 @@ def objects_without_mask(rows: Dataset) -> tuple[int, int, list[str]]:
     Nothing is decoded: Arrow is asked which texts are there.
     """
     missing, count, names = 0, 0, []
-    for table in rows.with_format("arrow").select_columns(["file_name", "objects"]).iter(batch_size=4096):
+    columns = [name for name in ("file_name", "objects") if name in rows.column_names]
+    for table in rows.with_format("arrow").select_columns(columns).iter(batch_size=4096):
         objects = table["objects"].combine_chunks()
-        texts, crowds = (pc.list_flatten(pc.struct_field(objects, name)) for name in ("segmentation", "iscrowd"))
-        counted = pc.equal(crowds, 0)
-        lacking = pc.and_(counted, pc.is_null(texts))
-        owners = pc.list_parent_indices(pc.struct_field(objects, "segmentation")).filter(lacking).unique()
-        names += table["file_name"].take(owners).to_pylist()
-        missing, count = missing + pc.sum(lacking).as_py(), count + pc.sum(counted).as_py()
+        lists = {field.name: pc.struct_field(objects, field.name) for field in objects.type}
+        owners = pc.list_parent_indices(lists["category"]).to_numpy()
+        counted = lacking = np.ones(len(owners), dtype=bool)
+        if "iscrowd" in lists:
+            counted = pc.list_flatten(lists["iscrowd"]).fill_null(0).to_numpy() == 0
+        if "segmentation" in lists:
+            lacking = pc.is_null(pc.list_flatten(lists["segmentation"])).to_numpy(zero_copy_only=False)
+        lacking = lacking & counted
+        if "file_name" in columns:
+            names += table["file_name"].take(np.unique(owners[lacking])).to_pylist()
+        missing, count = missing + int(lacking.sum()), count + int(counted.sum())
     return missing, count, names
 
 

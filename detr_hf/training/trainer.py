@@ -27,12 +27,12 @@ from ..checkpoints.processors import processor_of
 from ..data.preparing.collate import DetectionCollator
 from ..errors import NonFiniteLossError
 from ..evaluation.collecting import image_id_of
-from ..model.backbone_detr import Backbone
 from .arguments import MODEL_OPTIONS, DETRTrainingArguments
 from .checkpointed import WholeCheckpoints
 from .checkpointing import last_complete_checkpoint
 from .ema import EMACallback
 from .evaluating import StreamingEvaluation
+from .freezing import freeze_backbone, freeze_detector, has_frozen_detector
 from .monitoring import LossParts, describe_batch, describe_parts
 from .optimizing import drop_schedule, parameter_groups
 from .preparing import check_classes, check_metric, nothing_to_train_on, splits_of_run
@@ -126,7 +126,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
     def _apply_arguments(self) -> None:
         """Completes the arguments, now that the model is known, and does what they say of it."""
         if isinstance(self.args, DETRTrainingArguments):
-            recipe = self.args.apply_recipe(loaded=bool(getattr(self.model.config, "name_or_path", "")))
+            loaded = bool(getattr(self.model.config, "name_or_path", ""))
+            recipe = self.args.apply_recipe(loaded, has_frozen_detector(self.model))
             logger.info("Recipe %r: %s", recipe, {name: getattr(self.args, name) for name in self.args.unset})
             if recipe == "scratch":
                 logger.warning(FROM_SCRATCH)
@@ -155,8 +156,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         if not isinstance(self.args, DETRTrainingArguments):
             return
         if self.args.freeze_backbone:
-            _freeze_backbone(model)
-        self.args.freeze_detector = _freeze_detector(model, self.args.freeze_detector, self.args.recipe)
+            freeze_backbone(model)
+        freeze_detector(model, self.args.freeze_detector, self.args.recipe)
         options = MODEL_OPTIONS.get(self.args.recipe)
         if options and not options.items() <= model.config.to_dict().items():
             model.add_training_aids(**options)
@@ -358,39 +359,3 @@ def _refuse_unfit_devices(args: Any) -> None:
         )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16 on a CPU is slow and inexact. Use bf16=True, or neither.")
-
-
-def _freeze_backbone(model: nn.Module) -> None:
-    model.config.train_backbone = False
-    for module in model.modules():
-        if isinstance(module, Backbone):
-            module.train_backbone = False
-            module.freeze()
-
-
-def _freeze_detector(model: nn.Module, wanted: bool | None, recipe: str) -> bool | None:
-    """Returns whether the detector under a mask head is frozen, as it is `wanted`, or else as its configuration says.
-
-    Raises:
-        ValueError: there is no mask head, its classes are new, or the recipe would help a detector that is frozen.
-    """
-    if not getattr(model, "has_mask_head", False):
-        if wanted:
-            raise ValueError(
-                f"freeze_detector trains a mask head alone, and this {type(model).__name__} has none. Load the "
-                "checkpoint with DETRForSegmentation (detr-hf train --task instance), or leave freeze_detector out; "
-                "freeze_backbone=True trains the transformer and heads."
-            )
-        return wanted
-    if wanted is not None and wanted != model.config.freeze_detector:
-        model.freeze_detector(wanted)
-    frozen = model.config.freeze_detector
-    if frozen and MODEL_OPTIONS.get(recipe):
-        raise ValueError(
-            f"recipe={recipe!r} helps a detector to learn, and this one is frozen (freeze_detector): leave the recipe "
-            "out."
-        )
-    if frozen and not model.config.name_or_path:
-        logger.warning("The detector is frozen and was not loaded from a checkpoint: are its weights trained ones?")
-    logger.info("The detector is frozen: the mask head learns alone." if frozen else "Detector and mask head learn.")
-    return frozen

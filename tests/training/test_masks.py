@@ -83,6 +83,9 @@ def test_data_without_masks_is_refused_before_the_first_step(tmp_path):
         check_masks(some, "train")
     check_masks(some.select([2, 0]), "train")
     check_masks(split_of([[], []], crowds={1: 0}), "train")  # crowds are not trained on
+    bare = Dataset.from_list([{"objects": {"bbox": [[1.0, 1.0, 9.0, 9.0]], "category": [0]}}])
+    with pytest.raises(ValueError, match="no object of split"):
+        check_masks(bare, "train")
     with pytest.raises(ValueError, match="masks=True"):
         check_masks(DigitScenes(size_hw=SIZE_HW), "train")
 
@@ -104,13 +107,11 @@ def test_a_mask_head_learns_alone(checkpoint, tmp_path):
     metrics = run.evaluate()
     assert metrics["eval_loss"] == pytest.approx(metrics["eval_loss_mask"] + metrics["eval_loss_dice"], rel=1e-4)
     run.create_model_card()
-    assert (
-        "mask head alone" in (tmp_path / "README.md").read_text()
-        and "DETRForSegmentation" in (tmp_path / "README.md").read_text()
-    )
+    card = (tmp_path / "README.md").read_text()
+    assert "The mask head learnt alone" in card and "DETRForSegmentation" in card
 
     again = DETRForSegmentation.from_pretrained(tmp_path / "checkpoint-2")
-    assert trainer(tmp_path, again).args.freeze_detector is True  # as the configuration says
+    assert trainer(tmp_path, again, num_train_epochs=None).args.num_train_epochs == 25  # as the configuration says
     both = trainer(tmp_path, again, freeze_detector=False)
     both.create_optimizer()
     names = ["transformer", "backbone", "class_head", "mask_head"]
