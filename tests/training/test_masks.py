@@ -36,7 +36,10 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("kind", "fused"), [("instances", []), ("panoptic", [1]), ("digit scenes", [10, 11])])
+@pytest.mark.parametrize(
+    ("kind", "fused"),
+    [("instances", []), ("panoptic", [1]), pytest.param("digit scenes", [10, 11], marks=pytest.mark.slow)],
+)
 def test_the_five_lines(kind, fused, sources, checkpoint, tmp_path):
     data = sources[kind]
     id2label = getattr(data, "id2label", None) or data["train"].id2label

@@ -42,7 +42,7 @@ def test_activation_checkpointing_computes_layers_twice_and_changes_nothing(tmp_
     assert plain[1] == saving[1]
 
 
-@pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
+@pytest.mark.parametrize("masks", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["boxes", "masks"])
 def test_accumulation_takes_the_mean_of_its_batches(masks, tmp_path):
     """One step of two batches: SGD goes along the mean of their gradients."""
     options = {"optim": "sgd", "max_grad_norm": 1e9, "warmup_steps": 0, "max_steps": 1, "save_strategy": "no"}
