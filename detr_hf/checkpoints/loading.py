@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..model.configuration_detr import DETRConfig
 from .layouts import detect_layout, rename
 from .reading import is_foreign, read_checkpoint
-from .surgery import adapt_heads, fits
+from .surgery import adapt_heads, fits, new_classes
 from .weight_files import Hub, check_safetensors, find_weights, local_path, read_json, read_pickle
 from .wrappers import is_wrapped, without_wrappers
 
@@ -80,6 +80,7 @@ def prepare_loading(
     state_dict, sentences = adapt_heads(checkpoint.state_dict, checkpoint.config, wanted)
     for sentence in sentences:
         logger.warning("%s: %s", name_or_path, sentence)
+    wanted.new_classes = new_classes(checkpoint.config, wanted)  # for the model, which takes it out again
     if checkpoint.mask_head and with_mask_head:
         state_dict |= checkpoint.mask_head
     elif checkpoint.mask_head:

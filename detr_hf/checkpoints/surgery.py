@@ -59,6 +59,12 @@ def fits(old_config: DETRConfig, new_config: DETRConfig) -> bool:
     return same_classes and same_groups and old_config.num_queries == new_config.num_queries
 
 
+def new_classes(old_config: DETRConfig, new_config: DETRConfig) -> list[str]:
+    """Returns the classes of `new_config` for which a checkpoint of `old_config` has no row."""
+    sources = _rows_to_copy(_names(old_config), _names(new_config)) or ()
+    return [new_config.id2label[index] for index, source in enumerate(sources) if source is None]
+
+
 def _rows_to_copy(old: list[str], new: list[str]) -> list[int | None] | None:
     """Returns for each new class the old class of the same name or None; None alone where the head can stay."""
     if old == new:

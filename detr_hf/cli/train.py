@@ -1,4 +1,8 @@
-"""`detr-hf train`: fine-tune or train on a data set, with every argument of `DETRTrainingArguments` as a flag."""
+"""`detr-hf train`: fine-tune or train on a data set, with every argument of `DETRTrainingArguments` as a flag.
+
+What is trained is what `--task` says, by which the data is read as well; without it, what the checkpoint has: boxes,
+or boxes and masks.
+"""
 
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -47,7 +51,7 @@ class DataArguments:
 
 def train(context: typer.Context) -> None:
     """Train on a data set: --data DATA --model M --output_dir OUT and every TrainingArguments flag (--help lists
-    them)."""
+    them); --task instance or panoptic for masks."""
     data_args, reading, args = parse(context.args)
     from .console import quiet_loading
 
@@ -91,25 +95,40 @@ def build(data_args: DataArguments, reading: Reading, args: "DETRTrainingArgumen
     from ..data import load_detection_dataset
     from ..training.trainer import DETRTrainer
 
-    data = load_detection_dataset(data_args.data, **reading.options())
+    with_masks = needs_masks(data_args, reading.task)
+    options = reading.options()
+    options["masks"] |= with_masks
+    if reading.task == "detection":
+        options["task"] = None  # boxes are in every format, and in panoptic data too
+    data = load_detection_dataset(data_args.data, **options)
     data.split_for("train")  # says what to do where there is none
-    model = load_model(data_args, data.id2label)
+    model = load_model(data_args, data.id2label, with_masks)
     if not data_args.skip_check and args.process_index == 0:
         report_check(data, model, data_args.strict)
     return DETRTrainer(model, args, data, processing_class=sized_processor(data_args, model))
 
 
-def load_model(data_args: DataArguments, id2label: dict[int, str]) -> Any:
-    """Returns the model with the data's classes."""
-    from ..model.configuration_detr import DETRConfig
-    from ..model.modeling_detr import DETRForObjectDetection
+def needs_masks(data_args: DataArguments, task: str | None) -> bool:
+    """Whether masks are trained: as the task says, and without one where the checkpoint has a mask head."""
+    from ..checkpoints.model_classes import has_mask_head
 
+    if task is not None:
+        return task != "detection"
+    return not data_args.from_scratch and has_mask_head(data_args.model)
+
+
+def load_model(data_args: DataArguments, id2label: dict[int, str], with_masks: bool) -> Any:
+    """Returns the model with the data's classes, and with a mask head, which is new on a detector, or without."""
+    from ..model.configuration_detr import DETRConfig
+    from ..model.modeling_detr import DETRForObjectDetection, DETRForSegmentation
+
+    model_class = DETRForSegmentation if with_masks else DETRForObjectDetection
     changes: dict[str, Any] = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
     if data_args.num_queries is not None:
         changes["num_queries"] = data_args.num_queries
     if data_args.from_scratch:
-        return DETRForObjectDetection(DETRConfig(**changes))
-    return DETRForObjectDetection.from_pretrained(data_args.model, **changes)
+        return model_class(DETRConfig(**changes))
+    return model_class.from_pretrained(data_args.model, **changes)
 
 
 def sized_processor(data_args: DataArguments, model: Any) -> Any:

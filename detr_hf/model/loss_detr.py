@@ -129,21 +129,26 @@ class SetCriterion:
         }
 
     def loss_masks(
-        self, masks: list[Tensor], wanted: list[Tensor], padded_hw: tuple[int, int], sizes_hw: list[tuple[int, int]]
+        self,
+        masks: list[Tensor],
+        wanted: list[Tensor],
+        count: Tensor,
+        padded_hw: tuple[int, int],
+        sizes_hw: list[tuple[int, int]],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted total, `loss_mask` and `loss_dice`, over the number of objects.
 
         Args:
             masks: for each image the mask logits (P, h4, w4) of its matched queries, in the last layer.
             wanted: the masks (P, H', W') bool of their objects.
+            count: the number of this process's objects that have a mask, those without a query too.
             padded_hw: size of the padded input, in whose frame they are.
             sizes_hw: of each image in it; what is outside counts with `mask_loss_on_padding` only.
         """
         sums = torch.zeros(2, device=masks[0].device)
         for logits, mask, size_hw in zip(masks, wanted, sizes_hw, strict=True):
             sums = sums + mask_losses(logits, mask, padded_hw, padded_hw if self.mask_loss_on_padding else size_hw)
-        count = torch.tensor([sum(map(len, masks))], dtype=torch.float32)
-        focal, dice = sums / share_of_sums(count.to(sums.device, non_blocking=True))
+        focal, dice = sums / share_of_sums(count.to(sums.device, torch.float32, non_blocking=True)[None])
         parts = {"loss_mask": focal, "loss_dice": dice}
         return sum(self.weights[name] * value for name, value in parts.items()), parts
 

@@ -27,14 +27,15 @@ from .backbone_detr import Backbone, Joiner, check_inputs
 from .compiling_detr import optimize_for_inference
 from .configuration_detr import DETRConfig
 from .loss_detr import SetCriterion
+from .mask_training_detr import FreezesDetector, train_masks
 from .matcher_detr import HungarianMatcher
 from .mlp_detr import MLP
 from .outputs_detr import Decoded, DETRModelOutput, DETRObjectDetectionOutput, DETRSegmentationOutput
 from .position_encoding_detr import build_position_encoding
 from .predictions_detr import Predictions
-from .pretrained_detr import MASK_PARTS, DETRPreTrainedModel
+from .pretrained_detr import DETRPreTrainedModel
 from .queries_detr import DecoderQueries
-from .segmentation_detr import MaskHeadSmallConv, MHAttentionMap, image_sizes_hw, predict_masks, train_masks
+from .segmentation_detr import MaskHeadSmallConv, MHAttentionMap, image_sizes_hw, predict_masks
 from .training_aids_detr import HasTrainingAids, TrainingAids, forward_with_aids
 from .transformer_detr import Transformer
 
@@ -250,7 +251,8 @@ class DETRForObjectDetection(HasTrainingAids, DETRModel):
         """Returns what was decoded, the predictions of every layer, the loss and its parts; arguments as `forward`."""
         every_layer = self.config.aux_loss and (self.training or labels is not None)
         options = (every_layer, output_attentions, output_hidden_states)
-        if self.training and labels is not None and self.config.has_training_aids:
+        is_frozen = self.has_mask_head and self.config.freeze_detector  # aids would help nobody to learn
+        if self.training and labels is not None and self.config.has_training_aids and not is_frozen:
             return forward_with_aids(self, pixel_values, pixel_mask, labels, *options)
         queries = self.object_queries(pixel_values.device)
         decoded = self.decode(pixel_values, pixel_mask, queries, *options)
@@ -308,7 +310,7 @@ class DETRForObjectDetection(HasTrainingAids, DETRModel):
         return self.workshop.to_transformers(self)
 
 
-class DETRForSegmentation(DETRForObjectDetection):
+class DETRForSegmentation(FreezesDetector, DETRForObjectDetection):
     """The detector, and a mask for each of its queries: instances, and with stuff classes panoptic segments.
 
     >>> import torch
@@ -353,7 +355,7 @@ class DETRForSegmentation(DETRForObjectDetection):
             pixel_values: (B, C, H, W), floating point, normalised; smaller images padded at the right and the bottom.
             pixel_mask: (B, H, W), 1 on the image and 0 on padding; None means no padding.
             labels: as for detection, and `masks` (N, H', W') bool, in the frame of the padded input or of the image
-                inside it.
+                inside it; `has_mask` (N,) bool where an object has none, of which the box alone is learnt.
             output_attentions, output_hidden_states: also return those of every layer.
             mask_score_threshold: masks only of queries whose score, that of the best class but no-object, is above it;
                 None takes the configuration's. With labels, those with an object have one too, in training no others.
@@ -367,32 +369,16 @@ class DETRForSegmentation(DETRForObjectDetection):
         if labels is None:
             masks = predict_masks(self, decoded, predictions, threshold)
         else:
-            self.mask_head_is_new &= not self.training
             frame = (padded_hw, sizes_hw, threshold)
             masks, its_loss, its_parts = train_masks(self, decoded, predictions, labels, *frame)
-            loss, parts = (its_loss if self.config.freeze_detector else loss + its_loss), parts | its_parts
+            loss, parts = loss + its_loss, parts | its_parts
         fields = {"pred_masks": masks, "image_sizes_hw": sizes_hw}
         fields["padded_sizes_hw"] = sizes_hw.new_tensor(padded_hw).expand_as(sizes_hw)
         return DETRSegmentationOutput.of(predictions, decoded.output, loss, parts, **fields)
 
     def criterion(self) -> SetCriterion:
-        """Returns the detector's criterion, with the losses of masks."""
-        config = self.config
-        criterion = super().criterion()
-        weights = criterion.weights | {"loss_mask": config.mask_loss_coef, "loss_dice": config.dice_loss_coef}
+        """Returns the detector's criterion, with the losses of masks; those of a frozen detector weigh nothing."""
+        config, criterion = self.config, super().criterion()
+        weights = dict.fromkeys(criterion.weights, 0.0) if config.freeze_detector else criterion.weights
+        weights |= {"loss_mask": config.mask_loss_coef, "loss_dice": config.dice_loss_coef}
         return replace(criterion, weights=weights, mask_loss_on_padding=config.mask_loss_on_padding)
-
-    def freeze(self) -> None:
-        """Sets `requires_grad` as the configuration says: with `freeze_detector` the mask head alone learns."""
-        super().freeze()
-        if self.config.freeze_detector:
-            for name, parameter in self.named_parameters():
-                parameter.requires_grad_(name.startswith(MASK_PARTS))
-
-    def train(self, mode: bool = True) -> "DETRForSegmentation":
-        """Sets training mode; a detector that is frozen stays in evaluation, without dropout."""
-        super().train(mode)
-        if self.config.freeze_detector:
-            for name, child in self.named_children():
-                child.train(mode and f"{name}.".startswith(MASK_PARTS))
-        return self

@@ -44,6 +44,8 @@ class DETRPreTrainedModel(PreTrainedModel):
     has_mask_head: ClassVar[bool] = False
     # Whether the mask head has never been trained; roads that would show its masks refuse it.
     mask_head_is_new: bool = False
+    # Classes whose rows of the class head were never trained, of a checkpoint that was loaded for other classes.
+    new_classes: tuple[str, ...] = ()
     base_model_prefix = ""  # the heads sit beside the base model's parts, as in the original
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -124,6 +126,7 @@ class DETRPreTrainedModel(PreTrainedModel):
         )
         if pretrained_model_name_or_path is not None:
             model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+        model.new_classes = tuple(model.config.__dict__.pop("new_classes", ()))  # noted by whoever fitted the weights
         if pretrained_model_name_or_path is not None or state_dict:
             new = model._fill_new_parts(set(info["missing_keys"]))
             missing, left_over = set(info["missing_keys"]) - new, set(info["unexpected_keys"])
@@ -193,6 +196,7 @@ class DETRPreTrainedModel(PreTrainedModel):
         saved = (self.config.architectures or [""])[0]
         if saved.endswith("Model"):  # a base model has no heads
             new |= {name for name in missing if name.startswith(HEADS)}
+            self.new_classes = tuple(self.config.id2label.values())
         masks = {name for name in self.state_dict() if name.startswith(MASK_PARTS)}
         if masks and masks <= missing and not saved.endswith("ForSegmentation"):  # of a detector
             new |= masks

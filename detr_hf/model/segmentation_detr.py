@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .fast_rules_detr import only_runs
-from .matcher_detr import PackedTargets
 from .outputs_detr import Decoded
 from .predictions_detr import NO_MASK, Predictions
 
@@ -301,62 +300,3 @@ def place_masks(masks: list[Tensor], queries: list[Tensor], num_queries: int) ->
     for image, (of_image, numbers) in enumerate(zip(masks, queries, strict=True)):
         placed[image, numbers] = of_image
     return placed
-
-
-def train_masks(
-    model: nn.Module,
-    decoded: Decoded,
-    predictions: Predictions,
-    labels: list[dict[str, Tensor]],
-    padded_hw: tuple[int, int],
-    sizes_hw: Tensor,
-    threshold: float | None = None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Returns the mask logits (B, Q, h4, w4), the loss of the matched ones, and its parts.
-
-    The last layer's assignment counts, made by the detector's costs alone. While training, only matched queries have a
-    mask: the others' would carry no gradient. In evaluation those above `threshold` have one besides, or all.
-    """
-    criterion = model.criterion()
-    targets = PackedTargets.from_list(labels, len(sizes_hw), predictions.logits.device)
-    wanted = [_checked_masks(label, index, padded_hw) for index, label in enumerate(labels)]
-    last = Predictions(predictions.logits[-1:].float(), predictions.boxes_cxcywh_norm[-1:].float())
-    matches = criterion.matcher(*last[:2], targets)
-    num_queries = last.logits.shape[2]
-    counts = [min(count, num_queries) for count in targets.counts]
-    queries, objects = (list(numbers[0].split(counts)) for numbers in (matches.query, matches.object))
-    wanted = [masks.to(numbers.device)[numbers] for masks, numbers in zip(wanted, objects, strict=True)]
-    if model.training:
-        unused = not sum(counts)  # every weight has a gradient all the same, which distributed training waits for
-        chosen = [queries[0].new_zeros(1), *queries[1:]] if unused else queries
-        masks = masks_of_queries(model, decoded, chosen)
-        placed = place_masks(masks, chosen, num_queries)
-        masks = [masks[0] * 0, *masks[1:]] if unused else masks
-        wanted = [wanted[0].new_zeros(1, *wanted[0].shape[1:]), *wanted[1:]] if unused else wanted
-    else:
-        placed = masks_above(model, decoded, predictions, threshold, queries)
-        unused, masks = False, [of_image[numbers] for of_image, numbers in zip(placed, queries, strict=True)]
-    loss, parts = criterion.loss_masks(masks, wanted, padded_hw, [tuple(size) for size in sizes_hw.tolist()])
-    if unused:
-        loss, parts = loss * 0, {name: value * 0 for name, value in parts.items()}
-    return placed, loss, parts
-
-
-def _checked_masks(label: dict[str, Tensor], index: int, padded_hw: tuple[int, int]) -> Tensor:
-    masks = label.get("masks")
-    if masks is None:
-        raise ValueError(
-            f"labels[{index}] has no 'masks' but {', '.join(sorted(label))}; a segmentation model needs a mask for "
-            "each object: prepare the data with masks=True, or train a DETRForObjectDetection."
-        )
-    count = len(label["class_labels"])
-    if (
-        masks.ndim != 3
-        or len(masks) != count
-        or any(side > most for side, most in zip(masks.shape[1:], padded_hw, strict=True))
-    ):
-        raise ValueError(
-            f"labels[{index}]['masks'] has shape {tuple(masks.shape)}; expected ({count}, H, W) for its {count} "
-            f"objects, no larger than the padded input, {padded_hw[0]}x{padded_hw[1]}."
-        )
-    return masks.bool()

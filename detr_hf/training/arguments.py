@@ -1,9 +1,10 @@
 """`DETRTrainingArguments`: transformers' arguments with DETR's recipe as defaults, and the reason of each default in
 its help.
 
-There are two sets of rates. `scratch` is the original's (facebookresearch/detr, main.py). `finetune` starts from
-weights that can detect already: smaller steps, a faster class head, a cosine. An argument that is given is kept; one
-that is not is filled in from the recipe, which `DETRTrainer` picks by whether the model was loaded (`recipe="auto"`).
+There are three sets of rates. `scratch` is the original's (facebookresearch/detr, main.py), `mask_head` its one for
+masks on a frozen detector. `finetune` starts from weights that can detect already: smaller steps, a faster class head,
+a cosine. An argument that is given is kept; one that is not is filled in from the recipe, which `DETRTrainer` picks by
+what learns and whether the model was loaded (`recipe="auto"`).
 What differs on purpose from transformers' defaults is every field below.
 """
 
@@ -33,6 +34,15 @@ RECIPES: dict[str, dict[str, float | str | None]] = {
         "lr_drop": None,
         "warmup_steps": 0.05,
         "num_train_epochs": 50,
+    },
+    "mask_head": {
+        "learning_rate": 1e-4,
+        "backbone_learning_rate": 1e-5,
+        "head_learning_rate": 1e-4,
+        "lr_scheduler_type": "constant_with_warmup",
+        "lr_drop": 15 / 25,
+        "warmup_steps": 0.01,
+        "num_train_epochs": 25,
     },
 }
 
@@ -79,16 +89,17 @@ class DETRTrainingArguments(TrainingArguments):
 
     recipe: str = _option(
         "auto",
-        "Where arguments that are not given come from: 'scratch' (the original's), 'finetune', or 'auto': 'finetune' "
-        "when the model's weights were loaded, else 'scratch'. 'fast' is 'auto' with losses that only training has "
-        "(on the encoder, and denoising queries), matching in which the class counts four times as much, and averaged "
-        "weights: DETR learns in fewer steps and stays plain; 'fast_ref' adds a reference point to each query, which "
-        "stays; 'detr' is 'auto'.",
+        "Where arguments that are not given come from: 'scratch' (the original's), 'finetune', 'mask_head' (the "
+        "original's for masks), or 'auto': 'mask_head' on a frozen detector, 'finetune' when the model's weights were "
+        "loaded, else 'scratch'. 'fast' is 'auto' with losses that only training has (on the encoder, and denoising "
+        "queries), matching in which the class counts four times as much, and averaged weights: DETR learns in fewer "
+        "steps and stays plain; 'fast_ref' adds a reference point to each query, which stays; 'detr' is 'auto'.",
     )
     learning_rate: float | None = _option(
         None,
-        "Of the transformer and box head. 1e-4 from scratch (the original's; 1e-3 does not converge); 5e-5 when "
-        "fine-tuning, so that the first steps of the new class head do not undo what was learnt.",
+        "Of the transformer, box head and mask head. 1e-4 from scratch and for a mask head alone (the original's; "
+        "1e-3 does not converge); 5e-5 when fine-tuning, so that the first steps of the new class head do not undo "
+        "what was learnt.",
     )
     backbone_learning_rate: float | None = _option(
         None,
@@ -116,7 +127,8 @@ class DETRTrainingArguments(TrainingArguments):
     lr_drop: float | None = _option(
         None,
         "Divide all learning rates by 10 after this part of the training (0 to 1), with a constant schedule. Where no "
-        "lr_scheduler_type is given, 2/3 from scratch: the original drops after 200 of 300 epochs. 0: never.",
+        "lr_scheduler_type is given, 2/3 from scratch: the original drops after 200 of 300 epochs, and for a mask "
+        "head alone after 15 of 25. 0: never.",
     )
     warmup_steps: float | None = _option(
         None,
@@ -125,8 +137,8 @@ class DETRTrainingArguments(TrainingArguments):
     )
     num_train_epochs: float | None = _option(
         None,
-        "300 from scratch, as the original's shorter schedule; 50 when fine-tuning. Small data sets need 3,000 steps "
-        "or more: set max_steps.",
+        "300 from scratch, as the original's shorter schedule; 50 when fine-tuning; 25 for a mask head alone. Small "
+        "data sets need 3,000 steps or more: set max_steps.",
     )
     ema_decay: float | None = _option(
         None,
@@ -153,6 +165,11 @@ class DETRTrainingArguments(TrainingArguments):
     )
     freeze_backbone: bool = _option(
         False, "Train the transformer and heads only: faster, and safer on a few hundred pictures."
+    )
+    freeze_detector: bool | None = _option(
+        None,
+        "Train the mask head alone, the original's way to masks: the detector stays what it is, and a step takes half "
+        "the time. Its classes must be the data's. False trains both; by default the checkpoint's configuration says.",
     )
 
     eval_strategy: IntervalStrategy | str = field(
@@ -203,7 +220,7 @@ class DETRTrainingArguments(TrainingArguments):
             sharded = bool(self.fsdp or self.deepspeed)
             self.ema_decay = 0.0 if sharded else TRAINING_OPTIONS.get(self.recipe, {}).get("ema_decay", 0.0)
         self._check()
-        self._fill(RECIPES["finetune" if self.recipe == "finetune" else "scratch"])
+        self._fill(RECIPES.get(self.recipe, RECIPES["scratch"]))
         if self.data_seed is None:
             self.data_seed = self.seed
         if self.metric_for_best_model is None:
@@ -261,13 +278,15 @@ class DETRTrainingArguments(TrainingArguments):
             )
             self.load_best_model_at_end = evaluates and same and aligned
 
-    def apply_recipe(self, loaded: bool) -> str:
+    def apply_recipe(self, loaded: bool, frozen: bool = False) -> str:
         """Returns the name of the recipe that the arguments that were not given are now filled from.
 
         Args:
             loaded: whether the model's weights were loaded.
+            frozen: whether its mask head learns alone.
         """
-        name = self.recipe if self.recipe in RECIPES else "finetune" if loaded else "scratch"
+        by_model = "mask_head" if frozen else "finetune" if loaded else "scratch"
+        name = self.recipe if self.recipe in RECIPES else by_model
         self._fill(RECIPES[name])
         self.keep_given_schedule()
         return name

@@ -213,6 +213,7 @@ class WholeCheckpoints:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         except RuntimeError as error:  # tensors of another size
             raise ValueError(f"{resume_from_checkpoint} does not fit the model: {error}") from error
+        self.accelerator.unwrap_model(self.model if model is None else model).mask_head_is_new = False
         own = Path(resume_from_checkpoint) / TRAINING_WEIGHTS
         if own.exists():
             if self._ema is not None:

@@ -10,7 +10,7 @@ def parameter_groups(model: nn.Module, rates: dict[str, float], weight_decay: fl
     """Returns the trainable parameters in groups with a `name`, `lr` and `weight_decay`; empty groups are left out.
 
     As in the original, a name that contains "backbone" is the backbone's, and weight decay is on all. The class head
-    has its own group.
+    and what makes masks have their own groups.
     """
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in model.named_parameters():
@@ -26,6 +26,8 @@ def parameter_groups(model: nn.Module, rates: dict[str, float], weight_decay: fl
 def _group_of(name: str) -> str:
     if "backbone" in name:
         return "backbone"
+    if "mask_head" in name or "bbox_attention" in name:
+        return "mask_head"
     return "class_head" if "class_embed" in name else "transformer"
 
 

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy
 
@@ -16,10 +18,13 @@ from .monitoring import LossParts
 logger = logging.getLogger(__name__)
 
 
-def splits_of_run(args: Any, train: Any, validation: Any, data: Any, processor: Any) -> tuple[Any, Any]:
+def splits_of_run(
+    args: Any, train: Any, validation: Any, data: Any, processor: Any, masks: bool = False
+) -> tuple[Any, Any]:
     """Returns what to train and to measure on: the data sets given, and in their place `data`'s splits, prepared.
 
-    Only training is augmented. None stands where there is none.
+    Only training is augmented. None stands where there is none. With `masks` targets hold masks, and the processor
+    fuses the data's stuff.
 
     Raises:
         LayoutError: several splits of `data` could be meant.
@@ -47,9 +52,14 @@ def splits_of_run(args: Any, train: Any, validation: Any, data: Any, processor: 
                 *(train_name, validation_name),
             )
         if train is None and train_name:
-            train = prepare(data[train_name], processor, augment=getattr(args, "augment", "none"))
+            if masks:
+                check_masks(data[train_name], train_name)
+                fuse_stuff(processor, data, data[train_name])
+            train = prepare(data[train_name], processor, getattr(args, "augment", "none"), masks)
         if validation is None and validation_name:
-            validation = prepare(data[validation_name], processor)
+            if masks:
+                check_masks(data[validation_name], validation_name)
+            validation = prepare(data[validation_name], processor, masks=masks)
     sets = validation if isinstance(validation, dict) and validation else {"": validation}
     named = [("training", train), *((f"validation {name}".strip(), rows) for name, rows in sets.items())]
     for what, rows in named:
@@ -68,6 +78,75 @@ def splits_of_run(args: Any, train: Any, validation: Any, data: Any, processor: 
             "without measuring: eval_strategy='no'."
         )
     return train, validation
+
+
+def check_masks(rows: Any, split: str) -> None:
+    """Makes sure that the objects of a split have masks; crowds, which are not trained on, need none.
+
+    Of a stream, and of rows that are made when they are read, this shows when they are.
+
+    Raises:
+        ValueError: some have none; the message counts them and says what to do.
+    """
+    if isinstance(rows, Dataset) and "objects" in rows.column_names and "panoptic" not in rows.column_names:
+        missing, count, names = objects_without_mask(rows)
+    elif not hasattr(rows, "column_names") and hasattr(rows, "__getitem__") and len(rows) and "objects" in rows[0]:
+        count = len(rows[0]["objects"]["bbox"])
+        missing, names = 0 if rows[0]["objects"].get("segmentation") else count, []
+    else:
+        return
+    if not missing:
+        return
+    alone = "train boxes alone: DETRForObjectDetection (detr-hf train --task detection)"
+    if missing == count:
+        raise ValueError(
+            f"The model has a mask head, and no object of split {split!r} has a segmentation. Read the data with its "
+            f"masks (load_detection_dataset(..., masks=True), DigitScenes(masks=True)) if it has any, or {alone}."
+        )
+    shown = f" (in {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+    raise ValueError(
+        f"The model has a mask head, and {missing} of {count} objects of split {split!r} have no segmentation{shown}. "
+        f"Complete them, learn the boxes alone of those (load_detection_dataset(..., "
+        f"allow_missing_masks=True)), or {alone}."
+    )
+
+
+def objects_without_mask(rows: Dataset) -> tuple[int, int, list[str]]:
+    """Returns how many objects that are no crowds have no segmentation, of how many, and the names of their pictures.
+
+    Nothing is decoded: Arrow is asked which texts are there.
+    """
+    missing, count, names = 0, 0, []
+    columns = [name for name in ("file_name", "objects") if name in rows.column_names]
+    for table in rows.with_format("arrow").select_columns(columns).iter(batch_size=4096):
+        objects = table["objects"].combine_chunks()
+        lists = {field.name: pc.struct_field(objects, field.name) for field in objects.type}
+        owners = pc.list_parent_indices(lists["category"]).to_numpy()
+        counted = lacking = np.ones(len(owners), dtype=bool)
+        if "iscrowd" in lists:
+            counted = pc.list_flatten(lists["iscrowd"]).fill_null(0).to_numpy() == 0
+        if "segmentation" in lists:
+            lacking = pc.is_null(pc.list_flatten(lists["segmentation"])).to_numpy(zero_copy_only=False)
+        lacking = lacking & counted
+        if "file_name" in columns:
+            names += table["file_name"].take(np.unique(owners[lacking])).to_pylist()
+        missing, count = missing + int(lacking.sum()), count + int(counted.sum())
+    return missing, count, names
+
+
+def fuse_stuff(processor: Any, data: Any, rows: Any) -> None:
+    """Sets the processor's `label_ids_to_fuse` to the stuff classes of the data, of which a picture has one segment.
+
+    That is none where all are things. Data that does not know things from stuff leaves it as it is.
+    """
+    known = data if hasattr(data, "is_thing") else rows
+    if not hasattr(known, "is_thing") or not hasattr(processor, "label_ids_to_fuse"):
+        return
+    stuff = [label for label, is_thing in enumerate(known.is_thing or ()) if not is_thing]
+    if stuff != processor.label_ids_to_fuse:
+        names = ", ".join(str(known.id2label[label]) for label in stuff)
+        logger.info("The image processor fuses the segments of %s (label_ids_to_fuse).", names or "no class")
+        processor.label_ids_to_fuse = stuff
 
 
 def _is_read_with_transform(rows: Any) -> bool:

@@ -23,6 +23,7 @@ from ..hub.facts import data_facts_of, facts_of, hardware_name
 from ..hub.pushing import Publication, commit_folder, lay_out, make_repository
 from ..hub.staging import CARD
 from ..model.pretrained_detr import DETRPreTrainedModel
+from .freezing import has_frozen_detector
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +241,8 @@ class HubPublishing:
             f"{self.state.global_step} steps of {batch} pictures{epochs}{time}, with {args.world_size} "
             f"process{'es' if args.world_size > 1 else ''} on {hardware}, by `DETRTrainer` of detr_hf."
         )
+        if has_frozen_detector(self.accelerator.unwrap_model(self.model)):
+            text += " The mask head learnt alone, on a frozen detector."
         values = [(what, getattr(args, name, None)) for what, name in SHOWN_ARGUMENTS]
         rows = [[what, str(getattr(value, "value", value))] for what, value in values if value not in (None, 0, "")]
         return {"text": text, "rows": rows, "hardware": hardware, "minutes": seconds[-1] / 60 if seconds else None}

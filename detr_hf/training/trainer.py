@@ -27,12 +27,12 @@ from ..checkpoints.processors import processor_of
 from ..data.preparing.collate import DetectionCollator
 from ..errors import NonFiniteLossError
 from ..evaluation.collecting import image_id_of
-from ..model.backbone_detr import Backbone
 from .arguments import MODEL_OPTIONS, DETRTrainingArguments
 from .checkpointed import WholeCheckpoints
 from .checkpointing import last_complete_checkpoint
 from .ema import EMACallback
 from .evaluating import StreamingEvaluation
+from .freezing import freeze_backbone, freeze_detector, has_frozen_detector
 from .monitoring import LossParts, describe_batch, describe_parts
 from .optimizing import drop_schedule, parameter_groups
 from .preparing import check_classes, check_metric, nothing_to_train_on, splits_of_run
@@ -91,10 +91,14 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
     ):
         args = DETRTrainingArguments("trainer_output") if args is None else args
         _refuse_unfit_devices(args)
+        first = model
+        if model_init is not None and (processing_class is None or data is not None):
+            self.model_init = model_init  # the checkpoint that it loads has the processor, and perhaps a mask head
+            first = super().call_model_init()
         if processing_class is None:
-            self.model_init = model_init  # the checkpoint that it loads has the processor
-            processing_class = processor_of(model if model_init is None else super().call_model_init())
-        train_dataset, eval_dataset = splits_of_run(args, train_dataset, eval_dataset, data, processing_class)
+            processing_class = processor_of(first)
+        masks = getattr(first, "has_mask_head", False)
+        train_dataset, eval_dataset = splits_of_run(args, train_dataset, eval_dataset, data, processing_class, masks)
         self._data, self._id2label = data, getattr(data, "id2label", None)
         self._seeding = SeedingCallback()
         self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
@@ -122,7 +126,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
     def _apply_arguments(self) -> None:
         """Completes the arguments, now that the model is known, and does what they say of it."""
         if isinstance(self.args, DETRTrainingArguments):
-            recipe = self.args.apply_recipe(loaded=bool(getattr(self.model.config, "name_or_path", "")))
+            loaded = bool(getattr(self.model.config, "name_or_path", ""))
+            recipe = self.args.apply_recipe(loaded, has_frozen_detector(self.model))
             logger.info("Recipe %r: %s", recipe, {name: getattr(self.args, name) for name in self.args.unset})
             if recipe == "scratch":
                 logger.warning(FROM_SCRATCH)
@@ -151,7 +156,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         if not isinstance(self.args, DETRTrainingArguments):
             return
         if self.args.freeze_backbone:
-            _freeze_backbone(model)
+            freeze_backbone(model)
+        freeze_detector(model, self.args.freeze_detector, self.args.recipe)
         options = MODEL_OPTIONS.get(self.args.recipe)
         if options and not options.items() <= model.config.to_dict().items():
             model.add_training_aids(**options)
@@ -238,7 +244,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
     # --- optimisation ---
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Returns the optimiser of `args.optim`, with rates of their own for the backbone and the class head."""
+        """Returns the optimiser of `args.optim`, with groups for transformer, backbone, class head and mask head."""
         if self.optimizer is not None or not isinstance(self.args, DETRTrainingArguments):
             return super().create_optimizer(model)
         chosen = self.optimizer_cls_and_kwargs
@@ -249,6 +255,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
                 "transformer": self.args.learning_rate,
                 "backbone": self.args.backbone_learning_rate,
                 "class_head": self.args.head_learning_rate,
+                "mask_head": self.args.learning_rate,
             }
             options = {**options, "params": parameter_groups(model or self.model, rates, self.args.weight_decay)}
         self.optimizer_cls_and_kwargs = (optimizer_cls, dict(options))
@@ -352,11 +359,3 @@ def _refuse_unfit_devices(args: Any) -> None:
         )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16 on a CPU is slow and inexact. Use bf16=True, or neither.")
-
-
-def _freeze_backbone(model: nn.Module) -> None:
-    model.config.train_backbone = False
-    for module in model.modules():
-        if isinstance(module, Backbone):
-            module.train_backbone = False
-            module.freeze()

@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 from detr_hf import DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
-from detr_hf.cli.train import parse, resume_choice
+from detr_hf.cli.train import build, parse, resume_choice
 
 from ..conftest import tiny_config, tiny_model
 from ..data import layouts
+from ..training.scenes import micro_model, write_coco
 
 SOURCE_IDS = (3, 5, 9)
 
@@ -177,6 +178,44 @@ def test_a_model_of_other_classes_is_refused(folder, tmp_path):
     tiny_model(backbone="test_resnet", id2label={0: "car"}).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no class in common"):
         run("eval", tmp_path, folder / "data")
+
+
+@pytest.fixture(scope="module")
+def with_masks(tmp_path_factory):
+    """Data with masks, and a checkpoint of a detector and of a segmenter."""
+    root = tmp_path_factory.mktemp("masks")
+    write_coco(root / "instances", panoptic=False)
+    write_coco(root / "panoptic", panoptic=True)
+    for name in ("detector", "segmenter"):
+        micro_model(masks=name == "segmenter").save_pretrained(root / name)
+        DETRImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}).save_pretrained(root / name)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("start", "data", "flags", "masks"),
+    [
+        ("detector", "instances", [], False),
+        ("segmenter", "instances", [], True),
+        ("segmenter", "panoptic", ["--task", "detection"], False),
+        ("detector", "panoptic", ["--task", "panoptic"], True),
+    ],
+)
+def test_the_task_decides_about_masks_and_without_one_the_checkpoint(start, data, flags, masks, with_masks, tmp_path):
+    common = [
+        "--data",
+        str(with_masks / data),
+        "--model",
+        str(with_masks / start),
+        "--output_dir",
+        str(tmp_path),
+        "--use_cpu",
+    ]
+    run = build(*parse([*common, "--skip_check", "--shortest_edge", "48", "--report_to", "none", *flags]))
+    assert type(run.model) is (DETRForSegmentation if masks else DETRForObjectDetection)
+    assert run.model.mask_head_is_new == (masks and start == "detector")
+    assert ("masks" in run.train_dataset[0]["labels"]) == masks
+    assert run.processing_class.label_ids_to_fuse == ([1] if masks and data == "panoptic" else [])
 
 
 def test_help_lists_every_flag_and_a_wrong_flag_is_an_error(capsys):

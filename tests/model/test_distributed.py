@@ -9,7 +9,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from ..conftest import some_labels, tiny_model
+from detr_hf import DETRForSegmentation
+
+from ..conftest import some_labels, tiny_config, tiny_model
+from ..training.scenes import filled
 
 # Objects of the images of each process.
 SHARES = {
@@ -23,12 +26,33 @@ SHARES = {
 # With aids whose losses are not random; "uneven" and "one process without objects" once more.
 AIDED = ("uneven", "one process without objects")
 AIDS = {"encoder_aux_head": True, "num_query_groups": 2}
+# And with masks, joint or on a frozen detector.
+MASKED = ("one process without objects", "more objects than queries")
+KINDS = {"aided": AIDED, "masked": MASKED, "frozen": ("one process without objects",)}
+CASES = [*SHARES, *(f"{name}, {kind}" for kind, names in KINDS.items() for name in names)]
+
+
+def model_of(case: str):
+    kind = case.rpartition(", ")[2]
+    if kind not in ("masked", "frozen"):
+        return tiny_model(dropout=0.0, **(AIDS if kind == "aided" else {})).train()
+    torch.manual_seed(0)
+    model = DETRForSegmentation(tiny_config(dropout=0.0, freeze_detector=kind == "frozen"))
+    model.freeze()
+    return model.train()
+
+
+def shares_of(case: str) -> list[list[int]]:
+    return SHARES[case if case in SHARES else case.rpartition(", ")[0]]
 
 
 def global_batch(shares: list[list[int]]):
     counts = [count for share in shares for count in share]
     pixel_values = torch.randn(len(counts), 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    return pixel_values, some_labels(*counts)
+    labels = some_labels(*counts)
+    for label in labels:
+        label["masks"] = filled(label["boxes"], (64, 64))
+    return pixel_values, labels
 
 
 def losses_and_gradients(model, pixel_values, labels):
@@ -44,15 +68,13 @@ def run_process(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     results = {}
-    for name, shares in SHARES.items():
+    for case in CASES:
+        shares = shares_of(case)
         pixel_values, labels = global_batch(shares)
         start = sum(len(share) for share in shares[:rank])
         mine = slice(start, start + len(shares[rank]))
-        model = DistributedDataParallel(tiny_model(dropout=0.0).train())
-        results[name] = losses_and_gradients(model, pixel_values[mine], labels[mine])
-        if name in AIDED:
-            aided = DistributedDataParallel(tiny_model(dropout=0.0, **AIDS).train())
-            results[f"{name}, aided"] = losses_and_gradients(aided, pixel_values[mine], labels[mine])
+        model = DistributedDataParallel(model_of(case))
+        results[case] = losses_and_gradients(model, pixel_values[mine], labels[mine])
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -74,12 +96,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("name", [*SHARES, *(f"{name}, aided" for name in AIDED)])
+@pytest.mark.parametrize("name", CASES)
 def test_two_processes_give_one_processs_loss_and_gradients(name, results):
-    aids = AIDS if name.endswith(", aided") else {}
-    expected_losses, expected_gradients = losses_and_gradients(
-        tiny_model(dropout=0.0, **aids).train(), *global_batch(SHARES[name.removesuffix(", aided")])
-    )
+    expected_losses, expected_gradients = losses_and_gradients(model_of(name), *global_batch(shares_of(name)))
+    if name.endswith("frozen"):  # what is only logged is each process's own
+        expected_losses = {part: expected_losses[part] for part in ("loss", "loss_mask", "loss_dice")}
     for part, expected in expected_losses.items():
         mean = torch.stack([rank[name][0][part] for rank in results]).mean()
         assert torch.allclose(mean, expected, rtol=1e-5, atol=1e-6), part

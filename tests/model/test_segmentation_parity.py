@@ -1,6 +1,7 @@
 """Masks beside transformers' `DetrForSegmentation`, and losses beside an independent writing of their definition."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import DetrConfig, DetrForSegmentation, TimmBackboneConfig
 
 from detr_hf.model import DETRConfig, DETRForObjectDetection, DETRForSegmentation
+from detr_hf.model.mask_loss_detr import PIXELS_AT_ONCE
 
 from ..checkpoints.foreign import original_state_dict
 
@@ -193,14 +195,17 @@ def independent_losses(logits: np.ndarray, wanted: np.ndarray, padded_hw: tuple[
 
 
 @pytest.mark.parametrize("on_padding", [False, True])
-@pytest.mark.parametrize("counts", [(2, 1), (0, 3), (9, 1)])
+@pytest.mark.parametrize("counts", [(2, 1), (0, 3), (9, 1), (300, 2)])
 def test_losses_equal_an_independent_writing(
     on_padding: bool, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("detr_hf.model.mask_loss_detr.PIXELS_AT_ONCE", 120 * 90 * 2)  # several groups
+    monkeypatch.setitem(PIXELS_AT_ONCE, "cpu", 120 * 90 * 2)  # several groups
     model = small(mask_loss_on_padding=on_padding).eval()
     pixel_values, pixel_mask = padded_batch()
     labels = [*labels_of(counts[0]), *labels_of(counts[1], size_hw=(80, 60))]
+    for label in labels:  # an empty mask, and one of a pixel
+        label["masks"][:2] = False
+        label["masks"][1:2, 5, 7] = True
     outputs = model(pixel_values, pixel_mask, labels)
     focal, dice, objects = 0.0, 0.0, 0
     for image, label in enumerate(labels):
@@ -209,7 +214,7 @@ def test_losses_equal_an_independent_writing(
         if on_padding:
             wanted = np.pad(wanted, ((0, 0), (0, 120 - wanted.shape[1]), (0, 90 - wanted.shape[2])))
         sums = independent_losses(outputs.pred_masks[image, query].detach().numpy(), wanted, (120, 90))
-        focal, dice, objects = focal + sums[0], dice + sums[1], objects + len(object_)
+        focal, dice, objects = focal + sums[0], dice + sums[1], objects + len(label["masks"])
     assert outputs.loss_dict["loss_mask"].item() == pytest.approx(focal / objects, rel=1e-5)
     assert outputs.loss_dict["loss_dice"].item() == pytest.approx(dice / objects, rel=1e-5)
     detector = DETRForObjectDetection.loss_of  # the boxes' part is the detector's own
@@ -241,6 +246,16 @@ def test_the_head_runs_on_matched_queries_and_gives_the_gradient_of_all():
         torch.testing.assert_close(gradient, gradients[False][name], atol=1e-5, rtol=1e-3)
 
 
+def test_aids_have_no_masks():
+    """Only the first group's queries, which are the model's own, and their matches."""
+    aids = {"num_query_groups": 2, "num_denoising": 4, "encoder_aux_head": True}
+    model, batch, labels = small(dropout=0.0, **aids), padded_batch(), labels_of(2, 1)
+    plain, aided = model(*batch, labels), model.train()(*batch, labels)
+    assert "loss_ce_dn" in aided.loss_dict and aided.pred_masks.shape == plain.pred_masks.shape
+    for name in ("loss_mask", "loss_dice"):
+        assert aided.loss_dict[name].item() == pytest.approx(plain.loss_dict[name].item(), rel=1e-4)
+
+
 def test_a_batch_without_objects_gives_every_weight_a_gradient():
     model, (pixel_values, pixel_mask) = small(), padded_batch()
     outputs = model.train()(pixel_values, pixel_mask, labels_of(0, 0))
@@ -250,7 +265,7 @@ def test_a_batch_without_objects_gives_every_weight_a_gradient():
     assert all(not p.grad.any() for name, p in model.named_parameters() if name.startswith("mask_head"))
 
 
-def test_a_frozen_detector_stays_what_it_is_and_the_head_learns(tmp_path: Path):
+def test_a_frozen_detector_stays_what_it_is_and_the_head_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model, (pixel_values, pixel_mask) = small(freeze_detector=True), padded_batch()
     model.freeze()
     labels = labels_of(2, 1)
@@ -258,14 +273,17 @@ def test_a_frozen_detector_stays_what_it_is_and_the_head_learns(tmp_path: Path):
     learning = [p for p in model.parameters() if p.requires_grad]
     assert len(learning) == 32
     optimizer = torch.optim.AdamW(learning, lr=1e-3)
-    first = None
+    first, folded = None, model.backbone[0].inference_body
+    model.train()
+    monkeypatch.setattr(folded, "_make", Mock(wraps=folded._make))
     for _ in range(20):
         outputs = model.train()(pixel_values, pixel_mask, labels)
         optimizer.zero_grad()
         outputs.loss.backward()
         optimizer.step()
         first = first or outputs.loss.item()
-    assert outputs.loss.item() < first
+    assert outputs.loss.item() < first and not outputs.logits.requires_grad
+    assert folded._made is not None and folded._make.call_count <= 1  # its norms are folded, once for all steps
     assert torch.equal(outputs.loss, outputs.loss_dict["loss_mask"] + outputs.loss_dict["loss_dice"])
     after = model.eval()(pixel_values, pixel_mask)
     assert torch.equal(after.logits, before.logits) and torch.equal(after.pred_boxes, before.pred_boxes)
@@ -284,6 +302,7 @@ def test_a_frozen_detector_stays_what_it_is_and_the_head_learns(tmp_path: Path):
         (lambda label: label.update(masks=label["masks"][:1]), r"expected \(2, H, W\)"),
         (lambda label: label.update(masks=torch.zeros(2, 130, 90, dtype=torch.bool)), "no larger than the padded"),
         (lambda label: label.update(masks=torch.zeros(120, 90, dtype=torch.bool)), "has shape"),
+        (lambda label: label.update(has_mask=torch.ones(3).bool()), r"'has_mask'\] has shape \(3,\)"),
     ],
 )
 def test_labels_whose_masks_cannot_be_meant_are_refused(change, words: str):
@@ -291,6 +310,21 @@ def test_labels_whose_masks_cannot_be_meant_are_refused(change, words: str):
     change(labels[0])
     with pytest.raises(ValueError, match=words):
         small()(*padded_batch(), labels)
+
+
+def test_a_detector_is_not_frozen_with_classes_that_it_does_not_know(tmp_path: Path):
+    DETRForObjectDetection(small().config).save_pretrained(tmp_path)
+    fewer = DETRForSegmentation.from_pretrained(tmp_path, id2label={0: "grass", 1: "Cat"}, freeze_detector=True)
+    assert fewer.new_classes == ()  # all have their rows
+    other = {"id2label": {0: "cat", 1: "owl", 2: "sky"}}
+    with pytest.raises(ValueError, match=r"does not know 2 of its 3 classes \(owl, sky\)"):
+        DETRForSegmentation.from_pretrained(tmp_path, freeze_detector=True, **other)
+    model = DETRForSegmentation.from_pretrained(tmp_path, **other)
+    with pytest.raises(ValueError, match="owl, sky"):
+        model.freeze_detector(True)
+    model.train()(*padded_batch(), labels_of(2, 1))
+    model.freeze_detector(True)  # they have learnt
+    assert "new_classes" not in model.config.to_dict()
 
 
 def test_a_backbone_without_the_four_levels_is_refused():

@@ -1,5 +1,5 @@
-"""A script, with no tests: `python -m tests.training.killed FOLDER KILLS` trains in a child process that saves at
-every step, kills it at random moments, and resumes.
+"""A script, with no tests: `python -m tests.training.killed FOLDER KILLS [masks]` trains in a child process that saves
+at every step, kills it at random moments, and resumes.
 
 The children are forked from a process that has imported everything, so a kill costs a second. Prints one line of JSON.
 """
@@ -20,12 +20,13 @@ from detr_hf.training.checkpointing import UNFINISHED, checkpoints_in, fault_of,
 from .scenes import Scenes, digest, micro_model, trainer
 
 
-def train(folder: Path, max_steps: int, started: int | None = None) -> str:
+def train(folder: Path, max_steps: int, started: int | None = None, masks: bool = False) -> str:
     """Trains to `max_steps`, from the last checkpoint if there is one; writes the step of every save that starts to
     `started`."""
     run = trainer(
         folder,
-        train=Scenes(4),
+        micro_model(masks=masks),
+        train=Scenes(4, masks=masks),
         max_steps=max_steps,
         save_total_limit=2,
         ema_decay=0.9,
@@ -45,18 +46,18 @@ def train(folder: Path, max_steps: int, started: int | None = None) -> str:
     return digest(run.model)
 
 
-def child(folder: Path, started: int) -> int:
+def child(folder: Path, started: int, masks: bool) -> int:
     """Starts a process that trains without end, and returns its id."""
     process = os.fork()
     if process == 0:
         try:
-            train(folder, 100_000, started)
+            train(folder, 100_000, started, masks)
         finally:
             os._exit(1)
     return process
 
 
-def kill_again_and_again(folder: Path, kills: int, seed: int = 0) -> dict:
+def kill_again_and_again(folder: Path, kills: int, masks: bool, seed: int = 0) -> dict:
     """What was found after `kills` kills."""
     folder.mkdir(parents=True)
     chance = random.Random(seed)
@@ -64,7 +65,7 @@ def kill_again_and_again(folder: Path, kills: int, seed: int = 0) -> dict:
     os.pwrite(started, (0).to_bytes(8), 0)
     found = {"kills": 0, "resumable": 0, "while_saving": 0, "most_saves_lost": 0, "last_step": 0}
     for _ in range(kills):
-        process = child(folder, started)
+        process = child(folder, started, masks)
         before = found["last_step"]
         until = time.time() + 120
         while (not checkpoints_in(folder) or last_step(folder) <= before) and time.time() < until:
@@ -89,16 +90,17 @@ def last_step(folder: Path) -> int:
     return max(int(path.name.rpartition("-")[2]) for path in checkpoints_in(folder))
 
 
-def main(folder: Path, kills: int) -> None:
+def main(folder: Path, kills: int, masks: bool) -> None:
     """Kills, then compares the end of the resumed run with that of a run that was never stopped."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     micro_model()  # imports everything that children need
-    found = kill_again_and_again(folder / "killed", kills)
+    found = kill_again_and_again(folder / "killed", kills, masks)
     end = found["last_step"] + 1
-    found["same_as_straight"] = train(folder / "killed", end) == train(folder / "straight", end)
+    resumed, straight = (train(folder / name, end, masks=masks) for name in ("killed", "straight"))
+    found["same_as_straight"] = resumed == straight
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] == ["masks"])

@@ -194,9 +194,9 @@ def test_a_real_limit_on_file_size_leaves_the_checkpoint_before(tmp_path):
         assert len(list(weights.keys())) > 50
 
 
-def run_killed(folder: Path, kills: int) -> dict:
+def run_killed(folder: Path, kills: int, *words: str) -> dict:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.killed", str(folder), str(kills)],
+        [sys.executable, "-m", "tests.training.killed", str(folder), str(kills), *words],
         capture_output=True,
         text=True,
         check=True,
@@ -206,6 +206,11 @@ def run_killed(folder: Path, kills: int) -> dict:
 
 def test_kill_9_while_saving_every_step(tmp_path):
     check_kills(run_killed(tmp_path / "run", 2), 2)
+
+
+@pytest.mark.slow
+def test_kill_9_while_masks_are_learnt(tmp_path):
+    check_kills(run_killed(tmp_path / "run", 5, "masks"), 5)
 
 
 @pytest.mark.slow

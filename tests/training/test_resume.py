@@ -24,20 +24,32 @@ CASES = {
     "cosine": ({"lr_scheduler_type": "cosine"}, 5),
     "bfloat16": ({"bf16": True}, 3),
     "training aids and averaged weights": ({"recipe": "fast_ref", "ema_decay": 0.9}, 3),
+    "masks, training aids and averaged weights": ({"masks": True, "recipe": "fast", "ema_decay": 0.9}, 3),
 }
+LONGER = {
+    "masks alone": ({"masks": True, "freeze_detector": True}, 3),
+    "masks, accumulation": (
+        {"masks": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "ema_decay": 0.9},
+        3,
+    ),
+    "masks, bfloat16 and two workers": ({"masks": True, "bf16": True, "dataloader_num_workers": 2}, 3),
+}
+CASES |= LONGER
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in LONGER)) for case in CASES])
 def test_a_resumed_run_is_the_straight_run(case, tmp_path):
     changes, stop = CASES[case]
+    changes, masks = dict(changes), "masks" in changes
+    changes.pop("masks", None)
     evaluation = Scenes(3, noise=False) if "eval_strategy" in changes else None
     changes = {"save_steps": stop, **changes}
-    straight = trainer(tmp_path / "straight", evaluation=evaluation, **changes)
+    straight = trainer(tmp_path / "straight", micro_model(masks=masks), evaluation=evaluation, **changes)
     straight.train()
 
     shutil.copytree(tmp_path / "straight" / f"checkpoint-{stop}", tmp_path / "resumed" / f"checkpoint-{stop}")
     torch.manual_seed(12345)  # nothing may depend on where the new process's generators happen to be
-    resumed = trainer(tmp_path / "resumed", micro_model(seed=99), evaluation=evaluation, **changes)
+    resumed = trainer(tmp_path / "resumed", micro_model(99, masks), evaluation=evaluation, **changes)
     resumed.train(resume_from_checkpoint=True)
 
     assert resumed.state.global_step == straight.state.global_step == 6

@@ -1,4 +1,4 @@
-"""FSDP2 in two processes is DDP in two processes: losses, metrics, saved weights, a resumed run.
+"""FSDP2 in two processes is DDP in two processes, with masks: losses, metrics, saved weights, a resumed run.
 
 accelerate shards on GPUs only. Here it is told that the CPU is one, and the tensors travel by gloo; what is sharded,
 gathered, saved and loaded is the same code.
@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from detr_hf import DETRForObjectDetection
+from detr_hf import DETRForSegmentation
 
 from .scenes import Scenes, micro_model, trainer
 
@@ -57,12 +57,13 @@ def run_process(rank: int, port: int, folder: str, sharded: bool) -> None:
         shard_on_the_cpu()
     root = Path(folder)
     options = {**OPTIONS, **({"fsdp": True} if sharded else {})}
-    data = {"train": Scenes(12, heights=SAME), "evaluation": Scenes(7, noise=False, heights=SAME)}
-    run = trainer(root / "run", micro_model(dropout=0.0), **data, **options)
+    masks = {"heights": SAME, "masks": True}
+    data = {"train": Scenes(12, **masks), "evaluation": Scenes(7, noise=False, **masks)}
+    run = trainer(root / "run", micro_model(dropout=0.0, masks=True), **data, **options)
     run.train()
     metrics = run.evaluate()
     run.save_model(str(root / "final"))
-    again = trainer(root / "again", micro_model(9, dropout=0.0), **data, **options)
+    again = trainer(root / "again", micro_model(9, masks=True, dropout=0.0), **data, **options)
     again.train(resume_from_checkpoint=str(root / "run" / "checkpoint-2"))
     result = {
         "sharded": run.is_fsdp_enabled and type(next(run.model_wrapped.parameters())).__name__ == "DTensor",
@@ -102,8 +103,8 @@ def test_what_is_saved_is_a_whole_model(results):
     assert whole.keys() == shards.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(shards[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
-    DETRForObjectDetection.from_pretrained(results[True][0] / "final")
-    DETRForObjectDetection.from_pretrained(results[True][0] / "run" / "checkpoint-4")
+    DETRForSegmentation.from_pretrained(results[True][0] / "final")
+    DETRForSegmentation.from_pretrained(results[True][0] / "run" / "checkpoint-4")
 
 
 def test_a_sharded_run_resumes(results):

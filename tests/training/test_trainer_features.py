@@ -10,17 +10,20 @@ from .scenes import Scenes, digest, micro_model, trainer
 SAME = (64, 64)
 
 
-def losses(folder, **changes):
-    options = {"max_steps": 3, "save_strategy": "no", "train": Scenes(8, heights=SAME), **changes}
-    run = trainer(folder, micro_model(dropout=0.0), **options)
+def losses(folder, masks=False, **changes):
+    options = {"max_steps": 3, "save_strategy": "no", "train": Scenes(8, heights=SAME, masks=masks), **changes}
+    run = trainer(folder, micro_model(dropout=0.0, masks=masks), **options)
     run.train()
     return run, [entry["loss"] for entry in run.state.log_history if "loss" in entry]
 
 
 @pytest.mark.processor
 def test_bf16_follows_float32(tmp_path):
-    _, exact = losses(tmp_path / "exact")
-    run, rounded = losses(tmp_path / "rounded", bf16=True)
+    exact_run, exact = losses(tmp_path / "exact", masks=True)
+    run, rounded = losses(tmp_path / "rounded", masks=True, bf16=True)
+    for name in ("loss_ce", "loss_bbox", "loss_mask", "loss_dice"):
+        first, other = (one.state.log_history[0][name] for one in (run, exact_run))
+        assert first == pytest.approx(other, rel=0.02), name
     assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
     assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
 
@@ -39,10 +42,11 @@ def test_activation_checkpointing_computes_layers_twice_and_changes_nothing(tmp_
     assert plain[1] == saving[1]
 
 
-def test_accumulation_takes_the_mean_of_its_batches(tmp_path):
+@pytest.mark.parametrize("masks", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["boxes", "masks"])
+def test_accumulation_takes_the_mean_of_its_batches(masks, tmp_path):
     """One step of two batches: SGD goes along the mean of their gradients."""
     options = {"optim": "sgd", "max_grad_norm": 1e9, "warmup_steps": 0, "max_steps": 1, "save_strategy": "no"}
-    run = trainer(tmp_path, micro_model(dropout=0.0), gradient_accumulation_steps=2, **options)
+    run = trainer(tmp_path, micro_model(dropout=0.0, masks=masks), gradient_accumulation_steps=2, **options)
     collate, batches = run.data_collator, []
 
     def noting(rows):
@@ -52,7 +56,7 @@ def test_accumulation_takes_the_mean_of_its_batches(tmp_path):
     run.data_collator = noting
     run.train()
     assert run.state.global_step == 1
-    model = micro_model(dropout=0.0).train()
+    model = micro_model(dropout=0.0, masks=masks).train()
     for batch in batches[:2]:  # a third may have been read ahead
         (model(**batch).loss / 2).backward()
     rates = {"backbone": run.args.backbone_learning_rate, "class_embed": run.args.head_learning_rate}
