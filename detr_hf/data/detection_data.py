@@ -7,8 +7,10 @@ A row holds
 - `file_name`, `width`, `height` (pixels; the frame that the boxes are in);
 - `objects`: a dict of equally long lists: `id` (int64), `bbox` (x, y, width, height in pixels, float64, as the source
   has it), `category` (0..K-1), `area` (square pixels), `iscrowd` (0 or 1), `segmentation` (JSON of polygons or of a
-  COCO RLE, or None);
-- `panoptic`: `datasets.Image` of the segment ids, only where the source is panoptic.
+  COCO RLE; None where there is none, `NO_MASK` where that is allowed: of such an object a segmentation model learns
+  the box);
+- `panoptic`: `datasets.Image` of the segment ids, only where the source is panoptic; objects then have `isthing`
+  (0 or 1) too, so that data which was saved or pushed tells things from stuff.
 
 Different on purpose from the usual `Dataset` of COCO rows: category ids are always 0..K-1 and the mapping back is kept
 beside the data, because ids with gaps are the first thing that people trip over.
@@ -26,6 +28,8 @@ from ..errors import LayoutError
 from .findings import FindingLog
 
 logger = logging.getLogger(__name__)
+
+NO_MASK = "null"
 
 SPLIT_NAMES = {
     "train": "train|training|train[-_ ]?val",
@@ -69,6 +73,8 @@ def detection_features(names: list[str], source_ids: bool = False, panoptic: boo
         "iscrowd": List(Value("int8")),
         "segmentation": List(Value("large_string")),
     }
+    if panoptic:
+        objects["isthing"] = List(Value("int8"))
     features = {
         "image": Image(),
         "image_id": Value("int64"),

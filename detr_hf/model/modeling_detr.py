@@ -353,7 +353,7 @@ class DETRForSegmentation(DETRForObjectDetection):
             pixel_values: (B, C, H, W), floating point, normalised; smaller images padded at the right and the bottom.
             pixel_mask: (B, H, W), 1 on the image and 0 on padding; None means no padding.
             labels: as for detection, and `masks` (N, H', W') bool, in the frame of the padded input or of the image
-                inside it.
+                inside it; `has_mask` (N,) bool where an object has none, of which the box alone is learnt.
             output_attentions, output_hidden_states: also return those of every layer.
             mask_score_threshold: masks only of queries whose score, that of the best class but no-object, is above it;
                 None takes the configuration's.

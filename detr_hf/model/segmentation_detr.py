@@ -208,7 +208,8 @@ def train_masks(
     """Returns the mask logits (B, Q, h4, w4), the loss of the matched ones, and its parts.
 
     The last layer's assignment counts, made by the detector's costs alone. While training, only matched queries have a
-    mask: the others' would carry no gradient.
+    mask: the others' would carry no gradient. Objects that `has_mask` (N,) of their image's label says to have none
+    are matched as any other, and neither summed nor counted here.
     """
     criterion = model.criterion()
     targets = PackedTargets.from_list(labels, len(sizes_hw), predictions.logits.device)
@@ -218,9 +219,12 @@ def train_masks(
     num_queries = last.logits.shape[2]
     counts = [min(count, num_queries) for count in targets.counts]
     queries, objects = (list(numbers[0].split(counts)) for numbers in (matches.query, matches.object))
+    known = [label.get("has_mask", torch.ones(len(masks))) for label, masks in zip(labels, wanted, strict=True)]
+    known = [which.to(numbers.device).bool()[numbers] for which, numbers in zip(known, objects, strict=True)]
+    queries, objects = ([of[which] for of, which in zip(side, known, strict=True)] for side in (queries, objects))
     wanted = [masks.to(numbers.device)[numbers] for masks, numbers in zip(wanted, objects, strict=True)]
     if model.training:
-        unused = not sum(counts)  # every weight has a gradient all the same, which distributed training waits for
+        unused = not sum(map(len, queries))  # every weight has a gradient all the same, which distributed training waits for
         chosen = [queries[0].new_zeros(1), *queries[1:]] if unused else queries
         masks = masks_of_queries(model, decoded, chosen)
         placed = place_masks(masks, chosen, num_queries)
@@ -252,4 +256,7 @@ def _checked_masks(label: dict[str, Tensor], index: int, padded_hw: tuple[int, i
             f"labels[{index}]['masks'] has shape {tuple(masks.shape)}; expected ({count}, H, W) for its {count} "
             f"objects, no larger than the padded input, {padded_hw[0]}x{padded_hw[1]}."
         )
+    known = label.get("has_mask")
+    if known is not None and known.shape != (count,):
+        raise ValueError(f"labels[{index}]['has_mask'] has shape {tuple(known.shape)}; expected ({count},).")
     return masks.bool()

@@ -8,10 +8,12 @@ import json
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import AnnotationError
 from ...processing.mask_annotations_detr import object_masks
+from ..detection_data import NO_MASK
 from .faults import plain_id
 
 LARGEST_COORDINATE = 1e6
@@ -56,16 +58,18 @@ def _rle_fault(rle: dict, height: int, width: int) -> str | None:
 
 
 def decode_masks(segmentations: list[str | None], height: int, width: int, names: list[str]) -> Tensor:
-    """Returns masks `(N, height, width)` bool of segmentations as JSON text; an empty mask where there is none.
+    """Returns masks `(N, height, width)` bool of segmentations as JSON text; an empty one for `NO_MASK` or None.
 
     Raises:
         AnnotationError: a segmentation is malformed; `names (N,)` says whose it is.
         ImportError: a polygon is to be drawn and pycocotools is not installed.
     """
+    masks = torch.zeros(len(segmentations), height, width, dtype=torch.bool)
+    drawn = [index for index, text in enumerate(segmentations) if text and text != NO_MASK]
     parsed = []
-    for text, name in zip(segmentations, names, strict=True):
+    for text, name in ((segmentations[index], names[index]) for index in drawn):
         try:
-            segmentation = json.loads(text) if text else []
+            segmentation = json.loads(text)
         except ValueError as error:
             raise AnnotationError(f"{name}: the segmentation is no JSON ({error}).") from error
         fault = segmentation_fault(segmentation, height, width)
@@ -73,6 +77,7 @@ def decode_masks(segmentations: list[str | None], height: int, width: int, names
             raise AnnotationError(f"{name}: {fault}.")
         parsed.append((name, {"segmentation": segmentation}))
     try:
-        return object_masks(parsed, (height, width))
+        masks[drawn] = object_masks(parsed, (height, width))
     except (ValueError, TypeError) as error:
         raise AnnotationError(str(error)) from error
+    return masks
