@@ -224,7 +224,7 @@ def train_masks(
     queries, objects = ([of[which] for of, which in zip(side, known, strict=True)] for side in (queries, objects))
     wanted = [masks.to(numbers.device)[numbers] for masks, numbers in zip(wanted, objects, strict=True)]
     if model.training:
-        unused = not sum(map(len, queries))  # every weight has a gradient all the same, which distributed training waits for
+        unused = not sum(map(len, queries))  # every weight has a gradient all the same: distributed training waits
         chosen = [queries[0].new_zeros(1), *queries[1:]] if unused else queries
         masks = masks_of_queries(model, decoded, chosen)
         placed = place_masks(masks, chosen, num_queries)
