@@ -24,7 +24,7 @@ from typing import Any
 
 from datasets import ClassLabel, Features, Image, List, Value
 
-from ..errors import LayoutError
+from ..errors import LayoutError, did_you_mean
 from .findings import FindingLog
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,21 @@ class Categories:
         """Returns the classes of names by id, in the order of the ids: numbers, then texts."""
         ids = sorted(id2label, key=lambda value: (isinstance(value, str), value))
         return cls([str(id2label[key]) for key in ids], ids)
+
+    def call_stuff(self, stuff: list[str | int], source: str) -> None:
+        """Sets `is_thing` where the user says which classes, by name or the source's id, are stuff.
+
+        Raises:
+            LayoutError: there is no such class.
+        """
+        known = {**{name: index for index, name in enumerate(self.names)}, **self.index_of}
+        unknown = [value for value in stuff if value not in known]
+        if unknown:
+            raise LayoutError(
+                f"stuff= names {unknown[0]!r}, which is no class of {source}.{did_you_mean(unknown[0], self.names)}"
+            )
+        called = {known[value] for value in stuff}
+        self.is_thing = [index not in called for index in range(len(self.names))]
 
     @property
     def changed(self) -> bool:

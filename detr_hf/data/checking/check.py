@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from datasets import Image as ImageFeature, IterableDataset
+from datasets import IterableDataset
 
 from ...errors import LayoutError, did_you_mean
 from ..detection_data import Categories, DetectionData, split_kind
@@ -18,6 +18,7 @@ from ..readers.hf_objects import read_hf
 from ..readers.recognising import ReadData, judge, read_source
 from ..readers.records import JudgedSplit
 from ..readers.shares import set_aside
+from .mask_checks import check_masks, check_segment_pictures
 from .picture_checks import check_pictures
 from .report import CheckReport, SplitSummary
 from .splits import check_splits, objects_per_image
@@ -59,7 +60,7 @@ def check(
         pictures: open and decode the pictures; without, only annotations and names are looked at.
         workers: threads, by default the number of cores.
         read_options: as for `load_detection_dataset`: `splits`, `format`, `task`, `image_root`, `box_format`,
-            `id2label`, `masks`, `validation_share`, `validation_seed`, `on_fault`.
+            `id2label`, `stuff`, `masks`, `allow_missing_masks`, `validation_share`, `validation_seed`, `on_fault`.
 
     A data set that is not recognised is an error in the report, with the code `layout`. With `on_fault="drop"` what
     would be left out is a warning, and the report is of what remains.
@@ -87,6 +88,8 @@ def check(
         return CheckReport(str(data), None, {}, log, seconds=time.perf_counter() - started)
     if pictures:
         check_pictures(read, judged, workers)
+        check_segment_pictures(read, judged, workers)
+    check_masks(read, judged)
     if options.on_fault == "drop":
         read.log.tolerate()
     else:
@@ -132,9 +135,6 @@ def read_loaded(data: DetectionData) -> ReadData:
         if isinstance(split, IterableDataset):
             raise LayoutError(f"{data!r} is streamed and cannot be checked as a whole; load it without streaming.")
         records[name] = read_hf(name, split)
-        if "panoptic" in split.column_names:
-            undecoded = split.select_columns("panoptic").cast_column("panoptic", ImageFeature(decode=False))
-            records[name].panoptic_paths = [row["panoptic"]["path"] for row in undecoded]
     names = data.categories.names
     categories = Categories(names, list(range(len(names))), data.is_thing)
     explicit = data.box_format is not None

@@ -18,12 +18,19 @@ from .faults import plain_id
 
 LARGEST_COORDINATE = 1e6
 LARGEST_PICTURE = 2**28
+LONGEST_OUTLINE = 1e6  # what is surely below it is not measured
+
+
+class Faulty(str):
+    """Why a mask could not be read, in its place."""
 
 
 def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None:
     """Returns what is wrong with a COCO segmentation of a `height x width` picture (0 x 0: unknown), or None."""
     if isinstance(segmentation, dict):
         return _rle_fault(segmentation, height, width)
+    if isinstance(segmentation, Faulty):
+        return str(segmentation)
     if not isinstance(segmentation, list):
         return f"the segmentation is a {type(segmentation).__name__}, expected a list of polygons or a run length dict"
     for polygon in segmentation:
@@ -37,6 +44,13 @@ def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None
             min(polygon) >= -LARGEST_COORDINATE and max(polygon) <= LARGEST_COORDINATE and math.isfinite(sum(polygon))
         ):
             return "a polygon holds a NaN, infinite or enormous coordinate"
+        if (max(polygon) - min(polygon)) * len(polygon) > LONGEST_OUTLINE:
+            try:
+                object_masks([("the segmentation", {"segmentation": [polygon]})], (1, 1))
+            except ValueError as error:
+                return str(error)
+            except ImportError:
+                pass  # it is drawn elsewhere
     return None
 
 
