@@ -156,7 +156,9 @@ def objects_of(
     count = len(boxes) if columns.box else len(categories)
 
     def optional(*keys: str) -> list[Any]:
-        return next((values for key in keys if len(values := as_column(objects, key)) == count), [None] * count)
+        there = ([*as_column(objects, key)] for key in keys)
+        whole = (values for values in there if len(values) == count and any(value is not None for value in values))
+        return next(whole, [None] * count)
 
     ids, masks = optional(*ID_KEYS), [None] * count
     if columns.panoptic and not columns.box:

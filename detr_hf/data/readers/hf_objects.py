@@ -219,7 +219,8 @@ def add_row(
         object_id = len(records.object_ids) + 1 if id_fault(object_id) else object_id
         crowd = int(crowd) if isinstance(crowd, bool) else crowd
         box = box.tolist() if hasattr(box, "tolist") else box  # of a stream without features
-        records.add_object(index, object_id, category, box, area, crowd, mask, NO_MASK if mask == NO_MASK else None)
+        mask, text = (None, NO_MASK) if mask == NO_MASK else (mask, None)
+        records.add_object(index, object_id, category, box, area, crowd, mask, text)
         if thing is not None and not id_fault(category):
             records.things.setdefault(category, set()).add(plain_flag(thing))
 

@@ -10,7 +10,7 @@ from ..detection_data import NO_MASK, Categories, detection_features
 from ..pictures import read_header
 from ..read_options import ReadOptions
 from .faults import box_fault
-from .hf_columns import as_column, find_columns
+from .hf_columns import Columns, as_column, find_columns
 from .hf_objects import PEEK_ROWS, add_row, records_for
 from .mask_checks import check_masks, check_segments
 from .records import SplitRecords, suspect_format, to_xywh
@@ -49,14 +49,19 @@ def undecoded(split: IterableDataset) -> IterableDataset:
 
 
 def _streamed_row(
-    row: dict[str, Any], number: int, split_name: str, categories: Categories, box_format: str, options: ReadOptions
+    row: dict[str, Any],
+    number: int,
+    split_name: str,
+    columns: Columns,
+    categories: Categories,
+    box_format: str,
+    options: ReadOptions,
 ) -> dict[str, Any]:
     """Returns a row in the schema of `detection_features`; a faulty one stops the stream with its number.
 
     Raises:
         AnnotationError: an object of the row is malformed, or lacks what it needs.
     """
-    columns = find_columns(row, f"row {number}", options.task)
     records = records_for(split_name, columns, options.masks)
     add_row(records, row, number, columns, lambda image, name: read_header(image, name).upright_wh)
     objects = _objects_of(records, categories, box_format, options)
@@ -115,9 +120,10 @@ def stream_split(
     name: str, split: IterableDataset, categories: Categories, box_format: str, options: ReadOptions
 ) -> IterableDataset:
     """Returns a stream in the schema; nothing is read until it is iterated."""
-    known = {"split_name": name, "categories": categories, "box_format": box_format, "options": options}
-    columns = list(split.features) if split.features is not None else None
-    panoptic = find_columns(split.features or next(iter(split)), f"split {name!r}", options.task).panoptic
-    features = detection_features(categories.names, panoptic=panoptic)
+    columns = find_columns(split.features or next(iter(split)), f"split {name!r}", options.task)
+    known = {"split_name": name, "columns": columns, "categories": categories, "box_format": box_format}
+    known["options"] = options
+    there = list(split.features) if split.features is not None else None
+    features = detection_features(categories.names, panoptic=columns.panoptic)
     split = undecoded(split)
-    return split.map(_streamed_row, with_indices=True, fn_kwargs=known, remove_columns=columns, features=features)
+    return split.map(_streamed_row, with_indices=True, fn_kwargs=known, remove_columns=there, features=features)
