@@ -48,10 +48,14 @@ def object_masks(objects: Sequence[tuple[str, Mapping[str, Any]]], image_hw: tup
 
 
 def resize_masks(masks: Tensor, hw: tuple[int, int]) -> Tensor:
-    """Returns (N, h, w) bool masks by nearest neighbour, the original code's rule; masks is (N, H, W)."""
+    """Returns (N, h, w) bool masks by nearest neighbour at pixel centres; masks is (N, H, W).
+
+    The original takes the neighbour at pixel corners, which moves a mask by up to half a pixel against its image: a
+    mask that is made larger and small again has lost a row and a column.
+    """
     if masks.shape[0] == 0 or tuple(masks.shape[1:]) == tuple(hw):
         return masks.reshape(masks.shape[0], *hw)
-    return torch.nn.functional.interpolate(masks[:, None].to(torch.uint8), size=hw, mode="nearest")[:, 0].bool()
+    return torch.nn.functional.interpolate(masks[:, None].to(torch.uint8), size=hw, mode="nearest-exact")[:, 0].bool()
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
-from ...processing.mask_annotations_detr import masks_to_boxes
+from ...processing.mask_annotations_detr import masks_to_boxes, resize_masks
 from .given import AlbumentationsCompose, is_albumentations
 
 PRESETS = ("none", "paper", "strong")
@@ -69,6 +69,24 @@ def _draw(low: int, high: int) -> int:
     return int(torch.randint(low, high + 1, ()))
 
 
+class MasksAtPixelCentres:
+    """What torchvision's resizes lack: masks go with the pixels, where theirs move by up to half a pixel."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resizes one of image, boxes and masks."""
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.Mask(resize_masks(inpt.as_subclass(Tensor), tuple(params["size"])))
+        return super().transform(inpt, params)
+
+
+class RandomShortestSize(MasksAtPixelCentres, v2.RandomShortestSize):
+    """Resizes the shorter side to one of some lengths."""
+
+
+class ScaleJitter(MasksAtPixelCentres, v2.ScaleJitter):
+    """Resizes by a factor drawn evenly."""
+
+
 class Augmentation:
     """A preset: its transforms, and whether the image leaves it in the size that the model shall see."""
 
@@ -89,8 +107,8 @@ def _paper_sizes(shortest: int, longest: int) -> v2.Transform:
     def scaled(values: Sequence[int]) -> list[int]:
         return [max(round(value * shortest / PAPER_SHORTEST), 1) for value in values]
 
-    multi_scale = v2.RandomShortestSize(scaled(PAPER_SCALES), max_size=longest)
-    crop = [v2.RandomShortestSize(scaled(PAPER_CROP_SCALES)), RandomSizeCrop(*scaled(PAPER_CROP_SIDES)), multi_scale]
+    multi_scale = RandomShortestSize(scaled(PAPER_SCALES), max_size=longest)
+    crop = [RandomShortestSize(scaled(PAPER_CROP_SCALES)), RandomSizeCrop(*scaled(PAPER_CROP_SIDES)), multi_scale]
     return v2.RandomChoice([multi_scale, v2.Compose(crop)])
 
 
@@ -117,7 +135,7 @@ def augmentation(
     if choice == "strong":
         # As many pixels as the largest image of the recipe: a batch fits into the same memory.
         side = round(math.sqrt(shortest * longest))
-        jitter = v2.Compose([v2.ScaleJitter((shortest, longest), JITTER), RandomSizeCrop(side, side)])
+        jitter = v2.Compose([ScaleJitter((shortest, longest), JITTER), RandomSizeCrop(side, side)])
         steps = [steps[0], v2.RandomPhotometricDistort(p=0.5), v2.RandomChoice([steps[1], jitter])]
     return Augmentation(choice, v2.Compose(steps), resizes=True)
 
