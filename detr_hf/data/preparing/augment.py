@@ -42,8 +42,8 @@ PAPER_CROP_SCALES = (400, 500, 600)
 PAPER_CROP_SIDES = (384, 600)
 JITTER = (0.1, 2.0)
 SMALLEST_BOX_PX = 1.0
-# A box and its mask are taken to be of one thing up to this difference of their sides: annotation tools round.
-AGREEMENT_PX = 3.0
+# A box and its mask are taken to be of one place up to this difference of their sides: in COCO's own it is up to 5.
+AGREEMENT_PX = 5.0
 
 
 class RandomSizeCrop(v2.Transform):
