@@ -179,7 +179,7 @@ def test_segment_pictures_stay_in_their_folder(name: str, tmp_path: Path):
         place.write_bytes((root / "panoptic_train" / "train_0.png").read_bytes())
     content["annotations"][0]["file_name"] = name.replace("{root}", str(root).lstrip("/"))
     layouts.write_json(root / "panoptic_train.json", content)
-    with pytest.raises(DataError, match="file-name-unsafe.*leaves the image folder|is absolute"):
+    with pytest.raises(DataError, match=r"file-name-unsafe.*leaves the image folder|is absolute"):
         load_detection_dataset(root)
     with pytest.raises(ValueError, match="not one that leaves it"):
         panoptic_masks(content["annotations"][0], root / "panoptic_train", (48, 64))
