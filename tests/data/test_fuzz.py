@@ -122,7 +122,7 @@ def test_changed_masks_give_success_or_a_named_error(cases: int, tmp_path: Path,
         task="instance",
         allow_missing_masks=True,
     )
-    assert outcomes["success"] > cases / 10 and outcomes["AnnotationError"] > cases / 4
+    assert outcomes["success"] > cases / 10 and outcomes["AnnotationError"] > cases / 10
 
 
 def change_a_mask(content: dict[str, Any], chance: random.Random, folder: Path) -> Any:
@@ -167,7 +167,7 @@ def test_changed_segments_give_success_or_a_named_error(cases: int, tmp_path: Pa
 
     name = "panoptic_train.json"
     outcomes = run_cases(tmp_path, name, lambda: copy.deepcopy(sound), cases, change, task="panoptic")
-    assert outcomes["success"] > cases / 10 and outcomes["AnnotationError"] > cases / 5
+    assert outcomes["success"] > cases / 10 and outcomes["AnnotationError"] > cases / 10
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/{root}/secret.png", "a/../../secret.png", "..\\secret.png"])
