@@ -139,7 +139,7 @@ def change_a_mask(content: dict[str, Any], chance: random.Random, folder: Path) 
         parent = item["segmentation"]
         for key in path:
             parent = parent[key]
-        parent[last] = chance.choice(VALUES)
+        parent[last] = chance.choice([*VALUES, *range(60)])
     else:
         item["segmentation"] = chance.choice(VALUES)
     return item["segmentation"]

@@ -5,6 +5,7 @@ The pictures are `picture_checks`' part; here are the classes, counts and sizes 
 
 import time
 from dataclasses import dataclass, fields
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,8 @@ def check_classes(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
     categories = read.categories
     ids = [value for value in categories.source_ids if isinstance(value, int)]
     if ids and categories.changed:
-        gaps = sorted(set(range(min(ids), max(ids) + 1)) - set(ids))
+        between = (value for low, high in pairwise(sorted(ids)) for value in range(low + 1, high))
+        gaps = list(islice(between, 9))  # an id may be enormous
         shown = f", with gaps at {', '.join(map(str, gaps[:8]))}{', ...' if len(gaps) > 8 else ''}" if gaps else ""
         message = f"the category ids are {min(ids)} to {max(ids)}{shown}; they become 0 to {len(ids) - 1}"
         read.log.add("category-ids-remapped", "info", message)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..detection_data import Categories
 from ..findings import FindingLog
 from .coco import CocoFile
-from .faults import IdsByNumber, id_fault, plain_flag, plain_id
+from .faults import IdsByNumber, id_fault, plain_id, thing_flag
 from .records import SplitRecords
 
 
@@ -96,11 +96,9 @@ def settle_things(categories: Categories, files: Mapping[str, CocoFile], log: Fi
     said: dict[int | str, set[Any]] = {}
     for file in files.values():
         for category in filter(lambda listed: isinstance(listed, dict), file.categories):
-            flag = category.get("isthing")
             known = id_fault(plain_id(category.get("id"))) is None
-            said.setdefault(plain_id(category["id"]) if known else None, set()).add(
-                flag if flag is None else plain_flag(flag)
-            )
+            told = said.setdefault(plain_id(category["id"]) if known else None, set())
+            told.add(thing_flag(category.get("isthing")))
     used = set().union(*(file.records.category_ids for file in files.values()))
     tell_things(categories, said, used, log)
 
@@ -112,7 +110,7 @@ def tell_things(categories: Categories, said: Mapping[Any, set[Any]], used: set[
         told = said.get(category_id, set())
         categories.is_thing.append(told != {0})
         if told not in ({0}, {1}):
-            seen = " and ".join(sorted(map(repr, told - {None}))) or "missing"
+            seen = " and ".join(sorted(map(str, told - {None}))) or "missing"
             message = (
                 f"isthing of category {category_id!r} ({name}) is {seen}, expected 1 for a thing or 0 for stuff: "
             )

@@ -18,7 +18,7 @@ from ..findings import FindingLog
 from ..pictures import upright_size
 from ..read_options import ReadOptions
 from .coco_classes import tell_things
-from .faults import id_fault, plain_flag
+from .faults import id_fault, thing_flag
 from .hf_columns import CLASS_IDS, Columns, as_column, find_columns, objects_of
 from .records import SplitRecords
 
@@ -222,7 +222,7 @@ def add_row(
         mask, text = (None, NO_MASK) if mask == NO_MASK else (mask, None)
         records.add_object(index, object_id, category, box, area, crowd, mask, text)
         if thing is not None and not id_fault(category):
-            records.things.setdefault(category, set()).add(plain_flag(thing))
+            records.things.setdefault(category, set()).add(thing_flag(thing))
 
 
 def _is_there(picture: dict[str, Any]) -> bool:
