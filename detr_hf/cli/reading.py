@@ -49,7 +49,9 @@ class Reading:
     )
     validation_seed: int = _flag(0, "Another draw of --validation_share.")
     format: str | None = _flag(None, "coco, yolo, voc or hf, where a folder could be several.")
-    task: str | None = _flag(None, "detection or panoptic, for COCO.")
+    task: str | None = _flag(
+        None, "detection, instance (a mask for each object) or panoptic; of COCO and datasets, instance of YOLO."
+    )
     image_root: list[str] | None = field(
         default=None,
         metadata=_again("The folder that file names start from; SPLIT=FOLDER is for one split."),
@@ -62,7 +64,12 @@ class Reading:
             "file with a name a line or of JSON."
         ),
     )
+    stuff: list[str] | None = field(
+        default=None,
+        metadata=_again("The stuff classes of panoptic data that does not say: sky,road, or a file as for --classes."),
+    )
     masks: bool = _flag(False, "Read masks too; without, a mask that is faulty is a warning.")
+    allow_missing_masks: bool = _flag(False, "Of an object without a mask the box is trained alone.")
     on_fault: str = _flag("raise", "'drop' leaves out what is faulty, with a warning: objects, pictures or masks.")
 
     def options(self) -> dict[str, Any]:
@@ -71,6 +78,7 @@ class Reading:
         given["splits"] = _pairs(self.split, whole=None)
         given["image_root"] = _pairs(self.image_root, whole="--image_root")
         given["id2label"] = class_names(self.classes)
+        given["stuff"] = None if self.stuff is None else stuff_names(self.stuff)
         return given
 
 
@@ -109,6 +117,18 @@ def class_names(words: list[str] | None) -> dict[Any, str] | list[str] | None:
     if not all(key and value for key, _, value in named):
         raise typer.BadParameter(f"--classes {' '.join(words)}: either each name has its id (ID=NAME), or none has.")
     return {int(key) if key.isdecimal() else key: value for key, _, value in named}
+
+
+def stuff_names(words: list[str]) -> list[str | int]:
+    """Returns names and ids of `--stuff`.
+
+    Raises:
+        typer.BadParameter: names have ids before them, which says something else.
+    """
+    names = class_names(words) or []
+    if isinstance(names, dict):
+        raise typer.BadParameter(f"--stuff {' '.join(words)}: expected names or ids of classes, not ID=NAME.")
+    return [int(name) if name.isdecimal() else name for name in names]
 
 
 def reads_data(verb: Callable[..., None]) -> Callable[..., None]:

@@ -7,8 +7,10 @@ A row holds
 - `file_name`, `width`, `height` (pixels; the frame that the boxes are in);
 - `objects`: a dict of equally long lists: `id` (int64), `bbox` (x, y, width, height in pixels, float64, as the source
   has it), `category` (0..K-1), `area` (square pixels), `iscrowd` (0 or 1), `segmentation` (JSON of polygons or of a
-  COCO RLE, or None);
-- `panoptic`: `datasets.Image` of the segment ids, only where the source is panoptic.
+  COCO RLE; None where there is none, `NO_MASK` where that is allowed: of such an object a segmentation model learns
+  the box);
+- `panoptic`: `datasets.Image` of the segment ids, only where the source is panoptic; objects then have `isthing`
+  (0 or 1) too, so that data which was saved or pushed tells things from stuff.
 
 Different on purpose from the usual `Dataset` of COCO rows: category ids are always 0..K-1 and the mapping back is kept
 beside the data, because ids with gaps are the first thing that people trip over.
@@ -22,10 +24,12 @@ from typing import Any
 
 from datasets import ClassLabel, Features, Image, List, Value
 
-from ..errors import LayoutError
+from ..errors import LayoutError, did_you_mean
 from .findings import FindingLog
 
 logger = logging.getLogger(__name__)
+
+NO_MASK = "null"
 
 SPLIT_NAMES = {
     "train": "train|training|train[-_ ]?val",
@@ -53,6 +57,21 @@ class Categories:
         ids = sorted(id2label, key=lambda value: (isinstance(value, str), value))
         return cls([str(id2label[key]) for key in ids], ids)
 
+    def call_stuff(self, stuff: list[str | int], source: str) -> None:
+        """Sets `is_thing` where the user says which classes, by name or the source's id, are stuff.
+
+        Raises:
+            LayoutError: there is no such class.
+        """
+        known = {**{name: index for index, name in enumerate(self.names)}, **self.index_of}
+        unknown = [value for value in stuff if value not in known]
+        if unknown:
+            raise LayoutError(
+                f"stuff= names {unknown[0]!r}, which is no class of {source}.{did_you_mean(unknown[0], self.names)}"
+            )
+        called = {known[value] for value in stuff}
+        self.is_thing = [index not in called for index in range(len(self.names))]
+
     @property
     def changed(self) -> bool:
         """Whether an id of the source differs from its index."""
@@ -69,6 +88,8 @@ def detection_features(names: list[str], source_ids: bool = False, panoptic: boo
         "iscrowd": List(Value("int8")),
         "segmentation": List(Value("large_string")),
     }
+    if panoptic:
+        objects["isthing"] = List(Value("int8"))
     features = {
         "image": Image(),
         "image_id": Value("int64"),

@@ -35,6 +35,7 @@ CODES = {
     "category-name-duplicate": Code("error", "two ids have one name"),
     "boxes-look-xyxy": Code("error", "the boxes look like corners"),
     "boxes-look-normalised": Code("error", "the boxes look like fractions"),
+    "isthing-unknown": Code("error", "whether a class is a thing or stuff is not told, or told in two ways"),
     "image-id-duplicate": Code("error", "two entries have one image id: whose objects are whose cannot be told"),
     # Objects.
     "annotation-malformed": Code("error", "an annotation is not what one should be", "object"),
@@ -52,7 +53,15 @@ CODES = {
     "label-malformed": Code("error", "a line of a label file cannot be read", "object"),
     "segment-id-duplicate": Code("error", "two segments of a picture have one id", "object"),
     "mask-malformed": Code("error", "the segmentation cannot be used", "mask"),
+    "mask-missing": Code("error", "an object has no segmentation, and a mask is needed for each", "mask"),
+    "segment-id-zero": Code("error", "a segment has the id 0, which says that a pixel is of no segment", "object"),
     "mask-unused": Code("warning", "the segmentation cannot be used; masks are not read", "mask"),
+    "masks-not-read": Code("info", "there are segmentations, and masks are not read"),
+    "mask-empty": Code(
+        "warning", "the mask has no pixel in the picture: the object is left out of training with masks"
+    ),
+    "mask-cut": Code("warning", "the mask reaches out of its picture"),
+    "mask-box-differs": Code("warning", "box and mask are not of one place"),
     "box-empty": Code("warning", "the box has no area", "object"),
     "box-outside": Code("warning", "the box lies outside of its picture", "object"),
     "box-tiny": Code("warning", "the box is below a pixel: it is left out of training"),
@@ -63,6 +72,7 @@ CODES = {
     "annotation-id-duplicate": Code("warning", "an annotation id occurs more than once; objects are numbered anew"),
     "segment-absent": Code("warning", "a segment has no pixel", "object"),
     "segment-unlisted": Code("warning", "a segment is not listed"),
+    "stuff-repeated": Code("warning", "a stuff class has several segments in a picture"),
     # Pictures.
     "image-malformed": Code("error", "an entry is no picture's", "picture"),
     "file-name-unsafe": Code("error", "a file name leaves the data set's folder", "picture"),

@@ -15,12 +15,13 @@ import numpy as np
 from datasets import Dataset, DatasetInfo, Features, Image as ImageFeature, IterableDataset, concatenate_datasets
 
 from ..errors import AnnotationError, did_you_mean
+from .checking.mask_checks import check_segment_pictures
 from .checking.picture_checks import check_pictures
 from .checking.splits import check_shared_files, check_splits
 from .detection_data import DetectionData
 from .findings import left_out_for
 from .read_options import ReadOptions
-from .readers.hf_objects import peek_box_format, stream_split
+from .readers.hf_streams import peek_box_format, stream_split
 from .readers.recognising import ReadData, has_hf_files, judge, read_source
 from .readers.records import JudgedSplit, build_table
 from .readers.shares import set_aside
@@ -39,7 +40,9 @@ def load_detection_dataset(
     image_root: str | Path | Mapping[str, str | Path] | None = None,
     box_format: str | None = None,
     id2label: Mapping[Any, str] | Iterable[str] | None = None,
+    stuff: Iterable[str | int] | None = None,
     masks: bool = True,
+    allow_missing_masks: bool = False,
     validation_share: float | None = None,
     validation_seed: int = 0,
     streaming: bool = False,
@@ -52,14 +55,18 @@ def load_detection_dataset(
         path_or_id: a folder, a COCO JSON file, a YOLO data.yaml, a Hub id, or a `datasets` object.
         splits: the splits to read (all by default); a dict renames: `{"train": "train2017"}`.
         format: `"coco"`, `"yolo"`, `"voc"` or `"hf"`, where a folder could be several.
-        task: `"detection"` (taken when both are there) or `"panoptic"`, for COCO.
+        task: `"detection"` (taken when panoptic annotations are there too), `"instance"`, which is detection with a
+            mask for each object, or `"panoptic"`; for COCO and `datasets`, and `"instance"` for YOLO.
         image_root: the folder that the annotations' file names start from, where it is not found by itself; a dict
             gives it by split.
         box_format: of COCO and `objects` boxes: `"xywh"` (default), `"xyxy"`, `"cxcywh"`, or one of them with
             `"_norm"`.
         id2label: class names by the id in the data (a list: from 0), where the data does not name them; of VOC, whose
             ids are names, which classes there are and their order.
+        stuff: which classes of panoptic data are stuff, by name or id, where the data does not say (`isthing`).
         masks: keep the segmentations (as text, decoded when used). Without, a faulty one is a warning.
+        allow_missing_masks: an object without a segmentation is none that a segmentation model refuses: its box is
+            learnt alone.
         validation_share: set this part of the training pictures aside as the split `validation`; the same ones each
             time, drawn with `validation_seed`.
         streaming: for `datasets`: read nothing before it is iterated.
@@ -79,7 +86,9 @@ def load_detection_dataset(
         image_root=image_root,
         box_format=box_format,
         id2label=id2label,
+        stuff=stuff,
         masks=masks,
+        allow_missing_masks=allow_missing_masks,
         validation_share=validation_share,
         validation_seed=validation_seed,
         on_fault=on_fault,
@@ -99,6 +108,7 @@ def load_detection_dataset(
     judged = judge(read)
     if on_fault == "drop":
         check_pictures(read, judged)
+        check_segment_pictures(read, judged)
         read.log.tolerate()
     else:
         check_shared_files(read, judged)
@@ -108,8 +118,8 @@ def load_detection_dataset(
     for name, split in read.hf_splits.items():
         if isinstance(split, IterableDataset):
             if box_format is None:
-                peek_box_format(split, read.box_format, f"split {name!r} of {read.source}")
-            built[name] = stream_split(name, split, read.categories, read.box_format, masks)
+                peek_box_format(split, read.box_format, f"split {name!r} of {read.source}", task)
+            built[name] = stream_split(name, split, read.categories, read.box_format, options)
     data = DetectionData(built, read.categories, read.format, read.source, read.log, read.box_format)
     _log_what_was_read(data)
     return data
@@ -132,15 +142,20 @@ def _refuse_faults(read: ReadData, on_fault: str) -> None:
 
 def build_split(split: JudgedSplit, read: ReadData) -> Dataset:
     """Returns the `datasets.Dataset` of a judged split; pictures of a `datasets` source stay where they are."""
-    table = build_table(split, read.categories)
+    table = build_table(split, read.categories, read.options.boxes_alone)
     features = Features.from_arrow_schema(table.schema)
     built = Dataset(table, info=DatasetInfo(features=features), fingerprint=uuid.uuid4().hex)
     if split.records.name not in read.hf_splits:
         return built
-    pictures = read.hf_splits[split.records.name].select_columns("image").cast_column("image", ImageFeature())
+    names = {"image": "image"}
+    if split.records.panoptic_column:
+        names[split.records.panoptic_column] = "panoptic"
+    pictures = read.hf_splits[split.records.name].select_columns(list(names)).rename_columns(names)
+    for name in names.values():
+        pictures = pictures.cast_column(name, ImageFeature())
     if not split.images.all():
         pictures = pictures.select(np.flatnonzero(split.images))
-    joined = concatenate_datasets([pictures, built.remove_columns("image")], axis=1)
+    joined = concatenate_datasets([pictures, built.remove_columns(list(names.values()))], axis=1)
     return joined.select_columns(list(features))
 
 

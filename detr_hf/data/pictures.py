@@ -13,11 +13,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from ..errors import PictureError
 from ..processing.image_reading_detr import read_images
+from ..processing.mask_annotations_detr import measure_segments, read_segment_ids
 
 ORIENTATION_TAG = 0x0112
 QUARTER_TURNS = {5, 6, 7, 8}
@@ -150,13 +152,14 @@ def inspect_picture(source: Any) -> SeenPicture:
     return SeenPicture(header, hashlib.blake2b(content, digest_size=16).digest())
 
 
-def inspect_segments(path: str) -> tuple[tuple[int, int], set[int]] | str:
-    """Returns (width, height) of a segment PNG and its ids (R + 256 G + 65536 B, without 0), or what is wrong."""
+def inspect_segments(source: Any) -> tuple[tuple[int, int], dict[int, np.ndarray]] | str:
+    """Returns (width, height) of a segment picture, a path or encoded bytes, and the boxes xyxy of its ids (see
+    `read_segment_ids`), or what is wrong."""
+    name = "the segment picture" if isinstance(source, bytes) else str(source)
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("RGB", "RGBA", "P"):
-                return f"{path} has mode {image.mode}; segment ids are coded in the colours of an RGB PNG"
-            colours = image.convert("RGB").getcolors(maxcolors=image.width * image.height)
-            return image.size, {red + 256 * green + 65536 * blue for _, (red, green, blue) in colours} - {0}
-    except Exception as error:
-        return f"{path} cannot be decoded: {error}"
+        image = open_undecoded(source, name)
+        ids = read_segment_ids(image, (image.height, image.width), name, "it")
+    except ValueError as error:
+        return str(error)
+    found, _, boxes = measure_segments(ids)
+    return (ids.shape[1], ids.shape[0]), dict(zip(found.tolist(), boxes, strict=True))

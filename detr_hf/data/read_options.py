@@ -8,15 +8,21 @@ from typing import Any
 from ..errors import LayoutError, did_you_mean
 
 FORMATS = ("coco", "yolo", "voc", "hf")
-TASKS = ("detection", "panoptic")
+TASKS = ("detection", "instance", "panoptic")
+# What can be said of the task, by format; the rest have one.
+TASKS_OF = {"coco": TASKS, "hf": TASKS, "yolo": ("instance",), "voc": ()}
 BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "xywh_norm", "xyxy_norm", "cxcywh_norm")
 ON_FAULT = ("raise", "drop")
 # What a format has no use for, and why: given all the same, it would be overlooked.
 USELESS = {
     "coco": {},
-    "yolo": {"task": "the format has one", "box_format": "its numbers are fractions of the picture"},
-    "voc": {"task": "the format has one", "box_format": "its boxes are named corners"},
-    "hf": {"task": "the rows have one", "image_root": "the rows hold their pictures"},
+    "yolo": {"stuff": "its objects are things", "box_format": "its numbers are fractions of the picture"},
+    "voc": {
+        "stuff": "its objects are things",
+        "allow_missing_masks": "its objects have no masks",
+        "box_format": "its boxes are named corners",
+    },
+    "hf": {"image_root": "the rows hold their pictures"},
 }
 
 
@@ -35,7 +41,9 @@ class ReadOptions:
     image_root: Any = None
     box_format: str | None = None
     id2label: Any = None
+    stuff: Any = None
     masks: bool = True
+    allow_missing_masks: bool = False
     validation_share: float | None = None
     validation_seed: int = 0
     on_fault: str = "raise"
@@ -48,6 +56,11 @@ class ReadOptions:
             value = getattr(self, name)
             if value not in known and (value is not None or name == "on_fault"):
                 raise LayoutError(f"{name}= is {value!r}; there are {', '.join(known)}.{did_you_mean(value, known)}")
+        if self.stuff is not None and self.task not in (None, "panoptic"):
+            raise LayoutError(f"stuff= is for panoptic data, and the task is {self.task}. Leave one of them out.")
+        if self.allow_missing_masks and self.task == "panoptic":
+            raise LayoutError("allow_missing_masks= has no meaning for task='panoptic': a segment is its pixels.")
+        self.masks = self.masks or self.allow_missing_masks or self.task == "instance"
         share = self.validation_share
         if share is not None and not 0 < share < 1:
             raise LayoutError(f"validation_share= is {share!r}; expected a part of the pictures between 0 and 1: 0.1.")
@@ -60,6 +73,13 @@ class ReadOptions:
         elif self.image_root is not None:
             self.image_root = Path(self.image_root)
         self.id2label = names_by_id(self.id2label)
+        if self.stuff is not None:
+            self.stuff = [self.stuff] if isinstance(self.stuff, str | int) else list(self.stuff)
+
+    @property
+    def boxes_alone(self) -> bool:
+        """Whether of an object without a mask the box is learnt alone."""
+        return self.allow_missing_masks or (self.task == "instance" and self.on_fault == "drop")
 
     @property
     def common_root(self) -> Path | None:
@@ -83,8 +103,11 @@ class ReadOptions:
 
     def refuse_useless(self, format: str, source: str) -> None:
         """Raises a LayoutError for an option that data of this format has no use for."""
-        for name, reason in USELESS[format].items():
-            if getattr(self, name) is not None:
+        useless = dict(USELESS[format])
+        if self.task not in TASKS_OF[format]:
+            useless["task"] = "the format has one"
+        for name, reason in useless.items():
+            if getattr(self, name) not in (None, False):
                 raise LayoutError(f"{source} is {format}, for which {name}= has no meaning: {reason}. Leave it out.")
 
 

@@ -136,7 +136,7 @@ class SetCriterion:
         padded_hw: tuple[int, int],
         sizes_hw: list[tuple[int, int]],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weighted total, `loss_mask` and `loss_dice`, over the number of objects.
+        """Returns the weighted total, `loss_mask` and `loss_dice`, over the number of objects that have a mask.
 
         Args:
             masks: for each image the mask logits (P, h4, w4) of its matched queries, in the last layer.

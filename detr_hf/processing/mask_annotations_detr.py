@@ -48,10 +48,14 @@ def object_masks(objects: Sequence[tuple[str, Mapping[str, Any]]], image_hw: tup
 
 
 def resize_masks(masks: Tensor, hw: tuple[int, int]) -> Tensor:
-    """Returns (N, h, w) bool masks by nearest neighbour, the original code's rule; masks is (N, H, W)."""
+    """Returns (N, h, w) bool masks by nearest neighbour at pixel centres; masks is (N, H, W).
+
+    The original takes the neighbour at pixel corners, which moves a mask by up to half a pixel against its image: a
+    mask that is made larger and small again has lost a row and a column.
+    """
     if masks.shape[0] == 0 or tuple(masks.shape[1:]) == tuple(hw):
         return masks.reshape(masks.shape[0], *hw)
-    return torch.nn.functional.interpolate(masks[:, None].to(torch.uint8), size=hw, mode="nearest")[:, 0].bool()
+    return torch.nn.functional.interpolate(masks[:, None].to(torch.uint8), size=hw, mode="nearest-exact")[:, 0].bool()
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
@@ -80,10 +84,21 @@ def panoptic_masks(
     """
     image_name = f"image {annotation['image_id']!r}"
     ids = read_panoptic_png(masks_path, annotation["file_name"], image_hw, image_name)
-    found, areas = np.unique(ids, return_counts=True)
+    return masks_of_segments(ids, annotation["segments_info"], image_name, annotation["file_name"])
+
+
+def masks_of_segments(
+    ids: np.ndarray, segments_info: Sequence[Mapping[str, Any]], image_name: str, file_name: Any
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """Returns the segments that a map of `ids` (H, W) holds, and their (N, H, W) bool masks; the names are for words.
+
+    Raises:
+        ValueError: an id is no integer.
+    """
+    found, areas, _ = measure_segments(ids)
     area_of = dict(zip(found.tolist(), areas.tolist(), strict=True))
     segments, absent = [], []
-    for position, segment in enumerate(annotation["segments_info"]):
+    for position, segment in enumerate(segments_info):
         identity = segment.get("id")
         if not _is_integer(identity):
             raise ValueError(f"Segment number {position} of {image_name} has id {identity!r}: expected an integer.")
@@ -91,14 +106,12 @@ def panoptic_masks(
             segments.append({**segment, "id": int(identity), "area": area_of[int(identity)]})
         else:
             absent.append(str(identity))
-    unlisted = sorted(set(area_of) - {0} - {segment["id"] for segment in segments})
+    unlisted = sorted(set(area_of) - {segment["id"] for segment in segments})
     if absent:
-        logger.warning_once(
-            f"{image_name}: dropped segments that {annotation['file_name']} does not hold: {', '.join(absent)}."
-        )
+        logger.warning_once(f"{image_name}: dropped segments that {file_name} does not hold: {', '.join(absent)}.")
     if unlisted:
         logger.warning_once(
-            f"{image_name}: {annotation['file_name']} holds segments that segments_info does not list, left out: "
+            f"{image_name}: {file_name} holds segments that segments_info does not list, left out: "
             f"{', '.join(map(str, unlisted))}."
         )
     wanted = np.array([segment["id"] for segment in segments], dtype=ids.dtype)
@@ -194,12 +207,21 @@ def read_panoptic_png(
         ValueError: the name leaves the folder, or the file is no RGB picture of the image's size.
     """
     path = _panoptic_path(folder, file_name, image_name)
+    return read_segment_ids(path, image_hw, image_name, f"the panoptic PNG {path}")
+
+
+def read_segment_ids(source: Any, image_hw: tuple[int, int], image_name: str, png_name: str) -> np.ndarray:
+    """Returns (H, W) int32 segment ids, R + 256 G + 65536 B, of an open picture or what `PIL.Image.open` opens.
+
+    Raises:
+        ValueError: it is no RGB picture of the image's size.
+    """
     try:
-        with PIL.Image.open(path) as image:
+        with source if isinstance(source, PIL.Image.Image) else PIL.Image.open(source) as image:
             image.load()
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, zlib.error and more
-        raise ValueError(f"{image_name}: the panoptic PNG {path} cannot be read: {error}") from error
-    return segment_ids(image, image_hw, f"{image_name}: {path}")
+        raise ValueError(f"{image_name}: {png_name} cannot be read: {error}") from error
+    return segment_ids(image, image_hw, f"{image_name}: {png_name}")
 
 
 def segment_ids(image: PIL.Image.Image, image_hw: tuple[int, int], name: str) -> np.ndarray:
@@ -215,3 +237,23 @@ def segment_ids(image: PIL.Image.Image, image_hw: tuple[int, int], name: str) ->
         raise ValueError(f"{name} has mode {image.mode!r}; segment ids are coded in the colours of an RGB PNG.")
     colours = np.frombuffer(image.convert("RGB").tobytes("raw", "RGBX"), dtype="<u4")  # four bytes a pixel
     return (colours & 0xFFFFFF).astype(np.int32).reshape(hw)
+
+
+def measure_segments(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the ids (S,) that a map (H, W) holds, without 0, their areas (S,) and boxes (S, 4) xyxy in pixels.
+
+    Ids change a few thousand times in a picture: what lies between two changes in a row is taken at once.
+    """
+    changes = np.ones(ids.shape, dtype=bool)
+    changes[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    start = np.flatnonzero(changes)
+    length = np.diff(start, append=ids.size)
+    row, left = np.divmod(start, ids.shape[1])
+    found, place = np.unique(ids.reshape(-1)[start], return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    first = np.searchsorted(place[order], np.arange(len(found)))
+    low, high = ((left, row), (left + length, row + 1))
+    sides = [np.minimum.reduceat(side[order], first) for side in low]
+    sides += [np.maximum.reduceat(side[order], first) for side in high]
+    areas, listed = np.add.reduceat(length[order], first), found != 0
+    return found[listed], areas[listed], np.stack(sides, axis=1)[listed]

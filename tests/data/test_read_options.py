@@ -24,7 +24,9 @@ WRITERS = {"coco": coco, "yolo": yolo, "voc": voc}
         ("voc", {"box_format": "xyxy"}),
         ("voc", {"task": "detection"}),
         ("hf", {"image_root": "x"}),
-        ("hf", {"task": "panoptic"}),
+        ("yolo", {"stuff": ["sky"]}),
+        ("voc", {"task": "instance"}),
+        ("voc", {"allow_missing_masks": True}),
     ],
 )
 def test_an_option_without_a_meaning_is_refused(format: str, options: dict[str, str], tmp_path: Path):

@@ -256,6 +256,39 @@ def test_aids_have_no_masks():
         assert aided.loss_dict[name].item() == pytest.approx(plain.loss_dict[name].item(), rel=1e-4)
 
 
+def test_an_object_without_a_mask_adds_its_box_and_no_mask_loss():
+    """Whatever stands in its place; the rest is summed and divided by the number of masks that there are."""
+    model, batch = small(dropout=0.0), padded_batch()
+    labels = labels_of(2, 1)
+    whole = model.train()(*batch, labels)
+    query, object_ = assignment(model, whole, labels[0], 0)
+    labels[0]["has_mask"] = object_.new_tensor([1, 0]).bool()
+    expected = 0.0
+    for image, label in enumerate(labels):
+        query, object_ = assignment(model, whole, label, image)
+        kept = label.get("has_mask", torch.ones(1).bool())[object_]
+        logits = whole.pred_masks[image, query[kept]].detach().numpy()
+        size = (120, 90) if image == 0 else (80, 60)
+        expected += np.array(
+            independent_losses(logits, label["masks"][object_[kept]].numpy()[:, : size[0], : size[1]], (120, 90))
+        )
+    for training in (True, False):
+        for filler in (False, True):
+            labels[0]["masks"][1] = filler
+            seen = model.train(training)(*batch, labels).loss_dict
+            for name in ("loss_bbox", "loss_giou", "loss_ce"):
+                assert torch.equal(seen[name], whole.loss_dict[name]) or not training, name
+            for name, value in zip(("loss_mask", "loss_dice"), expected / 2, strict=True):
+                assert seen[name].item() == pytest.approx(value, rel=1e-5), (name, training)
+    for label in labels:
+        label["has_mask"] = torch.zeros(len(label["masks"]), dtype=torch.bool)
+    outputs = model.train()(*batch, labels)
+    outputs.loss.backward()
+    assert outputs.loss_dict["loss_mask"] == 0 and outputs.loss_dict["loss_bbox"] == whole.loss_dict["loss_bbox"]
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert all(not p.grad.any() for name, p in model.named_parameters() if name.startswith("mask_head"))
+
+
 def test_a_batch_without_objects_gives_every_weight_a_gradient():
     model, (pixel_values, pixel_mask) = small(), padded_batch()
     outputs = model.train()(pixel_values, pixel_mask, labels_of(0, 0))

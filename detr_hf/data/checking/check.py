@@ -5,10 +5,11 @@ The pictures are `picture_checks`' part; here are the classes, counts and sizes 
 
 import time
 from dataclasses import dataclass, fields
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
-from datasets import Image as ImageFeature, IterableDataset
+from datasets import IterableDataset
 
 from ...errors import LayoutError, did_you_mean
 from ..detection_data import Categories, DetectionData, split_kind
@@ -18,6 +19,7 @@ from ..readers.hf_objects import read_hf
 from ..readers.recognising import ReadData, judge, read_source
 from ..readers.records import JudgedSplit
 from ..readers.shares import set_aside
+from .mask_checks import check_masks, check_segment_pictures
 from .picture_checks import check_pictures
 from .report import CheckReport, SplitSummary
 from .splits import check_splits, objects_per_image
@@ -59,7 +61,7 @@ def check(
         pictures: open and decode the pictures; without, only annotations and names are looked at.
         workers: threads, by default the number of cores.
         read_options: as for `load_detection_dataset`: `splits`, `format`, `task`, `image_root`, `box_format`,
-            `id2label`, `masks`, `validation_share`, `validation_seed`, `on_fault`.
+            `id2label`, `stuff`, `masks`, `allow_missing_masks`, `validation_share`, `validation_seed`, `on_fault`.
 
     A data set that is not recognised is an error in the report, with the code `layout`. With `on_fault="drop"` what
     would be left out is a warning, and the report is of what remains.
@@ -87,6 +89,8 @@ def check(
         return CheckReport(str(data), None, {}, log, seconds=time.perf_counter() - started)
     if pictures:
         check_pictures(read, judged, workers)
+        check_segment_pictures(read, judged, workers)
+    check_masks(read, judged)
     if options.on_fault == "drop":
         read.log.tolerate()
     else:
@@ -132,9 +136,6 @@ def read_loaded(data: DetectionData) -> ReadData:
         if isinstance(split, IterableDataset):
             raise LayoutError(f"{data!r} is streamed and cannot be checked as a whole; load it without streaming.")
         records[name] = read_hf(name, split)
-        if "panoptic" in split.column_names:
-            undecoded = split.select_columns("panoptic").cast_column("panoptic", ImageFeature(decode=False))
-            records[name].panoptic_paths = [row["panoptic"]["path"] for row in undecoded]
     names = data.categories.names
     categories = Categories(names, list(range(len(names))), data.is_thing)
     explicit = data.box_format is not None
@@ -146,7 +147,8 @@ def check_classes(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
     categories = read.categories
     ids = [value for value in categories.source_ids if isinstance(value, int)]
     if ids and categories.changed:
-        gaps = sorted(set(range(min(ids), max(ids) + 1)) - set(ids))
+        between = (value for low, high in pairwise(sorted(ids)) for value in range(low + 1, high))
+        gaps = list(islice(between, 9))  # an id may be enormous
         shown = f", with gaps at {', '.join(map(str, gaps[:8]))}{', ...' if len(gaps) > 8 else ''}" if gaps else ""
         message = f"the category ids are {min(ids)} to {max(ids)}{shown}; they become 0 to {len(ids) - 1}"
         read.log.add("category-ids-remapped", "info", message)

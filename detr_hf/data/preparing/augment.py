@@ -15,7 +15,8 @@ stay as it is, since transforms of others do not know it, and then an area is it
 
 Different on purpose from the original: all chance comes from torch's generator, so a worker's seed decides it; boxes
 below one pixel are left out, where the original keeps slivers of any width above zero; an area shrinks with its box,
-where the original sets it to the box after a crop.
+where the original sets it to the box after a crop; with masks, a box ends where its mask does after a crop, where the
+original leaves it at the crop's edge, be there anything of the object or not.
 """
 
 import math
@@ -28,6 +29,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
+from ...processing.mask_annotations_detr import masks_to_boxes, resize_masks
 from .given import AlbumentationsCompose, is_albumentations
 
 PRESETS = ("none", "paper", "strong")
@@ -40,6 +42,8 @@ PAPER_CROP_SCALES = (400, 500, 600)
 PAPER_CROP_SIDES = (384, 600)
 JITTER = (0.1, 2.0)
 SMALLEST_BOX_PX = 1.0
+# A box and its mask are taken to be of one place up to this difference of their sides: in COCO's own it is up to 5.
+AGREEMENT_PX = 5.0
 
 
 class RandomSizeCrop(v2.Transform):
@@ -65,6 +69,24 @@ def _draw(low: int, high: int) -> int:
     return int(torch.randint(low, high + 1, ()))
 
 
+class MasksAtPixelCentres:
+    """What torchvision's resizes lack: masks go with the pixels, where theirs move by up to half a pixel."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resizes one of image, boxes and masks."""
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.Mask(resize_masks(inpt.as_subclass(Tensor), tuple(params["size"])))
+        return super().transform(inpt, params)
+
+
+class RandomShortestSize(MasksAtPixelCentres, v2.RandomShortestSize):
+    """Resizes the shorter side to one of some lengths."""
+
+
+class ScaleJitter(MasksAtPixelCentres, v2.ScaleJitter):
+    """Resizes by a factor drawn evenly."""
+
+
 class Augmentation:
     """A preset: its transforms, and whether the image leaves it in the size that the model shall see."""
 
@@ -85,8 +107,8 @@ def _paper_sizes(shortest: int, longest: int) -> v2.Transform:
     def scaled(values: Sequence[int]) -> list[int]:
         return [max(round(value * shortest / PAPER_SHORTEST), 1) for value in values]
 
-    multi_scale = v2.RandomShortestSize(scaled(PAPER_SCALES), max_size=longest)
-    crop = [v2.RandomShortestSize(scaled(PAPER_CROP_SCALES)), RandomSizeCrop(*scaled(PAPER_CROP_SIDES)), multi_scale]
+    multi_scale = RandomShortestSize(scaled(PAPER_SCALES), max_size=longest)
+    crop = [RandomShortestSize(scaled(PAPER_CROP_SCALES)), RandomSizeCrop(*scaled(PAPER_CROP_SIDES)), multi_scale]
     return v2.RandomChoice([multi_scale, v2.Compose(crop)])
 
 
@@ -113,13 +135,32 @@ def augmentation(
     if choice == "strong":
         # As many pixels as the largest image of the recipe: a batch fits into the same memory.
         side = round(math.sqrt(shortest * longest))
-        jitter = v2.Compose([v2.ScaleJitter((shortest, longest), JITTER), RandomSizeCrop(side, side)])
+        jitter = v2.Compose([ScaleJitter((shortest, longest), JITTER), RandomSizeCrop(side, side)])
         steps = [steps[0], v2.RandomPhotometricDistort(p=0.5), v2.RandomChoice([steps[1], jitter])]
     return Augmentation(choice, v2.Compose(steps), resizes=True)
 
 
-def sanitize(target: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Tensor]:
+def in_agreement(target: dict[str, Any]) -> set[int]:
+    """Returns the objects, by `index`, whose box ends where their mask does."""
+    apart = (torch.as_tensor(target["boxes"]).as_subclass(Tensor) - masks_to_boxes(target["masks"])).abs()
+    return set(target["index"][(apart <= AGREEMENT_PX).all(dim=1)].tolist())
+
+
+def tighten(target: dict[str, Tensor], agreeing: set[int]) -> None:
+    """Moves the sides of boxes that were at their masks, `agreeing` by `index`, to them where they are no longer."""
+    if agreeing and "index" in target and len(target["boxes"]):
+        tight = masks_to_boxes(target["masks"])
+        moved = torch.tensor([index in agreeing for index in target["index"].tolist()])[:, None]
+        moved = moved & ((target["boxes"] - tight).abs() > 1)
+        target["boxes"] = torch.where(moved, tight, target["boxes"])
+
+
+def sanitize(
+    target: dict[str, Any], size_hw: tuple[int, int], bare: frozenset[int] = frozenset()
+) -> dict[str, Tensor]:
     """Returns the target with boxes cut at the image's edges, without objects below a pixel or whose mask is gone.
+
+    `bare` are the objects, by `index`, that never had one; where there are any, `has_mask` (N,) tells them.
 
     Raises:
         ValueError: the parts of the target are not equally many, boxes are not finite, or masks have another size.
@@ -134,6 +175,15 @@ def sanitize(target: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Tens
     boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], dim=-1).flatten(1)  # (N, 4)
     keep = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_BOX_PX).all(dim=1)
     masks = target.get("masks")
+    told = len(target.get("index", ())) == len(boxes)  # others' transforms remove objects and know nothing of it
+    if bare and not told:
+        raise ValueError(
+            "It removed objects and left `index` as it was: which of the rest have no mask (allow_missing_masks=True) "
+            "cannot be told. Remove them there too."
+        )
+    has_mask = (
+        torch.tensor([index not in bare for index in torch.as_tensor(target["index"]).tolist()]) if bare else None
+    )
     if masks is not None:
         masks = torch.as_tensor(masks).as_subclass(Tensor).bool()
         if len(masks) and tuple(masks.shape[1:]) != tuple(size_hw):
@@ -141,10 +191,13 @@ def sanitize(target: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Tens
                 f"The augmentation returned masks of (height, width) {tuple(masks.shape[1:])} for an image of "
                 f"{tuple(size_hw)}."
             )
-        keep &= masks.flatten(1).any(dim=1) if len(masks) else keep
+        seen = masks.flatten(1).any(dim=1) if len(masks) else keep
+        keep &= seen if has_mask is None else seen | ~has_mask
     kept = {"boxes": boxes[keep], "labels": torch.as_tensor(target["labels"])[keep]}
-    if len(target.get("index", ())) == len(boxes):  # others' transforms remove objects and know nothing of it
+    if told:
         kept["index"] = torch.as_tensor(target["index"])[keep]
+    if has_mask is not None:
+        kept["has_mask"] = has_mask[keep]
     if masks is not None:
         kept["masks"] = masks[keep]
     return kept

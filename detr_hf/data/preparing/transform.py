@@ -7,7 +7,6 @@ the processor uses for COCO annotations: boxes and masks stay arrays all the way
 
 import logging
 import operator
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +17,12 @@ from torchvision import tv_tensors
 
 from ...errors import AnnotationError, DataError
 from ...processing.annotations_detr import assemble_target
-from ...processing.mask_annotations_detr import panoptic_masks
+from ...processing.mask_annotations_detr import masks_of_segments, masks_to_boxes, read_segment_ids
+from ..detection_data import NO_MASK
 from ..picture_truth import TRUTH, PictureTruth
-from ..pictures import load_pixels
+from ..pictures import load_pixels, open_undecoded
 from ..readers.mask_text import decode_masks
-from .augment import SMALLEST_BOX_PX, augmentation, sanitize
+from .augment import SMALLEST_BOX_PX, augmentation, in_agreement, sanitize, tighten
 from .given import usable
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ class DetectionTransform:
     Args:
         processor: an image processor; it makes the pixels, and its `do_convert_annotations` says how boxes are given.
         augment: a preset's name or a callable, see `augment.py`.
-        masks: whether targets hold masks.
+        masks: whether targets hold masks. Of a picture with an object that may lack one (`NO_MASK`) they hold
+            `has_mask` (N,) bool too.
         truth: whether targets hold the `PictureTruth`, by which evaluation measures masks; by default those with masks
             do, where nothing is augmented.
 
@@ -75,14 +76,16 @@ class DetectionTransform:
         name = str(row.get("file_name") or f"image {row.get('image_id')}")
         recorded_wh = (row["width"], row["height"]) if row.get("width") and row.get("height") else None
         pixels = load_pixels(row["image"], name, recorded_wh)  # (3, H, W)
-        target = self._target(row, name, pixels.shape[1:])
+        target, bare = self._target(row, name, pixels.shape[1:])
+        agreeing = in_agreement(target) if self.masks and getattr(self.augment, "name", None) != "none" else set()
         try:
             image, target = usable(self.augment(tv_tensors.Image(pixels), target))
             size_hw = (image.height, image.width) if hasattr(image, "height") else tuple(image.shape[-2:])
             self._count_tiny(target["boxes"], name)
-            target = sanitize(target, size_hw)
+            target = sanitize(target, size_hw, bare)
             if self.masks and "masks" not in target:
                 raise ValueError("masks are asked for and it returned none.")
+            tighten(target, agreeing)
         except DataError:
             raise
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
@@ -104,6 +107,8 @@ class DetectionTransform:
             )
         except (ValueError, TypeError, RuntimeError) as error:
             raise AnnotationError(f"{name}: {error}") from error
+        if "has_mask" in target:
+            labels["has_mask"] = target["has_mask"]
         if self.truth:
             labels[TRUTH] = PictureTruth.of(row, tuple(pixels.shape[1:]))
         return {"pixel_values": pixel_values, "labels": labels, "file_name": name, **self.canvas}
@@ -127,15 +132,20 @@ class DetectionTransform:
                 *(self.tiny, self.augment, name),
             )
 
-    def _target(self, row: dict[str, Any], name: str, size_hw: tuple[int, int]) -> dict[str, Any]:
-        """Returns the row's objects as tensors, boxes xyxy in pixels; crowds stay out: DETR does not train on them."""
+    def _target(
+        self, row: dict[str, Any], name: str, size_hw: tuple[int, int]
+    ) -> tuple[dict[str, Any], frozenset[int]]:
+        """Returns the row's objects as tensors, boxes xyxy in pixels, and which of its objects may lack a mask.
+
+        Crowds stay out: DETR does not train on them.
+        """
         objects = row["objects"]
         height, width = size_hw
         count = len(objects["bbox"])
         crowd = objects.get("iscrowd") or [0] * count
         ids = objects.get("id") or list(range(count))
         chosen = [index for index in range(count) if not crowd[index]]
-        masks = None
+        masks, bare = None, frozenset()
         if self.masks and row.get("panoptic") is not None:
             chosen, masks = self._panoptic_masks(row, ids, chosen, name, size_hw)
         elif self.masks:
@@ -143,12 +153,16 @@ class DetectionTransform:
             missing = [ids[index] for index in chosen if not texts[index]]
             if missing:
                 raise AnnotationError(
-                    f"{name}: masks are asked for and the annotations {missing[:5]} have no segmentation."
+                    f"{name}: masks are asked for and the annotations {missing[:5]} have no segmentation. Add them, "
+                    "or load with allow_missing_masks=True: of such objects only the boxes are learnt."
                 )
             names = [f"{name}, annotation {ids[index]}" for index in chosen]
+            bare = frozenset(index for index in chosen if texts[index] == NO_MASK)
             masks = decode_masks([texts[index] for index in chosen], height, width, names)
         boxes = torch.tensor([objects["bbox"][index] for index in chosen], dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        if masks is not None and row.get("panoptic") is not None:
+            boxes = masks_to_boxes(masks)  # a file's boxes of segments often end a pixel early
         target = {
             "boxes": tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=(height, width)),
             "labels": torch.tensor([objects["category"][index] for index in chosen], dtype=torch.int64),
@@ -156,23 +170,19 @@ class DetectionTransform:
         }
         if masks is not None:
             target["masks"] = tv_tensors.Mask(masks)
-        return target
+        return target, bare
 
     def _panoptic_masks(
         self, row: dict[str, Any], ids: list[int], chosen: list[int], name: str, size_hw: tuple[int, int]
     ) -> tuple[list[int], Tensor]:
         """Returns which of the chosen segments the PNG holds, and their masks `(N, H, W)`."""
-        source = row["panoptic"]
-        path = source["path"] if isinstance(source, dict) else source.filename
-        annotation = {
-            "image_id": row["image_id"],
-            "file_name": os.path.basename(path),
-            "segments_info": [{"id": identity, "index": index} for index, identity in enumerate(ids)],
-        }
+        listed = [{"id": identity, "index": index} for index, identity in enumerate(ids)]
+        image = open_undecoded(row["panoptic"], f"{name}, segment picture")
         try:
-            segments, masks = panoptic_masks(annotation, os.path.dirname(path), tuple(size_hw))
-        except (ValueError, TypeError, OSError) as error:
-            raise AnnotationError(f"{name}: {error}") from error
+            segment_ids = read_segment_ids(image, tuple(size_hw), name, "the segment picture")
+            segments, masks = masks_of_segments(segment_ids, listed, name, "the segment picture")
+        except ValueError as error:
+            raise AnnotationError(str(error)) from error
         wanted = [place for place, segment in enumerate(segments) if segment["index"] in set(chosen)]
         return [segments[place]["index"] for place in wanted], masks[wanted]
 
@@ -187,7 +197,8 @@ class DetectionTransform:
         if "masks" in target:
             # mask by mask: a sum over rows of booleans takes twenty times as long
             counts = [mask.count_nonzero() for mask in target["masks"]]
-            return torch.stack(counts).double() if counts else box_areas
+            areas = torch.stack(counts).double() if counts else box_areas
+            return torch.where(target["has_mask"], areas, box_areas) if "has_mask" in target else areas
         annotated = row["objects"].get("area")
         if "index" not in target or not annotated:
             return box_areas

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..detection_data import Categories
 from ..findings import FindingLog
 from .coco import CocoFile
-from .faults import IdsByNumber, id_fault, plain_id
+from .faults import IdsByNumber, id_fault, plain_id, thing_flag
 from .records import SplitRecords
 
 
@@ -40,7 +40,6 @@ class Entry(NamedTuple):
 
     split: str
     name: str
-    is_thing: bool
 
 
 def merged_classes(files: Mapping[str, CocoFile], log: FindingLog) -> Categories:
@@ -75,7 +74,7 @@ def merge_categories(listed: dict[str, list[Any]], used: dict[str, set[int | str
                 message = f"a category is {str(category)[:80]}, expected an object with an id and a name"
                 say(bool(id_fault(category_id)) or category_id in used[split], "category-malformed", message, split)
             else:
-                defined.setdefault(category_id, []).append(Entry(split, name, bool(fields.get("isthing", 1))))
+                defined.setdefault(category_id, []).append(Entry(split, name))
     if not defined:
         message = "the data set defines no categories; pass id2label={id in the data: name}"
         log.add("categories-missing", "error", message)
@@ -89,10 +88,36 @@ def merge_categories(listed: dict[str, list[Any]], used: dict[str, set[int | str
                 message = f"category {category_id!r} is {entry.name!r} here and {first.name!r} "
                 message += "before" if here else f"in split {first.split!r}"
                 say(entry in needed, "category-id-duplicate" if here else "category-conflict", message, entry.split)
-    names = _distinct_names(chosen, set().union(*used.values()), log)
-    merged = Categories.of(names)
-    merged.is_thing = [chosen[category_id].is_thing for category_id in merged.source_ids]
-    return merged
+    return Categories.of(_distinct_names(chosen, set().union(*used.values()), log))
+
+
+def settle_things(categories: Categories, files: Mapping[str, CocoFile], log: FindingLog) -> None:
+    """Sets `is_thing` from `isthing` of the files' categories; what they do not tell goes to the log."""
+    said: dict[int | str, set[Any]] = {}
+    for file in files.values():
+        for category in filter(lambda listed: isinstance(listed, dict), file.categories):
+            known = id_fault(plain_id(category.get("id"))) is None
+            told = said.setdefault(plain_id(category["id"]) if known else None, set())
+            told.add(thing_flag(category.get("isthing")))
+    used = set().union(*(file.records.category_ids for file in files.values()))
+    tell_things(categories, said, used, log)
+
+
+def tell_things(categories: Categories, said: Mapping[Any, set[Any]], used: set[int | str], log: FindingLog) -> None:
+    """Sets `is_thing` from what was `said` of each id: {0} stuff, {1} a thing, anything else goes to the log."""
+    categories.is_thing = []
+    for category_id, name in zip(categories.source_ids, categories.names, strict=True):
+        told = said.get(category_id, set())
+        categories.is_thing.append(told != {0})
+        if told not in ({0}, {1}):
+            seen = " and ".join(sorted(map(str, told - {None}))) or "missing"
+            message = (
+                f"isthing of category {category_id!r} ({name}) is {seen}, expected 1 for a thing or 0 for stuff: "
+            )
+            if category_id in used:
+                log.add("isthing-unknown", "error", f"{message}write it, or pass stuff=[names of the stuff classes]")
+            else:
+                log.add("isthing-unknown", "info", f"{message}taken as a thing; no segment is of it")
 
 
 def _distinct_names(chosen: dict[int | str, Entry], used: set[int | str], log: FindingLog) -> dict[int | str, str]:

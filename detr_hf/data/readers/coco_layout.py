@@ -34,6 +34,7 @@ DETECTION_WORDS = (
     "dataset",
     "data",
 )
+KINDS = {"detection": "detection", "instance": "detection", "panoptic": "panoptic"}
 OTHER_TASKS = ("captions", "person_keypoints", "image_info", "stuff")
 # Folders of JSON files, which say nothing of a split.
 ANNOTATION_FOLDERS = ("annotations", "annotation", "_annotations", "labels", "label", "json", "coco", "panoptic")
@@ -63,7 +64,7 @@ class CocoSource:
 def find_coco(root: Path, task: str | None = None, image_root: Path | None = None) -> list[CocoSource]:
     """Returns the annotation files of a folder, one a split; an empty list when there is none.
 
-    `task` is `"detection"` (wins when both are there) or `"panoptic"`.
+    `task` is `"detection"` (wins when both are there), `"instance"`, whose files are the same, or `"panoptic"`.
 
     Raises:
         LayoutError: two files claim the same split.
@@ -87,7 +88,7 @@ def find_coco(root: Path, task: str | None = None, image_root: Path | None = Non
             path = preferred[0]
         sources[kind, split] = CocoSource(split, kind, path, root, image_root, told=split)
     kinds = {kind for kind, _ in sources}
-    chosen = task or ("detection" if "detection" in kinds else "panoptic")
+    chosen = KINDS.get(task) or ("detection" if "detection" in kinds else "panoptic")
     if task is None and len(kinds) > 1:
         logger.info("%s holds panoptic annotations too; task='panoptic' reads those.", root)
     return settle_splits([source for (kind, _), source in sources.items() if kind == chosen])
@@ -142,7 +143,7 @@ def coco_file_source(path: Path, image_root: Path | None, task: str | None) -> C
     path = Path(os.path.abspath(path))
     root = path.parent
     kind, split = describe_json(path, root)
-    source = CocoSource(split, task or kind or "detection", path, root, image_root, told=split)
+    source = CocoSource(split, KINDS.get(task) or kind or "detection", path, root, image_root, told=split)
     return settle_splits([source])[0]
 
 
@@ -230,9 +231,11 @@ def panoptic_folder(source: CocoSource) -> Path:
         LayoutError: there is no such folder.
     """
     stem = source.json_path.stem
+    home = source.json_path.parent
+    above = [home.parent] if is_for_json(home) else []
     looked = [
         folder
-        for parent in dict.fromkeys((source.json_path.parent, source.root))
+        for parent in dict.fromkeys((home, source.root, *above))
         for folder in (parent / stem, parent / f"{stem}_masks")
     ]
     looked.append(source.root / "panoptic" / source.split)

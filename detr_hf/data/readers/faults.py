@@ -65,6 +65,12 @@ def plain_flag(value: Any) -> Any:
     return int(number) if type(number) in (int, float, bool) and number in (0, 1) else value
 
 
+def thing_flag(value: Any) -> int | str | None:
+    """Returns 0 or 1 of an `isthing`, None where there is none, and the words for anything else."""
+    flag = None if value is None else plain_flag(value)
+    return flag if flag is None or flag in (0, 1) else f"{str(value)[:60]!r}"
+
+
 def plain_box(value: Any) -> Any:
     """Returns a box whose numbers, or which as a whole, is text ("[1, 2, 3, 4]") as numbers; others as they stand."""
     parts = value

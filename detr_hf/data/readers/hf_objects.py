@@ -1,8 +1,8 @@
-"""Hugging Face `datasets` with an `objects` column: from the Hub, from a local folder, in memory, or streamed.
+"""Hugging Face `datasets` with objects or segments: from the Hub, from a local folder, in memory, or streamed.
 
-`objects` is a dict of lists (`{"bbox": [...], "category": [...]}`) or a list of dicts. Boxes are x, y, width, height
-in pixels unless `box_format` says otherwise; boxes that look like something else are refused, not converted, because
-Hub data sets come in every format.
+`objects` is a dict of lists (`{"bbox": [...], "category": [...]}`) or a list of dicts; what else there is, is told in
+`hf_columns`. Boxes are x, y, width, height in pixels unless `box_format` says otherwise; boxes that look like
+something else are refused, not converted, because Hub data sets come in every format.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image as ImageFeature, IterableDataset, IterableDatasetDict
 
-from ...errors import AnnotationError, LayoutError
-from ..detection_data import Categories, detection_features
-from ..pictures import read_header, upright_size
-from .faults import box_fault, id_fault
-from .records import SplitRecords, suspect_format, to_xywh
+from ...errors import LayoutError, PictureError
+from ..detection_data import NO_MASK, Categories
+from ..findings import FindingLog
+from ..pictures import upright_size
+from ..read_options import ReadOptions
+from .coco_classes import tell_things
+from .faults import id_fault, thing_flag
+from .hf_columns import CLASS_IDS, Columns, as_column, find_columns, objects_of
+from .records import SplitRecords
 
-BOX_KEYS = ("bbox", "boxes", "bboxes", "box")
-CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels", "class", "classes")
-ID_KEYS = ("id", "bbox_id", "annotation_id")
 PEEK_ROWS = 16
 
 
@@ -52,102 +52,118 @@ def as_splits(loaded: Any) -> dict[str, Any]:
     raise LayoutError(f"Got a {type(loaded).__name__}, expected a Dataset, IterableDataset or a dict of them.")
 
 
-def object_fields(row_or_features: dict[str, Any], where: str) -> tuple[str, str]:
-    """Returns the names of the box field and of the class field in an `objects` column.
-
-    Raises:
-        LayoutError: a field is missing, or two could be it.
-    """
-    objects = row_or_features.get("objects")
-    if isinstance(objects, list):
-        objects = objects[0] if objects else None
-    elif hasattr(objects, "feature"):  # a List of structs
-        objects = objects.feature
-    if "image" not in row_or_features or not isinstance(objects, dict):
-        raise LayoutError(
-            f"{where} has the columns {', '.join(map(str, row_or_features))}; looked for `image`, and `objects` with "
-            "boxes and classes in it."
-        )
-    found = []
-    for keys in (BOX_KEYS, CATEGORY_KEYS):
-        present = [key for key in keys if key in objects]
-        if len(present) != 1:
-            raise LayoutError(
-                f"{where}: `objects` has the fields {', '.join(map(str, objects))}; looked for exactly one of "
-                f"{', '.join(keys)}, found {', '.join(present) or 'none'}. Rename or remove columns first."
-            )
-        found.append(present[0])
-    return found[0], found[1]
-
-
-def class_names(features: Any, category_key: str) -> list[str] | None:
-    """Returns the names of the ClassLabel below `objects`, or None."""
-    objects = (features or {}).get("objects")
+def class_names(features: Any, columns: Columns) -> list[str] | None:
+    """Returns the names of the ClassLabel below the objects, or None."""
+    objects = (features or {}).get(columns.objects)
     objects = getattr(objects, "feature", objects)
-    field = objects.get(category_key) if isinstance(objects, dict) else None
+    field = objects.get(columns.category) if isinstance(objects, dict) else None
     while field is not None and not isinstance(field, ClassLabel):
         field = getattr(field, "feature", None)
     return list(field.names) if isinstance(field, ClassLabel) else None
 
 
-def hf_categories(splits: dict[str, Any], id2label: dict[Any, str] | None, where: str) -> Categories:
-    """Returns the classes: from `id2label`, from a ClassLabel, or the names that occur when classes are texts.
+def hf_categories(
+    splits: dict[str, Any], id2label: dict[Any, str] | None, where: str, task: str | None = None
+) -> Categories:
+    """Returns the classes: from `id2label`, from the data, or the names that occur when classes are texts.
+
+    The data has them as a ClassLabel, or by name in the rows of painted classes, of which `background` is none.
 
     Raises:
         LayoutError: the ids are plain integers, or the data is streamed and has no ClassLabel; `id2label` is needed.
     """
     if id2label:
         return Categories.of(id2label)
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[int, str]] = {}
+    columns = {}
     for name, split in splits.items():
-        if split.features is not None:
-            _, category_key = object_fields(split.features, where)
-            names = class_names(split.features, category_key)
+        features = split.features or next(iter(split))
+        columns[name] = find_columns(features, where, task)
+        if columns[name].objects is None and CLASS_IDS in features:
+            ids = next(iter(split.select_columns([CLASS_IDS])), {}).get(CLASS_IDS) or {}
+            found[name] = {value: label for label, value in ids.items() if value is not None and label != "background"}
+        elif split.features is not None:
+            names = class_names(split.features, columns[name])
             if names is not None:
-                found[name] = names
+                found[name] = dict(enumerate(names))
     if found:
-        if len({tuple(names) for names in found.values()}) > 1:
+        if len({tuple(names.items()) for names in found.values()}) > 1:
             raise LayoutError(
                 f"The splits of {where} have different class names: {found}. Pass id2label={{id: name}}."
             )
-        names = next(iter(found.values()))
-        return Categories(names, list(range(len(names))))
+        return Categories.of(next(iter(found.values())))
     if any(isinstance(split, IterableDataset) for split in splits.values()):
         raise LayoutError(
             f"{where} is streamed and its features have no ClassLabel, so its classes are not known before it is read "
             "to the end. Pass id2label={id in the data: name}, or load it without streaming."
         )
-    texts = sorted(
-        {str(value) for split in splits.values() for value in _category_values(split, where) if isinstance(value, str)}
-    )
+    texts = set()
+    for name, split in splits.items():
+        if columns[name].objects is not None:
+            for row in raw_rows(split, columns[name].objects):
+                values = as_column(row[columns[name].objects], columns[name].category)
+                texts.update(value for value in values if isinstance(value, str))
     if texts:
-        return Categories(texts, list(texts))
+        return Categories(sorted(texts), sorted(texts))
     raise LayoutError(
         f"The classes of {where} are plain integers without names. Pass id2label={{id in the data: name}}."
     )
 
 
-def _category_values(split: Dataset, where: str) -> Iterator[Any]:
-    _, category_key = object_fields(split.features, where)
-    for row in split.select_columns("objects"):
-        yield from objects_as_columns(row["objects"], category_key)
+def settle_things(
+    categories: Categories, splits: dict[str, Any], records: dict[str, SplitRecords], options: ReadOptions, where: str
+) -> FindingLog:
+    """Sets which classes of panoptic rows are things, and returns what is to be said of it.
+
+    Raises:
+        LayoutError: rows that are not panoptic, or are streamed and not read, leave an option without a meaning.
+    """
+    log = FindingLog()
+    columns = [find_columns(split.features or next(iter(split)), where, options.task) for split in splits.values()]
+    if options.box_format and any(one.box is None for one in columns):
+        raise LayoutError(f"{where} has no boxes: they are measured on its masks. Leave out box_format=.")
+    panoptic = any(one.panoptic for one in columns)
+    if options.stuff is not None:
+        if not panoptic:
+            raise LayoutError(f"stuff= is for panoptic data; the rows of {where} hold none. Leave it out.")
+        categories.call_stuff(options.stuff, where)
+    elif panoptic and len(records) < len(splits):
+        raise LayoutError(
+            f"{where} is streamed: which of its classes are stuff is not known before it is read to the end. Pass "
+            "stuff=[names of the stuff classes], an empty list where all are things."
+        )
+    elif panoptic:
+        said: dict[Any, set[Any]] = {}
+        for one in records.values():
+            for category_id, told in one.things.items():
+                said.setdefault(category_id, set()).update(told)
+        tell_things(categories, said, set().union(*(one.category_ids for one in records.values())), log)
+    return log
 
 
-def objects_as_columns(objects: Any, key: str) -> list[Any]:
-    """Returns a field of an `objects` value as a list, whichever way round it is stored; empty where it is absent."""
-    if isinstance(objects, dict):
-        values = objects.get(key)
-        return [] if values is None else list(values)
-    return [entry.get(key) for entry in objects or []]
-
-
-def read_hf(name: str, split: Dataset, keep_masks: bool = True) -> SplitRecords:
+def read_hf(name: str, split: Dataset, keep_masks: bool = True, task: str | None = None) -> SplitRecords:
     """Returns a split as records; boxes are as stored, sizes from the columns or the pictures' headers."""
-    keys = object_fields(split.features, f"split {name!r}")
-    records = SplitRecords(name, keep_masks=keep_masks)
-    for number, row in enumerate(split.with_format(None).cast_column("image", ImageFeature(decode=False))):
-        _add_row(records, row, number, keys, upright_size)
+    columns = find_columns(split.features, f"split {name!r}", task)
+    records = records_for(name, columns, keep_masks)
+    for number, row in enumerate(raw_rows(split)):
+        add_row(records, row, number, columns, upright_size)
     return records
+
+
+def records_for(name: str, columns: Columns, keep_masks: bool) -> SplitRecords:
+    """Returns the empty records of a split."""
+    records = SplitRecords(name, keep_masks=keep_masks)
+    if columns.panoptic:
+        records.panoptic_paths, records.panoptic_column = [], columns.picture
+    return records
+
+
+def raw_rows(split: Dataset, *columns: str) -> Iterator[dict[str, Any]]:
+    """Yields rows, or some columns of them, in which no picture is decoded, however deep it lies."""
+    if "image" in split.features and not columns:
+        split = split.cast_column("image", ImageFeature(decode=False))
+    for table in (split.select_columns(list(columns)) if columns else split).with_format("arrow").iter(PEEK_ROWS):
+        yield from table.to_pylist()
 
 
 def _check_picture(records: SplitRecords, image: Any, row: int, number: int) -> None:
@@ -163,15 +179,15 @@ def _check_picture(records: SplitRecords, image: Any, row: int, number: int) -> 
         records.fault("image-unreadable", f"row {number}: the picture cannot be read", row)
 
 
-def _add_row(
+def add_row(
     records: SplitRecords,
     row: dict[str, Any],
     number: int,
-    keys: tuple[str, str],
+    columns: Columns,
     size_of: Callable[[Any, str], tuple[int, int]],
 ) -> None:
-    """Adds an image and its objects, boxes and classes at `keys`; without columns for it, `size_of` tells its size."""
-    image_id, image, objects = row.get("image_id"), row["image"], row["objects"]
+    """Adds an image and its objects, which `columns` tell; without columns for it, `size_of` tells its size."""
+    image_id, image = row.get("image_id"), row["image"]
     path = image.get("path") if isinstance(image, dict) else None
     file_name = str(row.get("file_name") or path or f"row {number}")
     width, height = row.get("width"), row.get("height")
@@ -179,103 +195,48 @@ def _add_row(
         width, height = size_of(image, file_name)
     index = records.add_image(number if id_fault(image_id) else image_id, file_name, None, width, height)
     _check_picture(records, image, index, number)
-    boxes, classes = (objects_as_columns(objects, key) for key in keys)
-    count = len(boxes)
-    if count != len(classes):
-        records.fault("objects-uneven", f"{count} boxes and {len(classes)} classes", index)
+    if columns.panoptic:
+        records.panoptic_paths.append(None)
+        segments = row[columns.picture]
+        if segments is None or (isinstance(segments, dict) and not _is_there(segments)):
+            records.fault("panoptic-missing", f"row {number} has no segment picture in {columns.picture!r}", index)
+            return
+    if columns.objects is None:
+        _compare_class_ids(records, row, index)
+    try:
+        found = objects_of(row, columns, (width, height), records.keep_masks)
+    except PictureError as error:
+        records.fault("panoptic-unreadable", str(error), index)
         return
-    id_key = next((key for key in ID_KEYS if len(objects_as_columns(objects, key)) == count), None)
-    optional = [objects_as_columns(objects, key) for key in ("area", "iscrowd", "segmentation")]
-    ids = objects_as_columns(objects, id_key) if id_key else []
-    for position, (box, category) in enumerate(zip(boxes, classes, strict=True)):
-        number = len(records.object_ids) + 1
-        object_id = ids[position] if ids and id_fault(ids[position]) is None else number
-        area, crowd, mask = (values[position] if len(values) == count else None for values in optional)
+    if len(found.boxes) != len(found.categories):
+        message = f"{len(found.boxes)} boxes and {len(found.categories)} classes"
+        records.fault("objects-uneven", message, index)
+        return
+    for box, category, object_id, area, crowd, mask, thing in zip(*found, strict=True):
+        if columns.panoptic and (type(object_id) is not int or id_fault(object_id)):
+            records.fault("annotation-malformed", f"a segment has the id {str(object_id)[:60]!r}", index)
+            continue
+        object_id = len(records.object_ids) + 1 if id_fault(object_id) else object_id
         crowd = int(crowd) if isinstance(crowd, bool) else crowd
-        mask = mask if isinstance(mask, list | dict) else None
         box = box.tolist() if hasattr(box, "tolist") else box  # of a stream without features
-        records.add_object(index, object_id, category, box, area, crowd, mask)
+        mask, text = (None, NO_MASK) if mask == NO_MASK else (mask, None)
+        records.add_object(index, object_id, category, box, area, crowd, mask, text)
+        if thing is not None and not id_fault(category):
+            records.things.setdefault(category, set()).add(thing_flag(thing))
 
 
-def peek_box_format(split: IterableDataset, box_format: str, where: str) -> None:
-    """Refuses a stream whose first rows hold boxes that look like another format.
-
-    Raises:
-        AnnotationError: they do.
-    """
-    boxes, sizes = [], []
-    box_key, _ = object_fields(split.features or next(iter(split)), where)
-    undecoded = split.cast_column("image", ImageFeature(decode=False)) if split.features is not None else split
-    for number, row in enumerate(undecoded.take(PEEK_ROWS)):
-        header = read_header(row["image"], f"row {number}")
-        found = [box for box in objects_as_columns(row["objects"], box_key) if box_fault(list(box)) is None]
-        boxes += [list(box) for box in found]
-        sizes += [header.upright_wh] * len(found)
-    suspect = suspect_format(
-        np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(sizes, dtype=np.float64).reshape(-1, 2)
-    )
-    if suspect:
-        raise AnnotationError(
-            f"{where}: the boxes of the first {PEEK_ROWS} rows look {suspect}, read as {box_format!r}. Pass "
-            "box_format= to say which of xywh, xyxy, cxcywh, xywh_norm, xyxy_norm, cxcywh_norm they are."
-        )
+def _is_there(picture: dict[str, Any]) -> bool:
+    path, content = picture.get("path"), picture.get("bytes")
+    return content is not None or (path is not None and ("://" in path or Path(path).is_file()))
 
 
-def _streamed_row(
-    row: dict[str, Any], number: int, split_name: str, categories: Categories, box_format: str, keep_masks: bool
-) -> dict[str, Any]:
-    """Returns a row in the schema of `detection_features`; a faulty one stops the stream with its number.
-
-    Raises:
-        AnnotationError: a box or a class of the row is malformed.
-    """
-    records = SplitRecords(split_name, keep_masks=keep_masks)
-    keys = object_fields(row, f"row {number}")
-    _add_row(records, row, number, keys, lambda image, name: read_header(image, name).upright_wh)
-    objects = _objects_of(records, categories, box_format)
-    faults = [finding for finding in records.log if finding.severity == "error"]
-    if faults:
-        raise AnnotationError(f"Row {number}: {faults[0]}.")
-    image_id = records.image_ids[0]
-    return {
-        "image": row["image"],
-        "image_id": image_id if isinstance(image_id, int) else number,
-        "file_name": records.file_names[0],
-        "width": records.widths[0],
-        "height": records.heights[0],
-        "objects": objects,
-    }
-
-
-def _objects_of(records: SplitRecords, categories: Categories, box_format: str) -> dict[str, list[Any]]:
-    """Returns the objects of the only image in `records`, without those whose box has no area."""
-    sizes = np.repeat(records.sizes_wh(), len(records.rows), axis=0)
-    boxes = to_xywh(records.boxes_array(), box_format, sizes)
-    if not np.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
-        records.fault("box-malformed", "a box has a negative side or a number that is not finite", 0)
-    for category in records.category_ids:
-        if category not in categories.index_of:
-            records.fault("category-unknown", f"category {category!r} is not in id2label", 0)
-    areas = np.array(records.areas)
-    areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
-    kept = np.flatnonzero((boxes[:, 2:] > 0).all(axis=1)).tolist()
-    return {
-        "id": [position + 1 for position in range(len(kept))],
-        "bbox": [boxes[index].tolist() for index in kept],
-        "category": [categories.index_of.get(records.category_ids[index], -1) for index in kept],
-        "area": [float(areas[index]) for index in kept],
-        "iscrowd": [records.iscrowd[index] for index in kept],
-        "segmentation": [records.segmentations[index] for index in kept],
-    }
-
-
-def stream_split(
-    name: str, split: IterableDataset, categories: Categories, box_format: str, keep_masks: bool
-) -> IterableDataset:
-    """Returns a stream in the schema; nothing is read until it is iterated."""
-    if split.features is not None:
-        split = split.cast_column("image", ImageFeature(decode=False))
-    known = {"split_name": name, "categories": categories, "box_format": box_format, "keep_masks": keep_masks}
-    columns = list(split.features) if split.features is not None else None
-    features = detection_features(categories.names)
-    return split.map(_streamed_row, with_indices=True, fn_kwargs=known, remove_columns=columns, features=features)
+def _compare_class_ids(records: SplitRecords, row: dict[str, Any], index: int) -> None:
+    """Logs a row whose names have other ids than in a row before."""
+    told = {name: value for name, value in (row.get(CLASS_IDS) or {}).items() if value is not None}
+    known = {**told, **records.class_ids}
+    different = [name for name in told if told[name] != known[name]]
+    if different:
+        name = different[0]
+        message = f"{CLASS_IDS} says {told[name]} for {name!r}, and {known[name]} in a row before"
+        records.fault("category-conflict", message, index)
+    records.class_ids = known

@@ -8,20 +8,29 @@ import json
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import AnnotationError
 from ...processing.mask_annotations_detr import object_masks
+from ..detection_data import NO_MASK
 from .faults import plain_id
 
 LARGEST_COORDINATE = 1e6
 LARGEST_PICTURE = 2**28
+LONGEST_OUTLINE = 1e6  # what is surely below it is not measured
+
+
+class Faulty(str):
+    """Why a mask could not be read, in its place."""
 
 
 def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None:
     """Returns what is wrong with a COCO segmentation of a `height x width` picture (0 x 0: unknown), or None."""
     if isinstance(segmentation, dict):
         return _rle_fault(segmentation, height, width)
+    if isinstance(segmentation, Faulty):
+        return str(segmentation)
     if not isinstance(segmentation, list):
         return f"the segmentation is a {type(segmentation).__name__}, expected a list of polygons or a run length dict"
     for polygon in segmentation:
@@ -35,6 +44,13 @@ def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None
             min(polygon) >= -LARGEST_COORDINATE and max(polygon) <= LARGEST_COORDINATE and math.isfinite(sum(polygon))
         ):
             return "a polygon holds a NaN, infinite or enormous coordinate"
+        if (max(polygon) - min(polygon)) * len(polygon) > LONGEST_OUTLINE:
+            try:
+                object_masks([("the segmentation", {"segmentation": [polygon]})], (1, 1))
+            except ValueError as error:
+                return str(error)
+            except ImportError:
+                pass  # it is drawn elsewhere
     return None
 
 
@@ -56,16 +72,18 @@ def _rle_fault(rle: dict, height: int, width: int) -> str | None:
 
 
 def decode_masks(segmentations: list[str | None], height: int, width: int, names: list[str]) -> Tensor:
-    """Returns masks `(N, height, width)` bool of segmentations as JSON text; an empty mask where there is none.
+    """Returns masks `(N, height, width)` bool of segmentations as JSON text; an empty one for `NO_MASK` or None.
 
     Raises:
         AnnotationError: a segmentation is malformed; `names (N,)` says whose it is.
         ImportError: a polygon is to be drawn and pycocotools is not installed.
     """
+    masks = torch.zeros(len(segmentations), height, width, dtype=torch.bool)
+    drawn = [index for index, text in enumerate(segmentations) if text and text != NO_MASK]
     parsed = []
-    for text, name in zip(segmentations, names, strict=True):
+    for text, name in ((segmentations[index], names[index]) for index in drawn):
         try:
-            segmentation = json.loads(text) if text else []
+            segmentation = json.loads(text)
         except ValueError as error:
             raise AnnotationError(f"{name}: the segmentation is no JSON ({error}).") from error
         fault = segmentation_fault(segmentation, height, width)
@@ -73,6 +91,7 @@ def decode_masks(segmentations: list[str | None], height: int, width: int, names
             raise AnnotationError(f"{name}: {fault}.")
         parsed.append((name, {"segmentation": segmentation}))
     try:
-        return object_masks(parsed, (height, width))
+        masks[drawn] = object_masks(parsed, (height, width))
     except (ValueError, TypeError) as error:
         raise AnnotationError(str(error)) from error
+    return masks

@@ -17,8 +17,16 @@ from ..pictures import read_header
 from ..read_options import ReadOptions
 from . import coco, coco_classes, coco_layout, hf_objects, voc, voc_layout, yolo
 from .coco_pictures import PictureSearch
+from .mask_checks import check_masks, check_segments
 from .other_tools import is_archive, what_else
-from .records import JudgedSplit, SplitRecords, check_boxes, check_categories, check_files, check_ids
+from .records import (
+    JudgedSplit,
+    SplitRecords,
+    check_boxes,
+    check_categories,
+    check_files,
+    check_ids,
+)
 from .text import name_key
 
 LOOKED_FOR = """looked for
@@ -42,6 +50,7 @@ class ReadData:
     box_format: str = "xywh"
     explicit_box_format: bool = True
     hf_splits: dict[str, Any] = field(default_factory=dict)
+    options: ReadOptions = field(default_factory=ReadOptions)
 
     @property
     def splits(self) -> list[str]:
@@ -109,6 +118,12 @@ def read_source(source: Any, options: ReadOptions) -> ReadData:
     Raises:
         LayoutError: it is not a data set that can be told and found.
     """
+    read = _read(source, options)
+    read.options = options
+    return read
+
+
+def _read(source: Any, options: ReadOptions) -> ReadData:
     if not isinstance(source, str | Path):
         return _read_hf("a data set in memory", hf_objects.as_splits(source), options)
     path = Path(source).expanduser()
@@ -173,7 +188,12 @@ def _read_coco(path: Path, options: ReadOptions) -> ReadData:
     for file in files.values():
         coco_classes.settle_category_ids(file.records, merged.source_ids)
     if sources[0].kind != "panoptic":
-        merged.is_thing = None
+        if options.stuff is not None:
+            raise LayoutError(f"stuff= is for panoptic data; {path} is read as detection. Pass task='panoptic'.")
+    elif options.stuff is not None:
+        merged.call_stuff(options.stuff, str(path))
+    else:
+        coco_classes.settle_things(merged, files, log)
     box_format = options.box_format or "xywh"
     return ReadData(str(path), "coco", merged, records, log, box_format, options.box_format is not None)
 
@@ -229,18 +249,17 @@ def named(id2label: dict[Any, str], records: dict[str, SplitRecords]) -> Categor
 def _read_hf(source: str, splits: dict[str, Any], options: ReadOptions) -> ReadData:
     options.refuse_useless("hf", source)
     chosen = {new: splits[name] for new, name in choose_splits(list(splits), options.splits, source).items()}
-    categories = hf_objects.hf_categories(chosen, options.id2label, source)
+    categories = hf_objects.hf_categories(chosen, options.id2label, source, options.task)
     records = {
-        name: hf_objects.read_hf(name, split, options.masks)
+        name: hf_objects.read_hf(name, split, options.masks, options.task)
         for name, split in chosen.items()
         if not isinstance(split, hf_objects.IterableDataset)
     }
     if options.id2label:
         categories = named(options.id2label, records)
+    log = hf_objects.settle_things(categories, chosen, records, options, source)
     box_format = options.box_format or "xywh"
-    return ReadData(
-        source, "hf", categories, records, FindingLog(), box_format, options.box_format is not None, chosen
-    )
+    return ReadData(source, "hf", categories, records, log, box_format, options.box_format is not None, chosen)
 
 
 def judge(read: ReadData) -> dict[str, JudgedSplit]:
@@ -253,6 +272,10 @@ def judge(read: ReadData) -> dict[str, JudgedSplit]:
         boxes, kept = check_boxes(records, read.box_format, read.explicit_box_format)
         indices = check_categories(records, read.categories, kept)
         check_ids(records, kept)
+        if records.panoptic_paths is None:
+            check_masks(records, kept, read.options.task == "instance", read.options.allow_missing_masks)
+        else:
+            check_segments(records, read.categories, indices, kept)
         read.log.extend(records.log)
         images = np.ones(len(records.image_ids), dtype=bool)
         images[list(records.unusable)] = False

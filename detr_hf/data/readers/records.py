@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..detection_data import Categories, detection_features
+from ..detection_data import NO_MASK, Categories, detection_features
 from ..findings import FindingLog, left_out_for
 from .faults import box_fault, id_fault, number_fault
 from .mask_text import segmentation_fault
@@ -29,8 +29,11 @@ LARGEST_COORDINATE = 1e7
 class SplitRecords:
     """Images and objects of one split; boxes as the source has them, which `check_boxes` turns into xywh pixels.
 
-    `unusable` are the rows of images with a fault for which the picture is left out; `labels_from` says where the
-    reader looked for labels.
+    `panoptic_paths` are there for panoptic data only; the segment pictures of a `datasets` source stay in its column
+    `panoptic_column`, and the paths are None. `unread_masks` counts those that `keep_masks` passes over. `unusable`
+    are the rows of images with a fault for which the picture is left out; `labels_from` says where the reader looked
+    for labels. `things` and `class_ids` are what rows of `datasets` say of classes: by id whether they are things, and
+    the ids of names.
     """
 
     name: str
@@ -39,7 +42,8 @@ class SplitRecords:
     image_ids: list[int | str] = field(default_factory=list)
     file_names: list[str] = field(default_factory=list)
     paths: list[str | None] = field(default_factory=list)
-    panoptic_paths: list[str] | None = None
+    panoptic_paths: list[str | None] | None = None
+    panoptic_column: str | None = None
     widths: array = field(default_factory=lambda: array("q"))
     heights: array = field(default_factory=lambda: array("q"))
     rows: array = field(default_factory=lambda: array("q"))
@@ -51,6 +55,9 @@ class SplitRecords:
     segmentations: list[str | None] = field(default_factory=list)
     unusable: set[int] = field(default_factory=set)
     labels_from: str = ""
+    unread_masks: int = 0
+    things: dict[int | str, set[Any]] = field(default_factory=dict)
+    class_ids: dict[str, int] = field(default_factory=dict)
 
     def add_image(self, image_id: int | str, file_name: str, path: str | None, width: int = 0, height: int = 0) -> int:
         """Adds an image and returns its row; a size of 0 x 0 means that it is not known."""
@@ -74,7 +81,7 @@ class SplitRecords:
     ) -> None:
         """Adds an object of image `row`, or logs why it cannot be one; one whose mask cannot be used has none.
 
-        `segmentation_text` is the segmentation as JSON, where the caller has it.
+        `segmentation_text` is the segmentation as JSON, where the caller has it, or `NO_MASK`.
         """
         if fault := box_fault(bbox):
             self.fault("box-malformed", fault, row, object_id)
@@ -95,9 +102,10 @@ class SplitRecords:
             usable = not number_fault(area) and abs(area) < 1e15 and area >= 0
             self.areas.append(float(area) if usable else math.nan)
             self.iscrowd.append(int(iscrowd or 0))
+            self.unread_masks += has_mask and not self.keep_masks
             kept = has_mask and self.keep_masks
             text = segmentation_text or json.dumps(segmentation, separators=(",", ":")) if kept else None
-            self.segmentations.append(text)
+            self.segmentations.append(NO_MASK if segmentation_text == NO_MASK else text)
 
     def place(self, row: int, object_id: int | str | None = None) -> dict[str, Any]:
         """Returns the place fields of a `Finding`."""
@@ -296,12 +304,12 @@ def check_files(records: SplitRecords) -> None:
             message = f"the same file is image {first_id!r} too; here with {counts[row]} objects"
             records.fault("file-listed-twice", message, row)
     for row, path in enumerate(records.panoptic_paths or []):
-        if path not in index:
+        if path is not None and path not in index:
             records.fault("panoptic-missing", f"there is no file {path}", row)
 
 
-def build_table(split: JudgedSplit, categories: Categories) -> pa.Table:
-    """Returns the Arrow table of what can be used of a split."""
+def build_table(split: JudgedSplit, categories: Categories, boxes_alone: bool = False) -> pa.Table:
+    """Returns the Arrow table of what can be used of a split; with `boxes_alone` objects may lack a mask."""
     records = split.records
     rows = np.array(records.rows, dtype=np.int64)
     new_row = np.cumsum(split.images) - 1
@@ -323,8 +331,14 @@ def build_table(split: JudgedSplit, categories: Categories) -> pa.Table:
         "category": pa.array(split.indices[order], type=pa.int64()),
         "area": pa.array(areas),
         "iscrowd": pa.array(np.array(records.iscrowd, dtype=np.int8)[order]),
-        "segmentation": pa.array([records.segmentations[index] for index in order.tolist()], type=pa.large_string()),
+        "segmentation": pa.array(
+            [records.segmentations[index] or (NO_MASK if boxes_alone else None) for index in order.tolist()],
+            type=pa.large_string(),
+        ),
     }
+    if records.panoptic_paths is not None:
+        things = np.array(categories.is_thing or [True] * len(categories.names), dtype=np.int8)
+        columns["isthing"] = pa.array(things[split.indices[order]])
     objects = {name: pa.ListArray.from_arrays(offsets, values) for name, values in columns.items()}
     image_ids = [records.image_ids[row] for row in chosen]
     renumbered = numbered(image_ids) is not image_ids

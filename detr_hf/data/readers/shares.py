@@ -74,4 +74,5 @@ def part(records: SplitRecords, chosen: np.ndarray) -> SplitRecords:
     taken.unusable = {int(new_row[row]) for row in records.unusable if chosen[row]}
     if records.panoptic_paths is not None:
         taken.panoptic_paths = [records.panoptic_paths[index] for index in pictures]
+        taken.panoptic_column = records.panoptic_column
     return taken

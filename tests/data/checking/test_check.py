@@ -210,6 +210,36 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
         "error",
         "annotation 2",
     ),
+    "mask without a pixel": (
+        annotation(segmentation={"size": [48, 64], "counts": [48 * 64]}),
+        "mask-empty",
+        "warning",
+        "has no pixel",
+    ),
+    "mask outside": (
+        annotation(segmentation=[layouts.polygon(70, 20, 9, 9)]),
+        "mask-empty",
+        "warning",
+        "lies outside",
+    ),
+    "mask partly outside": (
+        annotation(segmentation=[layouts.polygon(30, 20, 40, 24)], bbox=[30, 20, 34, 24]),
+        "mask-cut",
+        "warning",
+        "reaches 6 pixels out",
+    ),
+    "mask of another place": (
+        annotation(segmentation=[layouts.polygon(24, 20, 30, 24)]),
+        "mask-box-differs",
+        "warning",
+        "annotation 2: box and mask differ by 6 pixels",
+    ),
+    "polygon that winds for ever": (
+        annotation(segmentation=[[0, 0, 5e5, 5e5, 0, 5e5] * 50]),
+        "mask-malformed",
+        "error",
+        "outline",
+    ),
     "class only in validation": (edited(drop_class_from_training), "class-not-in-training", "warning", "owl"),
     "no objects": (edited(no_objects, "annotations_val.json"), "no-objects", "error", "val"),
     "size is no size": (
@@ -229,6 +259,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
 FOLLOWS = {
     "file name climbs out": {"image-unknown"},
     "picture of another size": {"image-duplicate"},
+    "box partly outside": {"mask-box-differs"},
+    "same picture twice": {"mask-box-differs"},
 }
 
 
@@ -318,6 +350,32 @@ def test_panoptic_faults(tmp_path: Path):
     counts = check(root).counts
     assert counts["segment-absent"] == counts["segment-unlisted"] == 1
     assert counts["panoptic-size-mismatch"] == counts["panoptic-missing"] == 1
+
+
+def test_segments_that_training_would_suffer_from(tmp_path: Path):
+    """Stuff twice, a crowd apart; a box elsewhere; a picture that is grey; a class of which nothing is told."""
+    root = layouts.write_panoptic(tmp_path)
+
+    def change(content: Content) -> None:
+        first, second, third, fourth = (item["segments_info"] for item in content["annotations"])
+        first[1]["category_id"] = 20
+        second[1] |= {"category_id": 20, "iscrowd": 1}
+        third[0]["bbox"] = [0, 0, 50, 60]
+        fourth[0]["bbox"] = [0, 0, 78, 50]
+        content["categories"] += [{"id": 30, "name": "sky"}]
+
+    edit_json(root, change, "panoptic_train.json")
+    report = check(root)
+    assert {code: count for code, count in report.counts.items() if code in report.warnings} == {
+        "stuff-repeated": 1,
+        "objects-crowd": 1,
+        "mask-box-differs": 1,
+    }
+    assert "train_0.png, annotation 1000: 'ground' is stuff" in report.text()
+    assert "train_2.png, annotation 7: box and mask differ by 10 pixels" in report.text()
+    assert "isthing of category 30 (sky) is missing, expected 1 for a thing or 0 for stuff: taken as" in report.text()
+    Image.new("L", (64, 48)).save(root / "panoptic_train" / "train_0.png")
+    assert "has mode 'L'" in check(root).text()
 
 
 def test_yolo_faults(tmp_path: Path):

@@ -1,13 +1,19 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detr_hf.data.preparing.augment import RandomSizeCrop, augmentation, sanitize
+from detr_hf import DETRImageProcessor
+from detr_hf.data.preparing.augment import PRESETS, RandomShortestSize, RandomSizeCrop, augmentation, sanitize
+from detr_hf.data.preparing.transform import DetectionTransform
+from detr_hf.processing.mask_annotations_detr import masks_to_boxes, resize_masks
+from detr_hf.processing.run_lengths_detr import run_lengths
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=torch.uint8)
 
@@ -53,6 +59,52 @@ def test_boxes_and_masks_follow_the_pixels(seed: int):
     for label in gone:
         seen = seen_box(image, label)
         assert seen is None or min(seen[2] - seen[0], seen[3] - seen[1]) <= 3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_masks_move_with_the_pixels(preset: str):
+    """An L and a ring, through the whole chain: the mask is where the colour is, the box ends where the mask does."""
+    pixels = np.full((96, 128, 3), 100, dtype=np.uint8)
+    inside, masks = np.mgrid[:96, :128], np.zeros((2, 96, 128), dtype=bool)
+    masks[0, 10:80, 8:20] = masks[0, 64:80, 8:70] = True
+    radius = np.hypot(inside[0] - 34, inside[1] - 90)
+    masks[1] = (radius < 32) & (radius > 18)
+    for mask, colour in zip(masks, COLOURS.numpy(), strict=False):
+        pixels[mask] = colour
+    boxes = masks_to_boxes(torch.from_numpy(masks))
+    boxes[:, 2:] -= boxes[:, :2]
+    objects = {"id": [1, 2], "bbox": boxes.tolist(), "category": [0, 1], "iscrowd": [0, 0]}
+    objects["segmentation"] = [json.dumps(run_lengths(mask)) for mask in masks]
+    row = {"image": Image.fromarray(pixels), "image_id": 1, "file_name": "a", "width": 128, "height": 96}
+    processor = DETRImageProcessor(
+        size={"shortest_edge": 150, "longest_edge": 250}, do_normalize=False, do_convert_annotations=True
+    )
+    transform, seen = DetectionTransform(processor, preset, masks=True), 0
+    for seed in range(10):
+        torch.manual_seed(seed)
+        made = transform.one(row | {"objects": objects})
+        label = made["labels"]
+        height, width = label["masks"].shape[1:]
+        centre, size = (label["boxes"].double() * torch.tensor([width, height] * 2)).split(2, dim=1)
+        corners = torch.cat([centre - size / 2, centre + size / 2], dim=1)
+        # at working size a box that is resized ends between pixels
+        assert (corners - masks_to_boxes(label["masks"])).abs().max() <= 1.001 if len(corners) else True
+        colours = made["pixel_values"] - made["pixel_values"].mean(dim=0)
+        for mask, number in zip(label["masks"], label["class_labels"].tolist(), strict=True):
+            drawn = colours[number] > 0.2  # half of what is full, or what a distortion leaves of it
+            apart = (drawn ^ mask).sum() / (drawn | mask).sum()
+            assert preset == "strong" or apart < 0.2, (seed, number, float(apart))
+            seen += 1
+    assert seen >= 10
+
+
+def test_masks_made_larger_and_small_again_are_the_same():
+    """At pixel corners, which is torch's and torchvision's rule, they lose a row and a column."""
+    masks = torch.rand(3, 61, 83, generator=torch.Generator().manual_seed(0)) > 0.5
+    for sides in ((100, 140), (62, 84), (333, 250)):
+        assert torch.equal(resize_masks(resize_masks(masks, sides), (61, 83)), masks)
+    larger = RandomShortestSize(100)(tv_tensors.Mask(masks))
+    assert torch.equal(larger.as_subclass(torch.Tensor), resize_masks(masks, tuple(larger.shape[1:])))
 
 
 def test_paper_sizes_are_the_recipes():

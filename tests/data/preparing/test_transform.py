@@ -159,8 +159,8 @@ def test_boxes_in_pixels_where_the_processor_gives_them(tmp_path: Path):
 def test_no_mask_becomes_run_lengths_on_its_way(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What is encoded has to be decoded again: only the polygons of the file are, each once."""
     split = load_detection_dataset(write(tmp_path))["train"]
-    decode, decoded = mask_annotations_detr._run_length_mask, []
-    monkeypatch.setattr(mask_annotations_detr, "_run_length_mask", lambda *args: decoded.append(args) or decode(*args))
+    decode, decoded = mask_annotations_detr.run_length_mask, []
+    monkeypatch.setattr(mask_annotations_detr, "run_length_mask", lambda *args: decoded.append(args) or decode(*args))
     label = prepare(split, PROCESSOR, "paper", masks=True)[0]["labels"]
     assert label["masks"].any()
     assert len(decoded) == (2 if write is layouts.write_coco else 0)
