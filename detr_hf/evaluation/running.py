@@ -107,16 +107,22 @@ def evaluate(
         device: where a model runs that is given by name; by default on a GPU if there is one.
         on_batch: is told, again and again, how many more images are done, and of how many; None for a stream.
         rule, panoptic_threshold: of panoptic segments, as in `post_process_panoptic_segmentation`; `rule="original"`
-            is that of published figures.
+            is that of published figures, which a `Detector` does not have.
 
     Raises:
         LayoutError: the split is not there, or which one is meant is not clear.
         TypeError: this is no detector, or no data set.
-        ValueError: model and data have no class in common, outputs are not finite, or there is no image.
+        ValueError: model and data have no class in common, outputs are not finite, there is no image, or a `Detector`
+            is to follow another rule than its own.
     """
     rows = rows_of(data, split)
     model = _loaded(model, device)
     is_detector = hasattr(model, "stream")
+    if is_detector and rule != "confident":
+        raise ValueError(
+            f"rule={rule!r} needs a model's own outputs, and a Detector makes its segments by the rule 'confident': "
+            "give the model, or the name of its checkpoint."
+        )
     id2label = _classes_of(data, rows, model.id2label if is_detector else model.config.id2label)
     segments = None
     if _gives_masks(model) and _has_masks(rows):

@@ -116,6 +116,11 @@ def test_a_model_goes_on_training_afterwards(data):
     assert model.training
 
 
+def test_a_detector_follows_no_rule_but_its_own(data):
+    with pytest.raises(ValueError, match="rule='original' needs a model's own outputs, and a Detector"):
+        evaluate(Finds(8), data, rule="original")
+
+
 def test_classes_of_a_detector_are_matched_by_name(data):
     assert evaluate(Finds(8), data).per_class["cat"]["AP50"] == pytest.approx(1)
     assert evaluate(Finds(7), data).mistakes.errors["class"] == 1
