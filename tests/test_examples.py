@@ -156,6 +156,38 @@ def test_finetune_starts_from_a_checkpoint(data, tmp_path, monkeypatch):
     assert list(processor.image_mean) == [0.1, 0.2, 0.3] and processor.size["shortest_edge"] == 48
 
 
+@pytest.mark.slow
+def test_panoptic_learns_in_two_stages_and_reports(tmp_path, monkeypatch):
+    from .training.scenes import micro_model
+
+    panoptic = load("examples/panoptic.py")
+    digits = {label: str(label) for label in range(10)}
+    micro_model(id2label=digits, num_queries=12).save_pretrained(tmp_path / "start")
+    DETRImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(tmp_path / "start")
+    common = "--use_cpu --max_steps 1 --eval_steps 1 --save_steps 1 --per_device_train_batch_size 2 --scenes 2"
+    common += " --scenes_for_curves 1 --dataloader_num_workers 0 --dataloader_persistent_workers false"
+    numbers = {}
+    for stage, model, flags in (("alone", "start", ["--freeze_detector"]), ("joint", "alone", ["--card", "card.md"])):
+        folders = ["--model", str(tmp_path / model), "--output_dir", str(tmp_path / stage)]
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["panoptic.py", *common.split(), *folders, *flags])
+        panoptic.main()
+        numbers[stage] = json.loads((tmp_path / stage / "metrics.json").read_text())
+        assert Image.open(tmp_path / stage / "scenes.png").width > 500
+        assert any("eval_mask_ap" in entry for entry in json.loads((tmp_path / stage / "curves.json").read_text()))
+    assert list(numbers["alone"]["masks"]["per_class"]) == list(digits.values())
+    before, after = (
+        DETRForObjectDetection.from_pretrained(tmp_path / name).state_dict() for name in ("start", "alone")
+    )
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert numbers["joint"]["panoptic"]["num_images"] == 2 and {"temple", "flower"} < set(
+        numbers["joint"]["per_class"]
+    )
+    assert DETRImageProcessor.from_pretrained(tmp_path / "joint").label_ids_to_fuse == [10, 11]
+    card = (tmp_path / "card.md").read_text()
+    assert "| stuff | one segment of each in a picture: temple, flower |" in card and "1 steps of 2 scenes" in card
+
+
 def test_the_peer_trains_and_is_measured(data, backbone_file, tmp_path, monkeypatch):
     peer = load("benchmarks/finetune_transformers.py")
     flags = [*small_flags(data, backbone_file, tmp_path), "--square", "64", "--workers", "0", "--num_queries", "10"]

@@ -119,6 +119,9 @@ def test_either_class_reads_the_others_checkpoint(tmp_path: Path, caplog: pytest
     assert not DETRForSegmentation.from_pretrained(tmp_path / "masks").mask_head_is_new
     again.train()(pixel_values, pixel_mask, labels_of(1, 1))
     assert not again.mask_head_is_new
+    columns = (again.config.hidden_dim, again.config.nheads)
+    of_features, of_attention = again.mask_head.lay1.weight.detach().split(columns, dim=1)
+    assert (of_attention.std() / of_features.std()).item() == pytest.approx(100, rel=0.1)
 
 
 @pytest.mark.parametrize(
