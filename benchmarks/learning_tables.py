@@ -1,7 +1,9 @@
 """The tables of how fast DETR learns, and of what that costs, from the records of `convergence` and `aids`."""
 
+import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 from .convergence import Run
 from .records import MACHINES, record, table
@@ -27,6 +29,14 @@ ARMS = {
     "all_aids": "encoder loss, 4 groups, denoising",
     "encoder_denoising": "encoder loss, denoising",
     "encoder_denoising_reference": "encoder loss, denoising, reference points",
+}
+PANOPTIC = Path("examples/panoptic/curves.json")
+MASK_NUMBERS = {
+    "mask AP": "eval_mask_ap",
+    "PQ": "eval_pq",
+    "things": "eval_pq_th",
+    "stuff": "eval_pq_st",
+    "box AP": "eval_ap",
 }
 
 
@@ -167,3 +177,14 @@ def rate() -> str:
 
 
 __all__ = ["cost", "digits", "options", "parts", "photographs", "rate", "summary", "width"]
+
+
+def masks() -> str:
+    """Returns what every run of `examples/panoptic.py` reached at its last evaluation, given up or not."""
+    rows = []
+    for name, run in json.loads(PANOPTIC.read_text(encoding="utf-8")).items():
+        measured = [point for point in run["curve"] if "eval_ap" in point]
+        last = (measured or run["curve"])[-1]
+        numbers = [f"{last[key]:.3f}" if key in last else "" for key in MASK_NUMBERS.values()]
+        rows.append([name, run["what"], str(last["step"]), *numbers])
+    return table(["", "", "steps", *MASK_NUMBERS], rows)

@@ -291,6 +291,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "learning-rate": learning_tables.rate,
     "learning-photographs": learning_tables.photographs,
     "learning-cost": learning_tables.cost,
+    "learning-masks": learning_tables.masks,
 }
 
 

@@ -31,14 +31,20 @@ def has_mask_head(name_or_path: str | Path, hub: Hub | None = None) -> bool:
 
     Says False, and leaves the error to whoever loads it, where nothing can be read.
     """
-    hub = hub or Hub()
+    try:
+        return _has_mask_head(name_or_path, hub or Hub())
+    except (OSError, ValueError):
+        return False
+
+
+def _has_mask_head(name_or_path: str | Path, hub: Hub) -> bool:
     path = local_path(name_or_path)
     if path is not None and path.is_file():
         return has_mask_head_names(_tensors_of(path))
     adapter = path and path / hub.subfolder / "adapter_config.json"
     if adapter and adapter.is_file():
         base = read_json(adapter).get("base_model_name_or_path")
-        return bool(base) and has_mask_head(base)
+        return bool(base) and _has_mask_head(base, Hub())
     config = find_file(name_or_path, "config.json", hub)
     architectures = read_json(config).get("architectures") if config else None
     return any(str(name).endswith("ForSegmentation") for name in architectures or ())

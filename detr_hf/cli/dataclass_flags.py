@@ -3,12 +3,22 @@
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from .flags import nearest_flag, with_nearest
 
 
 class Parser(HfArgumentParser):
-    """transformers' parser of dataclasses, whose errors name the nearest flag or choice."""
+    """transformers' parser of dataclasses, whose errors name the nearest flag or choice.
+
+    A switch needs no value, also one that may be left undecided, for which transformers' parser wants one.
+    """
+
+    def __init__(self, dataclasses: Any, **options: Any):
+        super().__init__(dataclasses, **options)
+        for action in self._actions:
+            if action.type is string_to_bool and action.nargs is None:
+                action.nargs, action.const = "?", True
 
     def parse(self, flags: list[str]) -> tuple[Any, ...]:
         """Returns the dataclasses; shows help or an error as argparse does, and leaves."""

@@ -218,6 +218,14 @@ def test_the_task_decides_about_masks_and_without_one_the_checkpoint(start, data
     assert run.processing_class.label_ids_to_fuse == ([1] if masks and data == "panoptic" else [])
 
 
+@pytest.mark.parametrize(
+    ("flags", "value"), [([], None), (["--freeze_detector"], True), (["--freeze_detector", "false"], False)]
+)
+def test_a_switch_that_may_be_left_undecided_needs_no_value(flags, value):
+    _, _, args = parse(["--data", "x", "--output_dir", "x", "--use_cpu", *flags])
+    assert args.freeze_detector is value
+
+
 def test_help_lists_every_flag_and_a_wrong_flag_is_an_error(capsys):
     with pytest.raises(SystemExit) as left:
         parse(["--help"])

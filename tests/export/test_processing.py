@@ -88,7 +88,7 @@ def test_a_task_needs_the_masks_it_is_made_of(segmenter, exported_model):
     few = ModelRuntime(segmenter, info_of(segmenter, mask_queries=3))
     with pytest.raises(ValueError, match="the masks of the 3 best queries, and a semantic map is made of all"):
         ArtefactBackend(few, "few.onnx", "semantic")
-    with pytest.raises(ValueError, match="a detector, without masks"):
+    with pytest.raises(ValueError, match="has no masks, so there is no instance"):
         ArtefactBackend(ModelRuntime(exported_model, info_of(exported_model)), "boxes.onnx", "instance")
     boxes = Detector.on(ArtefactBackend(few, "few.onnx", "detection"))(picture(64, 64), 0.0)
     assert len(boxes) == 7 and boxes.segmentations is None and boxes.panoptic is None

@@ -60,6 +60,6 @@ def test_an_image_fits_into_a_square_in_its_proportions(size: tuple[int, int], f
 def test_the_package_is_a_face():
     from detr_hf import visualize
 
-    names = {"Comparison", "DrawnObjects", "comparison_grid", "draw_boxes", "tile_grid"}
+    names = {"Comparison", "DrawnObjects", "comparison_grid", "draw_boxes", "draw_segments", "tile_grid"}
     assert set(visualize.__all__) == names
     assert all(getattr(visualize, name).__name__ == name for name in names)
