@@ -11,14 +11,13 @@ map, h4 w4 of the finest, C1 C2 C3 channels of the three finer maps, finest firs
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from .fast_rules_detr import only_runs
+from .fast_convolution_detr import convolve_at
 from .outputs_detr import Decoded
 from .predictions_detr import NO_MASK, Predictions
 
@@ -91,42 +90,6 @@ def add_shared(own: Tensor, shared: Tensor) -> Tensor:
     if shared.shape[0] == 1:  # needs no reshape, which some runtimes pay for
         return own + shared
     return (own.unflatten(0, (shared.shape[0], -1)) + shared[:, None]).flatten(0, 1)
-
-
-def convolve_at(states: Tensor, weight: Tensor, size_hw: Sequence[int]) -> Tensor:
-    """Returns the 3x3 convolution, padded by 1, of `states` brought to `size_hw` by the nearest cell.
-
-    Where both sides double (a side that is odd then lacks its last line), that is one transposed convolution of the
-    small map: less than half of the products, and no large input. In bfloat16 processors without it are slow at that.
-    """
-    if not _doubles(states, size_hw):
-        return F.conv2d(F.interpolate(states, size=size_hw, mode="nearest"), weight, padding=1)
-    height, width = size_hw
-    kernel = weight.flip(2, 3).transpose(0, 1)
-    kernel = F.pad(kernel, (1, 0)) + F.pad(kernel, (0, 1))  # a cell and its copy see the sum of what each would
-    kernel = F.pad(kernel, (0, 0, 1, 0)) + F.pad(kernel, (0, 0, 0, 1))
-    grown = F.conv_transpose2d(states, kernel, stride=2, padding=1)[..., :height, :width]
-    if height % 2:  # beyond the last line is nothing, not a copy of it
-        last = F.interpolate(states[:, :, -2:], size=(2, width), mode="nearest")
-        grown[:, :, -1:] = F.conv2d(last, weight[:, :, :2], padding=(0, 1))
-    if width % 2:
-        last = F.interpolate(states[..., -2:], size=(height, 2), mode="nearest")
-        grown[..., -1:] = F.conv2d(last, weight[..., :2], padding=(1, 0))
-    return grown
-
-
-def _doubles(states: Tensor, size_hw: Sequence[int]) -> bool:
-    """Whether `convolve_at` may take its shorter way: it must be the same, the faster one, and nobody looking on."""
-    return (
-        states.device.type == "cpu"
-        and states.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and only_runs()
-        and all(
-            1 < cells < 2048 and 2 * cells - size in (0, 1)
-            for cells, size in zip(states.shape[-2:], size_hw, strict=True)
-        )
-    )
 
 
 class MaskHeadSmallConv(nn.Module):
