@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from .runtimes import Runtime
 
 # The mean difference that scores and boxes (all that a user sees is in [0, 1]) may show, by precision; float32 is held
-# to the largest difference of raw outputs instead, in logits relative to the largest logit. Boxes of queries that see
+# to the largest difference of raw outputs as well, in logits relative to the largest logit. Boxes of queries that see
 # nothing, which is most of them on made-up images, move by up to 0.012 on average where bfloat16 is computed in and
 # not merely stored.
 MEAN_TOLERANCE = {"float16": 5e-3, "bfloat16": 2e-2, "int8": 5e-2}
-# A trained detector was 1.05e-4 off in a box on made-up images, by rounding alone.
-FLOAT32_TOLERANCE = {"logits": 1e-4, "boxes_cxcywh_norm": 2e-4, "masks": 1e-3}
+# Rounding alone moves single queries of trained models: the panoptic digit model by 1.1e-4 of the largest logit and by
+# 2.6e-4 in a box, where the mean was 2e-6.
+FLOAT32_TOLERANCE = {"logits": 5e-4, "boxes_cxcywh_norm": 5e-4, "masks": 1e-3}
+FLOAT32_MEAN = 1e-5
 # Field of `Predictions` -> what it is called as it comes and as a user sees it, and what makes this of that. The other
 # fields are seen as they come.
 SEEN_AS = {"logits": ("logits", "scores", softmax), "masks": ("mask logits", "masks", sigmoid)}
@@ -194,14 +196,15 @@ def _check(differences: dict[str, Difference], expected: Predictions, dtype: str
     if dtype == "float32":
         largest = {field: float(np.abs(getattr(expected, field)).max()) for field in differences}
         good = all(
-            one.largest <= FLOAT32_TOLERANCE[field] * max(1.0, largest[field]) for field, one in differences.items()
+            one.largest <= FLOAT32_TOLERANCE[field] * max(1.0, largest[field]) and one.mean_seen <= FLOAT32_MEAN
+            for field, one in differences.items()
         )
         bounds = [
             f"{FLOAT32_TOLERANCE[field]:g} in {_view(field)[0]}"
             + (f" (relative to the largest, {largest[field]:.3g})" if field in SEEN_AS else "")
             for field in differences
         ]
-        allowed = f"at most {_listed(bounds)}"
+        allowed = f"at most {_listed(bounds)}, and {FLOAT32_MEAN:g} on average in all"
     else:
         good = all(one.mean_seen <= MEAN_TOLERANCE[dtype] for one in differences.values())
         allowed = (

@@ -214,7 +214,6 @@ def readers_of(value) -> set[str]:
 WITH_MASKS = [
     ("openvino", {}),
     ("openvino", {"dtype": "bfloat16", "mask_queries": 3}),
-    ("openvino", {"dtype": "int8", "mask_queries": 3}),
     ("torch-export", {"mask_queries": 3}),
     ("torch-export", {"dtype": "bfloat16", "mask_queries": 7}),
     ("torch-export", {"dtype": "float16", "batch": 1, "size_hw": (64, 97)}),
@@ -231,9 +230,6 @@ def test_masks_of_every_format_are_the_models(segmenter, tmp_path, to, options):
     """On batches, odd sizes and padding that the export does not check itself; float32 to 1e-3 in the logits."""
     for package in PACKAGES_OF[to]:
         pytest.importorskip(package)
-    if options.get("dtype") == "int8":
-        pytest.importorskip("nncf")
-        options = options | {"calibration": list(smooth_images(np.random.default_rng(1), (8, 3, 64, 96)))}
     output = tmp_path / f"masks{SUFFIX_OF[to]}"
     model = copy.deepcopy(segmenter)
     model.config.mask_score_threshold = 0.9  # a pipeline's, of which an artefact knows nothing
