@@ -73,11 +73,11 @@ def last_line(done: subprocess.CompletedProcess) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def same(seen: dict, pushed: dict, digest: str = "digest") -> None:
-    """Bit-equal weights, and outputs within 1e-6."""
+def same(seen: dict, pushed: dict, digest: str = "digest", atol: float = 1e-6) -> None:
+    """Bit-equal weights, and outputs within `atol`."""
     assert seen["digest"] == pushed[digest]
     for ours, theirs in zip(pushed["outputs"], seen["outputs"], strict=True):
-        assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), rtol=0, atol=1e-6)
+        assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), rtol=0, atol=atol)
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_masks_come_by_the_code_in_the_card_without_the_package(hub, client, tmp
     pushed = client(actions.push_segmenter, "masks", format=format)
     block = code_in(hub.files("me/masks")["README.md"].decode(), sign)
     seen = last_line(run_python(RUN_CARD, hub, tmp_path, stdin=block))
-    same(seen, pushed, key)
+    same(seen, pushed, key, atol=1e-6 if format == "detr_hf" else 1e-3)  # other arithmetic, and logits up to 30
     assert seen["class"].startswith(module) and seen["found"] > 0 and len(seen["outputs"]) == 3
 
 
