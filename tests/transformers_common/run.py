@@ -27,7 +27,7 @@ STAND_INS = {
     "utils/test_configuration_utils.py": (
         "config_common_kwargs = {'return_dict': False, 'output_hidden_states': True, 'output_attentions': True,\n"
         "    'dtype': 'float16', 'chunk_size_feed_forward': 5, 'architectures': ['BertModel'],\n"
-        "    'id2label': {0: 'label'}, 'label2id': {'label': '0'}, 'problem_type': 'regression'}\n"
+        "    'id2label': {0: 'label'}, 'label2id': {'label': 0}, 'problem_type': 'regression'}\n"
     ),
     "../fetch_hub_objects_for_ci.py": "def url_to_local_path(url):\n    return url\n",
 }
