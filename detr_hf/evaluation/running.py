@@ -22,9 +22,10 @@ from ..data.picture_truth import TRUTH, PictureTruth
 from ..errors import LayoutError
 from ..model.modeling_detr import DETRForObjectDetection
 from ..model.predictions_detr import Predictions
+from ..processing.segments_detr import PANOPTIC_THRESHOLD
 from .collecting import DetectionEvaluator
 from .report import Evaluation
-from .segments import PANOPTIC_THRESHOLD, SegmentEvaluator
+from .segments import SegmentEvaluator
 from .truth import coco_truth, ground_truth_of
 
 logger = logging.getLogger(__name__)

@@ -17,14 +17,20 @@ from ..data.picture_truth import TRUTH, PictureTruth
 from ..processing.mask_annotations_detr import resize_masks
 from ..processing.mask_post_processing_detr import RULES, check_thresholds, images_of
 from ..processing.run_lengths_detr import run_length_counts, run_lengths
-from ..processing.segments_detr import ImageMasks, panoptic, panoptic_as_published
+from ..processing.segments_detr import (
+    MASK_THRESHOLD,
+    OVERLAP_THRESHOLD,
+    PANOPTIC_THRESHOLD,
+    ImageMasks,
+    panoptic,
+    panoptic_as_published,
+)
 from .coco import CocoMetrics, coco_metrics
 from .panoptic import PanopticEvaluator, PanopticMetrics
 
 logger = logging.getLogger(__name__)
 
 MASKS_FROM = 0.01  # queries whose score is not above it get no mask; see `SegmentEvaluator`
-PANOPTIC_THRESHOLD, MASK_THRESHOLD, OVERLAP = 0.85, 0.5, 0.8  # as `post_process_panoptic_segmentation`
 
 
 class SegmentEvaluator:
@@ -103,7 +109,7 @@ class SegmentEvaluator:
         stuff = {label for label, countable in self.is_thing.items() if not countable}
         if self.rule == "original":
             return panoptic_as_published(masks, self.panoptic_threshold, stuff)
-        return panoptic(masks, self.panoptic_threshold, MASK_THRESHOLD, OVERLAP, stuff)
+        return panoptic(masks, self.panoptic_threshold, MASK_THRESHOLD, OVERLAP_THRESHOLD, stuff)
 
     def add(self, image_id: Any, label: Mapping[str, Any], found: Mapping[str, Any] | None) -> None:
         """Adds a picture: what is true of it, and its panoptic segments `found`, by label.

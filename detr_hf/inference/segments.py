@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..processing.run_lengths_detr import run_length_counts, run_lengths
-from ..processing.segments_detr import ImageMasks, panoptic, semantic
+from ..processing.segments_detr import MASK_THRESHOLD, OVERLAP_THRESHOLD, ImageMasks, panoptic, semantic
 
 # What a model is asked for; each holds what the ones before it hold, but semantic, which has boxes and classes of
 # pixels.
 TASKS = ("detection", "instance", "panoptic", "semantic")
-MASK_THRESHOLD = 0.5
-OVERLAP_THRESHOLD = 0.8  # a segment that keeps no more of its pixels than this is left out, as the processors do
 
 
 def chosen_task(task: str | None, has_masks: bool, model: str) -> str:

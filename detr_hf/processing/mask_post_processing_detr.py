@@ -19,6 +19,9 @@ from transformers.image_processing_outputs import SemanticSegmentationPostProces
 
 from .post_processing_detr import is_part, output_field, target_sizes_hw
 from .segments_detr import (
+    MASK_THRESHOLD,
+    OVERLAP_THRESHOLD,
+    PANOPTIC_THRESHOLD,
     ImageMasks,
     checked_labels,
     instances,
@@ -91,8 +94,8 @@ class MaskPostProcessing:
         self,
         outputs: Any,
         threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
+        mask_threshold: float = MASK_THRESHOLD,
+        overlap_mask_area_threshold: float = OVERLAP_THRESHOLD,
         target_sizes: Tensor | Sequence[Any] | None = None,
         return_coco_annotation: bool = False,
         return_binary_maps: bool = False,
@@ -132,9 +135,9 @@ class MaskPostProcessing:
     def post_process_panoptic_segmentation(
         self,
         outputs: Any,
-        threshold: float = 0.85,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
+        threshold: float = PANOPTIC_THRESHOLD,
+        mask_threshold: float = MASK_THRESHOLD,
+        overlap_mask_area_threshold: float = OVERLAP_THRESHOLD,
         label_ids_to_fuse: Sequence[int] | None = None,
         target_sizes: Tensor | Sequence[Any] | None = None,
         rule: str = "confident",

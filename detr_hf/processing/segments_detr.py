@@ -14,6 +14,9 @@ import numpy as np
 
 from .run_lengths_detr import run_lengths
 
+# What is taken where a caller says nothing: the score of panoptic segments, the probability of a pixel of a mask, and
+# the part of a segment that must stay visible.
+PANOPTIC_THRESHOLD, MASK_THRESHOLD, OVERLAP_THRESHOLD = 0.85, 0.5, 0.8
 SMALLEST_SEGMENT = 4  # of the original's rule: this many pixels are too few
 EVERYWHERE = (slice(None), slice(None))
 

@@ -1,17 +1,13 @@
 """Two processes with half a batch each are one process with the whole: same losses, same weights, same AP."""
 
 import json
-import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from .pairs import join_pair, run_pair
 from .scenes import Scenes, digest, micro_model, trainer
 
 STEPS = 20
@@ -69,12 +65,7 @@ def resume(folder: Path, rank: int) -> dict:
 
 
 def run_process(rank: int, port: int, folder: str) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
-    )
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    torch.set_num_threads(1)
+    join_pair(rank, port)
     result = run(Path(folder) / "pair", batch_size=2) | resume(Path(folder) / "resume", rank)
     (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
@@ -83,10 +74,7 @@ def run_process(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(run_process, args=(port, str(folder)), nprocs=2, start_method="spawn")
+    run_pair(run_process, str(folder))
     pair = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     return run(folder / "single", batch_size=4), pair
 

@@ -1,16 +1,12 @@
 """What an evaluation says of a model with masks: their AP and panoptic quality, and losses; one process or two."""
 
 import json
-import os
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 from detr_hf import DETRForSegmentation, DETRImageProcessor
@@ -19,6 +15,7 @@ from detr_hf.training.trainer import DETRTrainer
 
 from ..conftest import tiny_config
 from ..evaluation.test_masks import NAMES, SIZES, THINGS, answers, row, streamed
+from .pairs import join_pair, run_pair
 from .scenes import arguments
 
 PROCESSOR = DETRImageProcessor(do_resize=False)
@@ -141,12 +138,7 @@ def measured(folder: Path) -> dict:
 
 
 def run_process(rank: int, port: int, folder: str) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
-    )
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    torch.set_num_threads(1)
+    join_pair(rank, port)
     (Path(folder) / f"{rank}.json").write_text(json.dumps(measured(Path(folder) / "pair")))
     dist.destroy_process_group()
 
@@ -154,10 +146,7 @@ def run_process(rank: int, port: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_say_what_one_says(tmp_path):
     """Losses of masks, AP and quality, with a picture that fills up the last batch."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(run_process, args=(port, str(tmp_path)), nprocs=2, start_method="spawn")
+    run_pair(run_process, str(tmp_path))
     single = measured(tmp_path / "single")
     assert single["eval_mask_ap"] > 0.1 and single["eval_pq"] > 0.1
     for rank in range(2):

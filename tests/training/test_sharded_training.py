@@ -5,21 +5,18 @@ gathered, saved and loaded is the same code.
 """
 
 import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import state
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from detr_hf import DETRForSegmentation
 
+from .pairs import join_pair, run_pair
 from .scenes import Scenes, micro_model, trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -46,12 +43,7 @@ def refusal_of_sharding(root: Path) -> str | None:
 
 
 def run_process(rank: int, port: int, folder: str, sharded: bool) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
-    )
-    for shared in (AcceleratorState, GradientState, PartialState):
-        shared._reset_state()
-    torch.set_num_threads(1)
+    join_pair(rank, port)
     dist.init_process_group("gloo")
     if sharded:
         shard_on_the_cpu()
@@ -81,10 +73,7 @@ def results(tmp_path_factory):
     found = {}
     for sharded in (False, True):
         folder = tmp_path_factory.mktemp("sharded" if sharded else "whole")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        mp.start_processes(run_process, args=(port, str(folder), sharded), nprocs=2, start_method="spawn")
+        run_pair(run_process, str(folder), sharded)
         found[sharded] = (folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)])
     return found
 
