@@ -121,3 +121,10 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
         raise ValueError(f"DETRConfig has no argument {name!r}. The nearest one is {nearest!r}.")
+
+
+def choice_error(name: str, value: str, choices, listing: str = "") -> str:
+    """Returns what to say of a value that is none of `choices`, with the nearest of them."""
+    nearest = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.0)[0]
+    listing = listing or f"the choices are {', '.join(sorted(choices))}"
+    return f"{name}={value!r} is not known; {listing}. Did you mean {nearest!r}?"
