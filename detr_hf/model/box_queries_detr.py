@@ -90,7 +90,7 @@ class BoxQueries(nn.Module):
         chosen, valid = best.indices, None if memory.valid is None and not is_short else best.values >= 0
         if is_short:  # a picture with fewer cells than queries: the last are repeated, and count for nothing
             chosen = torch.cat([chosen, chosen[:, -1:].expand(-1, missing)], dim=1)
-            valid = torch.cat([valid, valid.new_zeros(len(valid), missing)], dim=1)
+            valid = torch.cat([valid, valid.new_zeros(valid.shape[0], missing)], dim=1)
         boxes = self.boxes_of(tokens, memory, chosen).detach()
         return FoundQueries(memory, tokens, logits, boxes, valid)
 
@@ -101,7 +101,7 @@ class BoxQueries(nn.Module):
         anchors = torch.cat([memory.centres, sides], dim=-1)
         if chosen is not None:
             tokens = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
-            anchors = anchors.expand(len(tokens), -1, -1).gather(1, chosen[..., None].expand(-1, -1, 4))
+            anchors = anchors.expand(tokens.shape[0], -1, -1).gather(1, chosen[..., None].expand(-1, -1, 4))
         return moved_boxes(self.bbox_embed(tokens), anchors)
 
 
@@ -210,7 +210,7 @@ class BoxDecoder(TransformerDecoder):
             output_attentions: also return the weights.
         """
         boxes, memory = found.boxes_cxcywh_norm, found.memory
-        tgt = tgt.expand(len(boxes), -1, -1)
+        tgt = tgt.expand(boxes.shape[0], -1, -1)
         hidden_states, self_attentions, cross_attentions, references = [tgt], [], [], []
         key = memory.tokens + memory.pos
         seen = padding_mask(self.config, tgt, found.valid, output_attentions)

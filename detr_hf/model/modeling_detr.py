@@ -143,7 +143,7 @@ class DETRModel(DETRPreTrainedModel):
             decoded, references = self.transformer.decoder(queries.query_pos, found, self.bbox_embed, attentions)
             queries.reference = logit_of_boxes(references if every_layer else references[-1:])
         else:
-            query_pos = queries.query_pos.expand(len(src), -1, -1)
+            query_pos = queries.query_pos.expand(src.shape[0], -1, -1)
             memory_mask = padding_mask(self.config, query_pos, valid, attentions, memory=src)
             encoded, decoded = self.transformer(src, pos, queries, src_mask, memory_mask, attentions)
         output = self._collect(encoded, decoded, attentions, hidden_states, every_layer)
