@@ -33,6 +33,7 @@ from .queries_detr import FoundQueries, Memory
 from .transformer_detr import TransformerDecoder, TransformerDecoderLayer
 
 ANCHOR = 0.05  # side of the box that a token of the finest level starts from, in parts of the image
+INVALID = -1e4  # score of a cell of padding
 NOTHING = -50.0  # logit of a class that is not there; its negative is no-object's
 OBJECT_PRIOR = 0.01  # probability of an object that a new class head begins with (focal loss, Lin et al., 2017)
 PRIOR_RADIUS = 0.5  # how far from the centre of a box the heads look at first, in half sides
@@ -81,13 +82,14 @@ class BoxQueries(nn.Module):
         """Returns what all tokens say, and the boxes of the best."""
         tokens = self.token_proj(memory.tokens)
         logits = self.class_embed(tokens)
-        scores = 1 - logits.detach().float().softmax(dim=-1)[..., -1]
+        raw = logits.detach().float()
+        scores = raw[..., :-1].logsumexp(dim=-1) - raw[..., -1]  # the logit of any class: two never are 1.0 alike
         if memory.valid is not None:
-            scores = scores.masked_fill(~memory.valid, -1.0)
+            scores = scores.masked_fill(~memory.valid, INVALID)
         missing = self.num_queries - scores.shape[1]
         is_short = not torch.jit.is_tracing() and not torch.compiler.is_compiling() and missing > 0
         best = scores.topk(scores.shape[1] if is_short else self.num_queries, dim=1)
-        chosen, valid = best.indices, None if memory.valid is None and not is_short else best.values >= 0
+        chosen, valid = best.indices, None if memory.valid is None and not is_short else best.values > INVALID
         if is_short:  # a picture with fewer cells than queries: the last are repeated, and count for nothing
             chosen = torch.cat([chosen, chosen[:, -1:].expand(-1, missing)], dim=1)
             valid = torch.cat([valid, valid.new_zeros(valid.shape[0], missing)], dim=1)
