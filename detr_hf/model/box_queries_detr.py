@@ -17,9 +17,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention_detr import MultiheadAttention, eager_attention, padding_mask
 from .backbone_detr import Backbone, drop_full_mask
@@ -137,45 +137,71 @@ class BoxAttention(MultiheadAttention):
             query: (B, Q, D).
             key, value: (B, S, D).
             sight: where cells and queries lie.
-            output_attentions: run the eager implementation, the only one that has weights to show.
+            output_attentions: also return the weights, which are written out then.
         """
-        implementation = self.config._attn_implementation or "eager"
-        is_eager = output_attentions or implementation == "eager"
-        # flash and flex attention take no mask that differs from query to query
-        attend = eager_attention if is_eager else ALL_ATTENTION_FUNCTIONS["sdpa"]
-        centre, half_side = sight.boxes_cxcywh_norm[..., :2], sight.boxes_cxcywh_norm[..., 2:] / 2
-        bias = self._preference(query, centre, half_side, sight.memory).to(query.dtype)
-        places = sight.memory.centres[:, None].to(query.dtype)  # (B or 1, 1, S, 2)
-        states = self._split_heads(self.linear(self.v_proj, value))
-        places = places.expand(*states.shape[:2], -1, -1)
-        attended, weights = attend(
-            self,
-            self._split_heads(self.linear(self.q_proj, query)),
-            self._split_heads(self.linear(self.k_proj, key)),
-            torch.cat([states, places], dim=-1),
-            bias,
-            scaling=self.scaling,
-            dropout=self.dropout if self.training else 0.0,
-        )
-        attended, looked_at = attended.split([self.head_dim, 2], dim=-1)  # (B, Q, M, .)
-        offset = (looked_at.float() - centre[:, :, None]) / half_side[:, :, None].clamp(min=1e-4)
-        attended = self.linear(self.out_proj, attended.flatten(2)) + self.where(offset.flatten(2).to(query.dtype))
-        return attended, weights if output_attentions else None
+        memory, boxes = sight.memory, sight.boxes_cxcywh_norm
+        centre, half_side = boxes[..., :2], boxes[..., 2:] / 2
+        preference = self._preference(query, centre, half_side, memory)
+        states = [
+            self._split_heads(self.linear(projection, given))
+            for projection, given in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        ]
+        attend = self._attend_in_one if self._may_fuse(states[0], output_attentions) else self._attend_written_out
+        attended, looked_at, weights = attend(*states, *preference, memory)  # (B, Q, M, .)
+        offset = (looked_at - centre[:, :, None]) / half_side[:, :, None].clamp(min=1e-4)
+        where = self.where(offset.flatten(2).to(attended.dtype))
+        return self.linear(self.out_proj, attended.flatten(2)) + where, weights if output_attentions else None
 
-    def _preference(self, query: Tensor, centre: Tensor, half_side: Tensor, memory: Memory) -> Tensor:
-        """Returns what is added to the scores (B, M, Q, S) float32: how near each cell is to where a head looks."""
+    def _preference(self, query: Tensor, centre: Tensor, half_side: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Returns two float32 tensors, (B, M, Q, 5) and (B or 1, 1, S, 5), whose product is added to the scores.
+
+        It says how near each cell p is to where a head looks: -(p - c)^2 / (2 w^2), written out.
+        """
         wanted = self.prior(query).float().unflatten(-1, (-1, 3))  # (B, Q, M, 3)
         width = half_side[:, :, None].clamp(min=memory.cells[:, :1, None]) * wanted[..., 2:].exp()
         centre = centre[:, :, None] + wanted[..., :2] * half_side[:, :, None]
         sharpness = 0.5 / width**2
-        # -(p - c)^2 / (2 w^2) written out, as a product of what the queries have and what the cells have
         of_query = torch.cat([-sharpness, 2 * sharpness * centre, -(sharpness * centre**2).sum(-1, True)], dim=-1)
         places = memory.centres
-        of_cell = torch.cat([places**2, places, torch.ones_like(places[..., :1])], dim=-1)  # (B or 1, S, 5)
-        bias = of_query.transpose(1, 2) @ of_cell[:, None].transpose(2, 3)
+        of_cell = torch.cat([places**2, places, torch.ones_like(places[..., :1])], dim=-1)
+        return of_query.transpose(1, 2), of_cell[:, None]
+
+    def _may_fuse(self, query: Tensor, output_attentions: bool) -> bool:
+        """Whether scores and preference may be one product: in float32, which alone can hold it, and not in a graph.
+
+        A graph may run elsewhere in half precision.
+        """
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        is_eager = output_attentions or self.config._attn_implementation in (None, "eager")
+        return query.dtype == torch.float32 and not is_eager and not traced
+
+    def _attend_in_one(
+        self, query: Tensor, key: Tensor, value: Tensor, of_query: Tensor, of_cell: Tensor, memory: Memory
+    ) -> tuple[Tensor, Tensor, None]:
+        """Returns the attended values (B, Q, M, D/M) and places (B, Q, M, 2), by torch's fused attention."""
+        of_cell = of_cell.expand(*key.shape[:2], -1, -1)
+        x_y, nothing = of_cell[..., 2:4], torch.zeros_like(of_cell[..., :3])  # a multiple of 4 for kernels of GPUs
+        attended = F.scaled_dot_product_attention(
+            torch.cat([query * self.scaling, of_query, torch.zeros_like(of_query[..., :3])], dim=-1),
+            torch.cat([key, of_cell, nothing], dim=-1),
+            torch.cat([value, x_y, nothing, nothing], dim=-1),
+            None if memory.valid is None else memory.valid[:, None, None],
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=1.0,
+        )
+        attended, looked_at, _ = attended.transpose(1, 2).split([self.head_dim, 2, 6], dim=-1)
+        return attended, looked_at, None
+
+    def _attend_written_out(
+        self, query: Tensor, key: Tensor, value: Tensor, of_query: Tensor, of_cell: Tensor, memory: Memory
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the attended values (B, Q, M, D/M), the places (B, Q, M, 2) in float32, and the weights."""
+        bias = of_query @ of_cell.transpose(2, 3)
         if memory.valid is not None:
             bias = bias.masked_fill(~memory.valid[:, None, None], torch.finfo(torch.float16).min)
-        return bias
+        dropout = self.dropout if self.training else 0.0
+        attended, weights = eager_attention(self, query, key, value, bias.to(query.dtype), self.scaling, dropout)
+        return attended, (weights.float() @ memory.centres[:, None]).transpose(1, 2), weights
 
 
 class BoxDecoderLayer(TransformerDecoderLayer):

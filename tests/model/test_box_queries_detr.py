@@ -119,7 +119,8 @@ def test_attention_prefers_the_surroundings_of_its_box_as_the_formula_says():
     centres = torch.rand(1, 11, 2)
     memory = Memory(None, None, None, centres, torch.full((1, 11, 2), 0.01))
     half = boxes[..., 2:] / 2
-    bias = attention._preference(query, boxes[..., :2], half, memory)
+    of_query, of_cell = attention._preference(query, boxes[..., :2], half, memory)
+    bias = of_query @ of_cell.transpose(2, 3)
     wanted = attention.prior(query).view(1, 3, 2, 3)
     for number in range(3):
         for head in range(2):
