@@ -38,12 +38,14 @@ class FeatureLevels(nn.Module):
 
     def __init__(self, config: DETRConfig, channels: list[int]):
         super().__init__()
-        width = config.hidden_dim
-        self.proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channel, width, 1, bias=False), ChannelNorm(width)) for channel in channels
+        width, half = config.hidden_dim, config.hidden_dim // 2  # half: nothing else costs as much at the finest level
+        self.proj = nn.ModuleList(nn.Conv2d(channel, half, 1, bias=False) for channel in channels)
+        self.lateral = nn.ModuleList(nn.Conv2d(width, half, 1, bias=False) for _ in channels)
+        self.norm = nn.ModuleList(ChannelNorm(half) for _ in channels)
+        self.fuse = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(half, width, 3, padding=1, bias=False), ChannelNorm(width), nn.ReLU())
+            for _ in channels
         )
-        self.lateral = nn.ModuleList(_normed_convolution(width, width, 1) for _ in channels)
-        self.fuse = nn.ModuleList(_normed_convolution(2 * width, width, 3) for _ in channels)
         self.level_embed = nn.Embedding(config.num_feature_levels, width)
 
     def forward(self, coarsest: Tensor, finer: list[Tensor], masks: list[Tensor | None]) -> list[Tensor]:
@@ -56,10 +58,9 @@ class FeatureLevels(nn.Module):
         """
         levels = [coarsest]
         for index in reversed(range(len(finer))):
-            above = levels[0] = self.lateral[index](levels[0])
             below = self.proj[index](finer[index])
-            above = F.interpolate(above, size=below.shape[-2:], mode="nearest")
-            both = torch.cat([below, above], dim=1)
+            above = F.interpolate(self.lateral[index](levels[0]), size=below.shape[-2:], mode="nearest")
+            both = F.relu(self.norm[index](below + above))
             if masks[index] is not None:  # what convolutions see beyond a picture's border is zero
                 both = both.masked_fill(~masks[index][:, None], 0.0)
             levels.insert(0, self.fuse[index](both))
@@ -96,11 +97,6 @@ class FeatureLevels(nn.Module):
             centres=torch.cat([centres for centres, _ in places], dim=1),
             cells=torch.cat([cells for _, cells in places], dim=1),
         )
-
-
-def _normed_convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-    return nn.Sequential(convolution, ChannelNorm(out_channels), nn.ReLU())
 
 
 def _places(level: Tensor, stride: int, sizes_hw: Tensor) -> tuple[Tensor, Tensor]:
