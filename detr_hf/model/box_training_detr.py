@@ -1,8 +1,8 @@
-"""How the head learns that chooses box queries: every object wants its few best tokens.
+"""How the head learns that chooses box queries: every object wants the token that fits it best.
 
-One object has several tokens here, where the decoder's queries are matched one to one, so that all objects, small ones
-too, have a gradient from the first step on. Which tokens is decided by what they say already (task alignment, TOOD,
-Feng et al., 2021): score and overlap together, among the tokens inside the object's box.
+Which one is decided by what the tokens say already (task alignment, TOOD, Feng et al., 2021): score and overlap
+together, among the tokens inside the object's box. Nothing is matched as a set, so that a token far away is never
+asked for an object. More tokens an object learn no faster, and fill the queries with copies of what is easy.
 """
 
 import torch
@@ -14,7 +14,7 @@ from .matcher_detr import PackedTargets
 from .predictions_detr import Predictions
 from .queries_detr import FoundQueries, Memory
 
-TOKENS = 4  # of an object
+TOKENS = 1  # of an object
 SCORE_POWER, OVERLAP_POWER = 0.5, 3.0  # of the alignment: score^a * IoU^b
 LEAST = 1e-3  # added to both, so that the other decides where one is 0
 OUTSIDE = 1e-9  # an object with too few cells inside takes the nearest
@@ -22,7 +22,7 @@ OUTSIDE = 1e-9  # an object with too few cells inside takes the nearest
 
 @torch.no_grad()
 def align_tokens(predictions: Predictions, memory: Memory, targets: PackedTargets) -> KnownObjects:
-    """Returns the object of each of the S tokens, K for none: `TOKENS` for every object, where others leave them.
+    """Returns the object of each of the S tokens, K for none: `TOKENS` for every object, unless another wants the same.
 
     Args:
         predictions: what the tokens say, (B, S, K + 1) and (B, S, 4).

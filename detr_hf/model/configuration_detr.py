@@ -18,29 +18,26 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
-from .arguments_detr import LOADING_ARGUMENTS, TRANSFORMERS_ARGUMENTS, choice_error, refuse_unknown, take_foreign
+from .arguments_detr import (
+    LOADING_ARGUMENTS,
+    NOT_PLAIN_DETR,
+    TRANSFORMERS_ARGUMENTS,
+    choice_error,
+    refuse_unknown,
+    take_foreign,
+    without_refusals,
+)
 from .classes_detr import check_labels, normal_class_weights, normal_labels, whole_number
+from .presets_detr import PRESETS
 
 logger = logging.get_logger(__name__)
 
 POSITION_EMBEDDINGS = {"sine": "sine", "v2": "sine", "learned": "learned", "v3": "learned"}
 
+_COUNTS = ("hidden_dim", "nheads", "enc_layers", "dec_layers", "dim_feedforward", "num_queries", "num_channels")
+_COUNTS += ("num_query_groups", "num_denoising", "num_feature_levels")
 _CLASSES = ("id2label", "label2id", "num_labels")
 _NOT_BY_CALLER = ("dtype", "architectures", "transformers_version")  # transformers' loading has its own use for them
-
-# What every config.json has besides, for transformers' own classes. They would make a random model of the names that
-# both configurations share, and only warn; at a text where they expect a number (DETR and its kin) or the name of an
-# attention (all) they stop; at one for a backbone's configuration they do not look for `backbone` on the Hub first.
-_REFUSAL = (
-    "not a checkpoint of transformers' own models, but of detr_hf: pip install detr_hf and import it, or (where its "
-    "code is beside it) use trust_remote_code=True; load it with an auto class"
-)
-NOT_PLAIN_DETR = {"init_std": _REFUSAL, "attn_implementation": _REFUSAL, "backbone_config": _REFUSAL}
-
-
-def without_refusals(fields: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a config.json says, without what is written there for transformers' own classes alone."""
-    return {name: value for name, value in fields.items() if NOT_PLAIN_DETR.get(name) != value}
 
 
 @strict
@@ -227,6 +224,17 @@ class DETRConfig(PreTrainedConfig):
         self.encoder_aux_head, self.num_query_groups, self.num_denoising = False, 1, 0
 
     @classmethod
+    def from_preset(cls, name: str, **fields) -> "DETRConfig":
+        """Returns the configuration of one of `PRESETS`, such as "precise", with `fields` in place of its own.
+
+        Raises:
+            ValueError: there is no preset of that name.
+        """
+        if name not in PRESETS:
+            raise ValueError(choice_error("preset", name, PRESETS))
+        return cls(**PRESETS[name] | fields)
+
+    @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """Returns the configuration that a `config.json` holds, with the fields among `kwargs` instead of its own.
 
@@ -309,18 +317,7 @@ class DETRConfig(PreTrainedConfig):
 
     def validate_transformer(self):
         """Refuses widths, layers and probabilities that no transformer can have."""
-        for name in (
-            "hidden_dim",
-            "nheads",
-            "enc_layers",
-            "dec_layers",
-            "dim_feedforward",
-            "num_queries",
-            "num_channels",
-            "num_query_groups",
-            "num_denoising",
-            "num_feature_levels",
-        ):
+        for name in _COUNTS:
             least = 0 if name in ("enc_layers", "num_denoising") else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, but is {getattr(self, name)}.")

@@ -10,6 +10,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "precise": {
         "box_queries": True,
         "num_feature_levels": 3,
+        "num_queries": 150,
         "enc_layers": 1,
         "dec_layers": 3,
         "dim_feedforward": 1024,

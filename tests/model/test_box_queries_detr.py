@@ -6,20 +6,21 @@ from torch import nn
 
 from detr_hf import DETRConfig, DETRForObjectDetection, DETRForSegmentation, DETRModel
 from detr_hf.model.box_queries_detr import BoxAttention, Sight
-from detr_hf.model.box_training_detr import TOKENS, align_tokens
+from detr_hf.model.box_training_detr import align_tokens
 from detr_hf.model.matcher_detr import PackedTargets
 from detr_hf.model.predictions_detr import Predictions
+from detr_hf.model.presets_detr import PRESETS
 from detr_hf.model.queries_detr import Memory
 
 from ..conftest import outputs_differ_by, padded_batch, some_labels, tiny_config, tiny_model
 
-BOXES = {"box_queries": True, "num_feature_levels": 3, "focal_gamma": 2.0, "eos_coef": 0.75, "iou_label_power": 1.0}
+BOXES = PRESETS["precise"] | {"dim_feedforward": 64, "num_queries": 7}
 
 
 @torch.no_grad()
 def box_model(**changes) -> DETRForObjectDetection:
     """Returns a tiny model whose heads say different things of different tokens, as trained ones do."""
-    model = tiny_model(dropout=0.0, **{**BOXES, **changes})
+    model = tiny_model(**BOXES | changes)
     torch.manual_seed(2)
     for head in (model, model.box_queries):
         head.class_embed.weight *= 8
@@ -34,14 +35,15 @@ def model() -> DETRForObjectDetection:
 
 @pytest.mark.processor
 def test_a_new_model_answers_with_the_boxes_that_the_encoder_found_and_expects_next_to_nothing():
-    model = tiny_model(dropout=0.0, **BOXES)
+    model = tiny_model(**BOXES)
     pixels, _ = padded_batch()
     with torch.no_grad():
         decoded, predictions, *_ = model.detect(pixels, None, None, None, None)
     found = decoded.found.boxes_cxcywh_norm
     assert torch.allclose(predictions.boxes_cxcywh_norm[-1], found, atol=1e-4)
     cells = decoded.found.memory.cells[:, :1]
-    assert torch.allclose(found[..., 2:].amin(), torch.tensor(0.05), atol=1e-4), "the finest level's anchor"
+    sides = found[..., 2:] / 0.05  # the finest level's anchor
+    assert torch.allclose(sides.log2(), sides.log2().round(), atol=1e-2), "anchors grow with the cells"
     halves = found[..., :2] / cells * 2
     assert (halves - halves.round()).abs().max() < 1e-2, "anchors stand on the centres of cells"
     score = 1 - predictions.logits.softmax(-1)[..., -1]
@@ -141,7 +143,7 @@ def memory_of(height: int, width: int, valid: torch.Tensor | None = None) -> Mem
     return Memory(None, None, valid, centres, torch.tensor([1 / width, 1 / height]).expand(1, height * width, 2))
 
 
-def test_every_object_has_its_few_best_tokens_and_padding_has_none():
+def test_every_object_has_the_token_that_fits_it_best_and_padding_has_none():
     valid = torch.ones(2, 64, dtype=torch.bool)
     valid[1, 40:] = False
     memory = memory_of(8, 8, valid)
@@ -158,12 +160,12 @@ def test_every_object_has_its_few_best_tokens_and_padding_has_none():
     )
     logits = torch.zeros(2, 64, 4)
     boxes = torch.full((2, 64, 4), 0.1)
-    best = [18, 19, 26, 27]  # inside the first object, and their boxes fit
-    boxes[0, best] = wanted[0]
+    boxes[0, 18:20] = wanted[0]  # inside the first object, and two that fit it
+    logits[0, 18, 1] = 1.0
+    boxes[0, 1] = wanted[0]  # as good, and outside of it
     known = align_tokens(Predictions(logits, boxes), memory, targets)
-    assert (known.classes[0] == 1).nonzero().flatten().tolist() == best
-    small = (known.classes[0] == 0).nonzero().flatten().tolist()
-    assert 9 in small and 18 not in small and len(small) == TOKENS - 1, "the nearest, but for what the other needs"
+    assert (known.classes[0] == 1).nonzero().flatten().tolist() == [18]
+    assert (known.classes[0] == 0).nonzero().flatten().tolist() == [9]
     assert torch.equal(known.boxes_cxcywh_norm[0, 9], wanted[1])
     assert (known.classes[1] == 3).all()
     assert torch.equal(known.valid, valid)
@@ -219,7 +221,7 @@ def test_it_survives_being_saved_and_a_base_model_has_the_same_states(tmp_path, 
 
 
 def test_from_plain_detr_what_is_new_is_said_and_boxes_begin_where_the_encoder_finds_them(tmp_path, caplog):
-    tiny_model(dec_layers=2).save_pretrained(tmp_path)
+    tiny_model(**{name: BOXES[name] for name in ("enc_layers", "dec_layers")}).save_pretrained(tmp_path)
     model, info = DETRForObjectDetection.from_pretrained(tmp_path, **BOXES, output_loading_info=True)
     assert "box_queries" in caplog.text
     assert all(
@@ -264,3 +266,11 @@ def test_masks_stand_on_box_queries_too():
 def test_settings_that_exclude_each_other_are_refused(fields, word):
     with pytest.raises(ValueError, match=word):
         DETRConfig(**fields)
+
+
+def test_a_preset_is_named_and_its_fields_can_be_changed():
+    config = DETRConfig.from_preset("precise", id2label={0: "cat"}, num_queries=20)
+    assert config.box_queries and config.num_queries == 20
+    assert DETRConfig.from_preset("detr").to_dict() == DETRConfig().to_dict()
+    with pytest.raises(ValueError, match="Did you mean 'precise'"):
+        DETRConfig.from_preset("precis")
