@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .attention_detr import MultiheadAttention, eager_attention, padding_mask
+from .attention_detr import MultiheadAttention, call_layer, eager_attention, padding_mask
 from .backbone_detr import Backbone, drop_full_mask
 from .box_ops_detr import logit_of_boxes
 from .configuration_detr import DETRConfig
+from .fast_attention_detr import use_fast_layers
 from .feature_levels_detr import FeatureLevels
 from .mlp_detr import MLP
 from .position_encoding_detr import sine_of_boxes
@@ -42,6 +43,8 @@ PRIOR_RADIUS = 0.5  # how far from the centre of a box the heads look at first, 
 class BoxQueries(nn.Module):
     """Lays out what the decoder reads, asks every token for a class and a box, and takes the best as queries."""
 
+    linear = staticmethod(call_layer)
+
     def __init__(self, config: DETRConfig, backbone: Backbone):
         super().__init__()
         width, count = config.hidden_dim, config.num_feature_levels
@@ -51,6 +54,8 @@ class BoxQueries(nn.Module):
         self.token_proj = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
         self.class_embed = nn.Linear(width, config.num_labels + 1)
         self.bbox_embed = MLP(width, width, 4, 3)
+
+        use_fast_layers(self)
 
     def find(
         self,
@@ -80,7 +85,8 @@ class BoxQueries(nn.Module):
 
     def forward(self, memory: Memory) -> FoundQueries:
         """Returns what all tokens say, and the boxes of the best."""
-        tokens = self.token_proj(memory.tokens)
+        projection, norm = self.token_proj
+        tokens = norm(self.linear(projection, memory.tokens))
         logits = self.class_embed(tokens)
         raw = logits.detach().float()
         scores = raw[..., :-1].logsumexp(dim=-1) - raw[..., -1]  # the logit of any class: two never are 1.0 alike

@@ -22,7 +22,7 @@ OUTSIDE = 1e-9  # an object with too few cells inside takes the nearest
 
 @torch.no_grad()
 def align_tokens(predictions: Predictions, memory: Memory, targets: PackedTargets) -> KnownObjects:
-    """Returns the object of each of the S tokens, K for none: `TOKENS` for every object, unless another wants the same.
+    """Returns the object of each of the S tokens, K for none: an object has `TOKENS`, unless another wants the same.
 
     Args:
         predictions: what the tokens say, (B, S, K + 1) and (B, S, 4).

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention_detr import call_layer
 from .configuration_detr import DETRConfig
 from .queries_detr import Memory
 
@@ -36,11 +37,13 @@ class FeatureLevels(nn.Module):
     [(1, 256, 32, 40), (1, 256, 16, 20), (1, 256, 8, 10)]
     """
 
+    linear = staticmethod(call_layer)
+
     def __init__(self, config: DETRConfig, channels: list[int]):
         super().__init__()
         width, half = config.hidden_dim, config.hidden_dim // 2  # half: nothing else costs as much at the finest level
-        self.proj = nn.ModuleList(nn.Conv2d(channel, half, 1, bias=False) for channel in channels)
-        self.lateral = nn.ModuleList(nn.Conv2d(width, half, 1, bias=False) for _ in channels)
+        self.proj = nn.ModuleList(nn.Linear(channel, half, bias=False) for channel in channels)
+        self.lateral = nn.ModuleList(nn.Linear(width, half, bias=False) for _ in channels)
         self.norm = nn.ModuleList(ChannelNorm(half) for _ in channels)
         self.fuse = nn.ModuleList(
             nn.Sequential(nn.Conv2d(half, width, 3, padding=1, bias=False), ChannelNorm(width), nn.ReLU())
@@ -58,13 +61,18 @@ class FeatureLevels(nn.Module):
         """
         levels = [coarsest]
         for index in reversed(range(len(finer))):
-            below = self.proj[index](finer[index])
-            above = F.interpolate(self.lateral[index](levels[0]), size=below.shape[-2:], mode="nearest")
+            below = self._of_cells(self.proj[index], finer[index])
+            above = self._of_cells(self.lateral[index], levels[0])
+            above = F.interpolate(above, size=below.shape[-2:], mode="nearest")
             both = F.relu(self.norm[index](below + above))
             if masks[index] is not None:  # what convolutions see beyond a picture's border is zero
                 both = both.masked_fill(~masks[index][:, None], 0.0)
             levels.insert(0, self.fuse[index](both))
         return levels
+
+    def _of_cells(self, layer: nn.Module, features: Tensor) -> Tensor:
+        """Returns a linear layer of every cell of a map (B, C, h, w), which is a 1x1 convolution."""
+        return self.linear(layer, features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def memory(
         self,
