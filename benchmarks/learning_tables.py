@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from .convergence import Run
+from .convergence_record import Run
 from .records import MACHINES, record, table
 
 ARMS = {
