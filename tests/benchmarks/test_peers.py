@@ -228,25 +228,9 @@ def test_protocol_a_is_one_command(photographs, tmp_path):
     """An arm that ships and one given as data; started again with another seed it adds this."""
     command = ["convergence", photographs.data, "--protocol", "A", "--arms", "detr"]
     command += ["--config", '{"name": "more", "num_queries": 9}']
-    command += [
-        "--steps",
-        "1",
-        "--eval-every",
-        "1",
-        "--batch",
-        "4",
-        "--crops",
-        "2",
-        "--layers",
-        "1",
-        "--hidden-dim",
-        "16",
-        "--nheads",
-        "2",
-        "--side",
-        "64",
-    ]
-    command += ["--backbone", BACKBONE, "--backbone-weights", photographs.backbone_weights]
+    options = {"steps": 1, "eval-every": 1, "batch": 4, "crops": 2, "layers": 1, "hidden-dim": 16, "nheads": 2}
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command += ["--side", "64", "--backbone", BACKBONE, "--backbone-weights", photographs.backbone_weights]
     command += ["--work", photographs.work, "--out", str(tmp_path)]
     for seeds in ("0", "0,1"):
         done = CliRunner().invoke(app, [*command, "--seeds", seeds])
