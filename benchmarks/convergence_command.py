@@ -21,7 +21,7 @@ LITE0 = {"backbone": "tf_efficientnet_lite0", "side": 256, "mean": (0.5,) * 3, "
 PICTURES: dict[str, Any] = {**LITE0, "steps": 1000, "batch": 8, "num_queries": 50, "dropout": 0.1}
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "digits": {},
-    "A": {**PICTURES, "crops": 6, "eval_every": 100, "lr": 1e-3, "backbone_lr": 1e-4, "hidden_dim": 64, "nheads": 4},
+    "A": {**PICTURES, "crops": 6, "eval_every": 100, "lr": 1e-3, "backbone_lr": 1e-4, "hidden_dim": 64, "nheads": 8},
     "B": {**PICTURES, "eval_every": 200, "lr": 1e-4, "backbone_lr": 1e-5, "hidden_dim": 256, "nheads": 8},
 }
 # By protocol and the folder's name: few objects in each picture.

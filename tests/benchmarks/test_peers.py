@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks import convergence
+from benchmarks import convergence, learning_tables
 from benchmarks.__main__ import app
 from benchmarks.convergence import measure, run_arms
 from benchmarks.convergence_arms import arm_of_config, build_model, known_arms
@@ -224,25 +224,28 @@ def test_a_run_whose_loss_is_not_finite_ends_and_says_so(photographs, tmp_path, 
     assert run["diverged"] == 1 and run["curve"][-1]["AP50"] == 0 and len(run["curve"]) == 1
 
 
-def test_protocol_a_is_one_command(photographs, tmp_path):
+def test_protocol_a_is_one_command(photographs, tmp_path, monkeypatch):
     """An arm that ships and one given as data; started again with another seed it adds this."""
     command = ["convergence", photographs.data, "--protocol", "A", "--arms", "detr"]
     command += ["--config", '{"name": "more", "num_queries": 9}']
+    monkeypatch.setattr("benchmarks.convergence_report.draw", lambda *_: None)
     options = {"steps": 1, "eval-every": 1, "batch": 4, "crops": 2, "layers": 1, "hidden-dim": 16, "nheads": 2}
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command += ["--side", "64", "--backbone", BACKBONE, "--backbone-weights", photographs.backbone_weights]
-    command += ["--work", photographs.work, "--out", str(tmp_path)]
+    command += ["--work", photographs.work, "--out", str(tmp_path / "toaster")]
     for seeds in ("0", "0,1"):
         done = CliRunner().invoke(app, [*command, "--seeds", seeds])
         assert done.exit_code == 0, done.output
-    record = json.loads((tmp_path / "convergence-A-data.json").read_text())
+    record = json.loads((tmp_path / "toaster/convergence-A-data.json").read_text())
     runs = [(run["arm"], run["seed"]) for run in record["runs"]]
     assert runs == [("detr", 0), ("more", 0), ("detr", 1), ("more", 1)]
     assert record["settings"]["lr"] == 1e-3 and record["settings"]["hidden_dim"] == 16
     assert record["arms"]["more"] == {"num_queries": 9}
-    tables = (tmp_path / "convergence-A-data.md").read_text()
+    tables = (tmp_path / "toaster/convergence-A-data.md").read_text()
     expected = ("worst class: AP50", "place forgiven", "cat (1 objects)", '"num_queries": 9')
-    assert all(words in tables for words in expected)
+    rendered = learning_tables.protocol("A", tmp_path)
+    assert all(words in text for text in (tables, rendered) for words in expected) and "On data, toaster" in rendered
+    assert "no record" in learning_tables.protocol("B", tmp_path)
     refused = CliRunner().invoke(app, ["convergence", photographs.data, "--config", '{"queries": 9}'])
     assert refused.exit_code == 2 and "queries" in refused.output
 
@@ -251,7 +254,7 @@ def test_protocol_a_is_one_command(photographs, tmp_path):
 @pytest.mark.parametrize("arm", peer_arms())
 @pytest.mark.parametrize("crops", [0, 2])
 def test_every_peer_trains_on_features_and_on_pictures(photographs, tmp_path, arm, crops):
-    settings = Settings(**{**vars(photographs), "crops": crops})
+    settings = Settings(**{**vars(photographs), "crops": crops, "hidden_dim": 32})
     (run,) = run_arms([arm], [0], settings, tmp_path / "run.json")["runs"]
     assert len(run["curve"]) == 2 and bool(run["parameters"]["in the backbone"]) == (crops == 0)
     assert ("averaged" in run["curve"][0]) == arm.endswith("-mended")
