@@ -257,8 +257,8 @@ def run_arms(
                     finished[futures.pop(future)] = asdict(future.result())
                 write()
     write()
-    for _, checkpoint, *_ in starts:
-        checkpoint.path.unlink(missing_ok=True)
+    for job in plan:
+        _checkpoint(job, settings, out, arms[job[0]]).path.unlink(missing_ok=True)
     return record
 
 

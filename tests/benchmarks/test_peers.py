@@ -254,7 +254,7 @@ def test_protocol_a_is_one_command(photographs, tmp_path, monkeypatch):
 @pytest.mark.parametrize("arm", peer_arms())
 @pytest.mark.parametrize("crops", [0, 2])
 def test_every_peer_trains_on_features_and_on_pictures(photographs, tmp_path, arm, crops):
-    settings = Settings(**{**vars(photographs), "crops": crops, "hidden_dim": 32})
+    settings = Settings(**{**vars(photographs), "crops": crops, "hidden_dim": 32, "layers": 2})
     (run,) = run_arms([arm], [0], settings, tmp_path / "run.json")["runs"]
     assert len(run["curve"]) == 2 and bool(run["parameters"]["in the backbone"]) == (crops == 0)
     assert ("averaged" in run["curve"][0]) == arm.endswith("-mended")
