@@ -17,6 +17,7 @@ from torch import nn
 from detr_hf.checkpoints.layouts import transformers_from_own
 from detr_hf.model.configuration_detr import DETRConfig
 from detr_hf.model.modeling_detr import DETRForObjectDetection
+from detr_hf.model.presets_detr import PRESETS
 from detr_hf.training.arguments import MODEL_OPTIONS, TRAINING_OPTIONS
 
 from .convergence_features import MAPS, ONE_MAP, FixedFeatures, LastMaps
@@ -63,7 +64,14 @@ def known_arms() -> dict[str, dict[str, Any]]:
         for part, option in PARTS.items()
     }
     alone = {part: {PARTS[part]: fast[PARTS[part]]} for part in ("class_cost", "average")}
-    return {**{name: {} for name in THEIRS}, **recipes, **ABLATION, **alone, **without, **peer_arms()}
+    ours = {"precise": precise_arm()}
+    return {**{name: {} for name in THEIRS}, **recipes, **ours, **ABLATION, **alone, **without, **peer_arms()}
+
+
+def precise_arm() -> dict[str, Any]:
+    """Returns the preset "precise", as wide as the other arms are."""
+    fields = {name: value for name, value in PRESETS["precise"].items() if name != "dim_feedforward"}
+    return {**fields, "maps": (8, 16, 32), "ema_decay": 0.999}
 
 
 def arm_of_config(text: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -98,7 +106,12 @@ def take_features(model: DETRForObjectDetection, shapes: Iterable[tuple[int, int
 
     Several maps come as one row, and `shapes` are theirs.
     """
-    model.backbone[0].body = FixedFeatures(list(shapes))
+    shapes = list(shapes)
+    model.backbone[0].body = FixedFeatures(shapes)
+    if model.config.box_queries:  # the pictures' size is that of their coarsest map
+        find, stride = model.box_queries.find, model.box_queries.strides[-1]
+        size_hw = torch.tensor([[side * stride for side in shapes[-1][1:]]])
+        model.box_queries.find = lambda encode, memory, features, _: find(encode, memory, features, size_hw)
     model._check_inputs = lambda *_: None  # feature maps have other channels than pictures
 
 

@@ -14,6 +14,7 @@ ARMS = {
     "transformers-best": "transformers, auxiliary losses and the original's initial values",
     "detr": "`detr`, the original's recipe",
     "fast": "**`fast`**",
+    "precise": "**the preset `precise`**",
     "fast_without_encoder": "without the encoder loss",
     "fast_without_class_cost": "`fast` without the class cost",
     "fast_without_average": "without the average",
