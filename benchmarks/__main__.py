@@ -289,6 +289,24 @@ def aids(
 
 
 @app.command()
+def presets(
+    context: typer.Context,
+    device: Device = "cpu",
+    batch: Batch = 1,
+    height: Height = 800,
+    width: Width = 1066,
+    backbone: Backbone = "resnet50",
+    runs: Runs = 5,
+    out: Out = None,
+    machine: Machine = None,
+) -> None:
+    """What presets of DETRConfig cost in inference: time, memory and operations, beside the paper's DETR."""
+    from .presets import compare_presets
+
+    _finish(context, "presets", compare_presets(device, batch, (height, width), runs, backbone))
+
+
+@app.command()
 def commits(
     context: typer.Context,
     base: Annotated[str, typer.Argument(help="A commit, branch or tag of this repository.")],
