@@ -101,6 +101,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         train_dataset, eval_dataset = splits_of_run(args, train_dataset, eval_dataset, data, processing_class, masks)
         self._data, self._id2label = data, getattr(data, "id2label", None)
         self._seeding = SeedingCallback()
+        if isinstance(args, DETRTrainingArguments) and first is not None:
+            args.average_box_queries(getattr(first.config, "box_queries", False))
         self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
         self._window, self._eval_window = LossParts(), LossParts(as_one_batch=True)
         self._step_labels, self._group_rates = [], {}
@@ -127,7 +129,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         """Completes the arguments, now that the model is known, and does what they say of it."""
         if isinstance(self.args, DETRTrainingArguments):
             loaded = bool(getattr(self.model.config, "name_or_path", ""))
-            recipe = self.args.apply_recipe(loaded, has_frozen_detector(self.model))
+            has_box_queries = getattr(self.model.config, "box_queries", False)
+            recipe = self.args.apply_recipe(loaded, has_frozen_detector(self.model), has_box_queries)
             logger.info("Recipe %r: %s", recipe, {name: getattr(self.args, name) for name in self.args.unset})
             if recipe == "scratch":
                 logger.warning(FROM_SCRATCH)
