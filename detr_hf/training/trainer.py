@@ -183,9 +183,12 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             CheckpointError: what is wanted is not there or not whole, was trained with other classes, or could be of
                 several runs.
         """
-        checkpoint = self._begin_run(resume_from_checkpoint, trial)
-        self._step_labels, self._window = [], LossParts()
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        try:
+            checkpoint = self._begin_run(resume_from_checkpoint, trial)
+            self._step_labels, self._window = [], LossParts()
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self._end_run()
 
     # --- data ---
 

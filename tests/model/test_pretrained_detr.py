@@ -2,9 +2,11 @@
 
 import logging
 import math
+import os
 
 import pytest
 import torch
+from transformers.configuration_utils import PreTrainedConfig
 
 from detr_hf import DETRForObjectDetection, DETRModel
 from detr_hf.model.backbone_detr import FrozenBatchNorm2d
@@ -30,6 +32,26 @@ def test_saving_and_loading_keeps_every_tensor_and_every_name(model, tmp_path):
     assert set(on_disk) == set(in_memory)
     reloaded = DETRForObjectDetection.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(reloaded[name], tensor) for name, tensor in in_memory.items())
+
+
+def test_a_save_is_whole_readable_by_whom_the_umask_lets_and_has_no_shard_of_an_older_one(
+    model, tmp_path, monkeypatch
+):
+    before = os.umask(0o027)
+    try:
+        model.save_pretrained(tmp_path, max_shard_size="100KB")
+    finally:
+        os.umask(before)
+    shards = [path.name for path in tmp_path.glob("model-*-of-*.safetensors")]
+    assert len(shards) > 1 and {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+    monkeypatch.setattr(PreTrainedConfig, "save_pretrained", lambda *_, **__: 1 / 0)
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ZeroDivisionError):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+    monkeypatch.undo()
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(model, tmp_path):
