@@ -114,6 +114,21 @@ def is_result(path: Path) -> bool:
 
 
 @contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Names what is being written in an error that does not: of a full disk, and of safetensors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":  # of a library that need not be there
+            raise OSError(f"{path} cannot be written: {error}.") from error
+        raise
+
+
+@contextmanager
 def whole_file(
     path: str | Path, *, folder: Path | None = None, flushed: bool = False, replace: bool = True
 ) -> Iterator[Path]:
@@ -131,11 +146,12 @@ def whole_file(
     _remove_leftovers_once(folder)
     unfinished = _start(folder / path.name, _make_file)
     try:
-        yield unfinished
-        if flushed:
-            flush(unfinished)
-        if replace or not _linked(unfinished, path):
-            os.replace(unfinished, path)
+        with named(path):
+            yield unfinished
+            if flushed:
+                flush(unfinished)
+            if replace or not _linked(unfinished, path):
+                os.replace(unfinished, path)
     finally:
         _remove(unfinished)
 
@@ -156,7 +172,8 @@ def unfinished_folder(path: str | Path) -> Iterator[Path]:
     """Gives an empty folder beside `path`, out of which what is whole is moved; it is removed with what is left."""
     folder = start_folder(path)
     try:
-        yield folder
+        with named(path):
+            yield folder
     finally:
         drop_folder(folder)
 
@@ -187,7 +204,8 @@ def whole_folder(path: str | Path, together: Iterable[str] = (), last: str = "co
     path.mkdir(parents=True, exist_ok=True)
     try:
         with unfinished_folder(path / path.name) as scratch:
-            yield scratch
+            with named(path):
+                yield scratch
             for weights in scratch.glob("*.safetensors"):
                 open_to_umask(weights)
             _move_all(scratch, path, tuple(together), last)

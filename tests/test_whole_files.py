@@ -13,6 +13,8 @@ import pytest
 from detr_hf import whole_files
 from detr_hf.whole_files import is_result, refuse_overwriting, unfinished_folder, whole_file, whole_folder
 
+from .conftest import small_files
+
 
 def content(folder) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()}
@@ -37,6 +39,14 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path):
                 unfinished.write_text(text)
             raise OSError("the disk is full")
         assert content(tmp_path) == {"found.json": "old"}
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    path = tmp_path / "found.json"
+    said = pytest.raises(OSError, match=r"File too large: '.*/found.json'")
+    with small_files(100), said, whole_file(path) as unfinished:
+        unfinished.write_text("x" * 200)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("replace", [True, False])

@@ -201,7 +201,7 @@ def _is_metadata(path: Path) -> bool:
     """Whether a file is what an export writes beside an ExecuTorch program."""
     try:
         ArtefactInfo.from_json(path.read_text(encoding="utf-8"), path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return False
     return True
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...whole_files import is_leftover, lock, whole_file
+from ...whole_files import is_leftover, lock, named, whole_file
 
 SETTINGS_FILE = "run.json"
 UNFINISHED = "unfinished"
@@ -114,8 +114,9 @@ class PartWriter:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one picture; from here on it survives the death of this process."""
-        self._file.write(json_line(record))
-        self._file.flush()
+        with named(self._journal):
+            self._file.write(json_line(record))
+            self._file.flush()
         self.count += 1
 
     def finish(self, convert: Callable[[Iterable[dict[str, Any]], Path], None] | None = None) -> None:
