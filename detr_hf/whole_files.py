@@ -85,8 +85,9 @@ def refuse_overwriting(
 
 
 def refuse_unwritable(option: str, path: Path) -> None:
-    """Raises the OSError of a file that cannot be written, by writing another one where it would be."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    """Raises the OSError of a file, or of files in a folder, that cannot be written, by writing one there."""
+    parents = path.absolute().parents
+    folder = path if path.is_dir() else next(parent for parent in parents if parent.exists())
     try:
         _remove(_start(folder / path.name, os.mkdir))
     except OSError as error:
@@ -106,7 +107,7 @@ def is_result(path: Path) -> bool:
     """Whether a file is one of the JSON files that this package writes as results."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     if isinstance(content, list):
         return all(isinstance(each, dict) and each.keys() >= COCO_RESULT_KEYS for each in content[:1])

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from detr_hf import whole_files
-from detr_hf.whole_files import is_result, refuse_overwriting, unfinished_folder, whole_file, whole_folder
+from detr_hf.whole_files import (
+    is_result,
+    refuse_overwriting,
+    refuse_unwritable,
+    unfinished_folder,
+    whole_file,
+    whole_folder,
+)
 
 from .conftest import small_files
 
@@ -221,6 +228,8 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "mkdir", refused)
     with pytest.raises(PermissionError, match=r"--json .*x.json cannot be written: .*: Permission denied"):
         refuse_overwriting({"--json": tmp_path / "new" / "x.json"}, [])
+    with pytest.raises(PermissionError, match=rf"--save {tmp_path} cannot be written: {tmp_path}: Permission"):
+        refuse_unwritable("--save", tmp_path)
     monkeypatch.undo()
     refuse_overwriting({"--json": tmp_path / "new" / "x.json"}, [])
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -168,7 +168,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{folder / SETTINGS_FILE} is not JSON ({error}). Choose a new or an empty folder."
         ) from error
