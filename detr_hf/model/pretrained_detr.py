@@ -185,7 +185,7 @@ class DETRPreTrainedModel(PreTrainedModel):
         """Returns name, config and state dict to load: as given for an own checkpoint that fits, else translated."""
         if cls.workshop is None:  # this file travelled alone with a checkpoint: it reads its own layout only
             return name, config, None
-        return cls.workshop.prepare_loading(name, config, kwargs, cls.has_mask_head)
+        return cls.workshop.prepare_loading(name, config, kwargs, cls.has_mask_head, cls.config_class)
 
     def _fill_new_parts(self, missing: set[str]) -> set[str]:
         """Gives what is new by design its first values, says what it is, and returns those tensors' names.

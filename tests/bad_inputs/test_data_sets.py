@@ -229,6 +229,28 @@ def grown(name: str, size: int) -> Callable[[Path], None]:
     return lambda root: (voc(root, ("train",)), os.truncate(root / name, size))[1]
 
 
+def without_value(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda content: [annotation.update({key: None}) for annotation in content["annotations"]]
+
+
+def yolo_names(text: str) -> Callable[[Path], None]:
+    return yaml_of(f"train: images/train\nnames: {text}\n")
+
+
+NAMES = [
+    Kind("YOLO: a name twice", yolo_names("[cat, cat]"), load(), Refused("0, 1", "'cat'", "name them apart")),
+    *(
+        Kind(f"YOLO: {text}", yolo_names(text), road, words("data.yaml", "class 1", "no name"))
+        for text in ("[cat, '']", "{0: cat, 1: ~}", "[cat, [dog]]")
+        for road, words in ((load(), Refused), (checked, Holds))
+    ),
+    Kind("YOLO: null", yolo_names("[cat, null]"), load(), {"train": 2}, ["class 1 is called 'null'"]),
+    Kind("YOLO: two names of a class", yolo_names("{0: cat, 0.0: dog}"), load(), Refused("class 0 more than once")),
+    *(
+        Kind(f"COCO: {key} is null", coco_with(without_value(key)), load(), Refused(f"has '{key}': null, no value"))
+        for key in ("bbox", "category_id")
+    ),
+]
 STRANGERS = [
     Kind("names of nested aliases", yaml_of("train: images/train\n" + aliases("names")), load(), Refused("aliases")),
     Kind("a split of nested aliases", yaml_of(aliases("train") + "names: [cat, dog]\n"), checked, Holds("aliases")),
@@ -255,6 +277,6 @@ STRANGERS = [
 ]
 
 
-@each(STRANGERS, SOUND, FAULTY, DROPPED, HARMLESS, COMMANDS)
+@each(STRANGERS, NAMES, SOUND, FAULTY, DROPPED, HARMLESS, COMMANDS)
 def test_data_sets(kind: Kind, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     try_out(kind, tmp_path, caplog)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from detr_hf import DETRForObjectDetection, DETRModel
+from detr_hf import DETRConfig, DETRForObjectDetection, DETRModel
 from detr_hf.model.backbone_detr import FrozenBatchNorm2d
 
 from ..conftest import tiny_config
@@ -60,6 +60,29 @@ def test_weights_that_are_not_finite_are_refused_by_name(model, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"not finite in 1 tensors, for example \['class_embed.bias'\]"):
         DETRForObjectDetection.from_pretrained(tmp_path)
+
+
+class MyConfig(DETRConfig):
+    model_type = "my_detr"
+    margin: float = 0.5
+
+
+class MyDETR(DETRForObjectDetection):
+    config_class = MyConfig
+
+
+def test_a_class_of_ones_own_is_loaded_again(tmp_path):
+    fields = {name: value for name, value in tiny_config().to_dict().items() if name != "model_type"}
+    own = MyDETR(MyConfig(**fields, margin=2.0))
+    own.save_pretrained(tmp_path)
+    loaded = MyDETR.from_pretrained(tmp_path)
+    assert type(loaded) is MyDETR and type(loaded.config) is MyConfig and loaded.config.margin == 2.0
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in own.state_dict().items())
+    with pytest.raises(ValueError, match=r"a model of type 'my_detr', not of a DETR.*config_class"):
+        DETRForObjectDetection.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        MyDETR.from_pretrained(tmp_path)
 
 
 def test_a_loaded_model_knows_where_it_came_from(model, tmp_path):
