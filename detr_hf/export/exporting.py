@@ -8,7 +8,6 @@ import copy
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -100,9 +99,9 @@ def export_model(
         path = WRITERS[to](graph_of(copy.deepcopy(model), info), info, folder / output.name, calibration)
         cases = [*parity_cases(info), *calibration_cases(calibration[:CALIBRATION_CASES], info)]
         parity = check_parity(model, load_runtime(path), cases)
-        if output.is_dir():
-            shutil.rmtree(output)
-        for whole in folder.iterdir():
+        for whole in list(folder.iterdir()):
+            if output.is_dir():  # no folder takes the place of one with files in it
+                os.replace(output, folder / "replaced")
             os.replace(whole, output.with_name(whole.name))
     return (output / OPENVINO_GRAPH if to == "openvino" else output), parity
 
@@ -202,7 +201,7 @@ def _is_metadata(path: Path) -> bool:
     """Whether a file is what an export writes beside an ExecuTorch program."""
     try:
         ArtefactInfo.from_json(path.read_text(encoding="utf-8"), path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return False
     return True
 

@@ -31,6 +31,7 @@ from .batching import (
     preparing_threads,
 )
 from .embedded import embedded_model_path
+from .forks import mind_fork
 from .pictures import is_single_picture, path_of, stamp_of_source
 from .results import Detections, shown_pixels
 from .segments import SegmentMap, chosen_task
@@ -172,6 +173,7 @@ class Detector:
     def _outcomes(
         self, images: Iterable[Any], thresholds: tuple[float, ...], batch_size: int, unchanging: bool
     ) -> Iterator[Detections | Failure]:
+        mind_fork()
         alone = isinstance(images, list | tuple) and len(images) == 1
         with nullcontext() if alone else preparing_threads() as pool:
             prepared = prepare_ahead(images, self._prepare, pool, batch_size * BATCHES_PREPARED, unchanging)

@@ -27,6 +27,7 @@ from ..checkpoints.processors import processor_of
 from ..data.preparing.collate import DetectionCollator
 from ..errors import NonFiniteLossError
 from ..evaluation.collecting import image_id_of
+from ..model.matcher_detr import ADVICE, NonFiniteError
 from .arguments import MODEL_OPTIONS, DETRTrainingArguments
 from .checkpointed import WholeCheckpoints
 from .checkpointing import last_complete_checkpoint
@@ -185,9 +186,12 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             CheckpointError: what is wanted is not there or not whole, was trained with other classes, or could be of
                 several runs.
         """
-        checkpoint = self._begin_run(resume_from_checkpoint, trial)
-        self._step_labels, self._window = [], LossParts()
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        try:
+            checkpoint = self._begin_run(resume_from_checkpoint, trial)
+            self._step_labels, self._window = [], LossParts()
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self._end_run()
 
     # --- data ---
 
@@ -289,16 +293,19 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         """
         labels = inputs.get("labels") or []
         batch = dict(inputs)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        options = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
+        try:
+            loss, outputs = super().compute_loss(model, inputs, **options)
+        except NonFiniteError as error:
+            raise NonFiniteLossError(f"{error} {self._where_and_what_is_safe(batch, labels)}") from error
         parts = outputs.get("loss_dict") or {} if isinstance(outputs, dict) else {}
         if model.training:
             self._window.add(parts, labels)
             self._step_labels.append(labels)
             if not torch.isfinite(loss).all():
                 raise NonFiniteLossError(
-                    f"The loss is {float(loss.detach())} at step {self.state.global_step + 1} "
-                    f"({describe_parts(parts)}). The batch: {describe_batch(batch, self._file_names(labels))}. "
-                    f"{self._what_is_safe()}"
+                    f"The loss is {float(loss.detach())} ({describe_parts(parts)}). {ADVICE} "
+                    f"{self._where_and_what_is_safe(batch, labels)}"
                 )
         return (loss, outputs) if return_outputs else loss
 
@@ -313,16 +320,25 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             )
             raise NonFiniteLossError(
                 f"The gradient is not finite (norm {float(grad_norm)}) at step {self.state.global_step + 1}, though "
-                f"the loss is. The step's pictures: {pictures}. {self._what_is_safe()}"
+                f"the loss is. The step's pictures: {pictures}. {ADVICE} {self._what_is_safe()}"
             )
         self._step_labels = []
         return grad_norm
 
+    def _where_and_what_is_safe(self, batch: Mapping[str, Any], labels: list[Any]) -> str:
+        pictures = describe_batch(batch, self._file_names(labels))
+        return f"This is step {self.state.global_step + 1}. The batch: {pictures}. {self._what_is_safe()}"
+
     def _what_is_safe(self) -> str:
         last = last_complete_checkpoint(self.args.output_dir)
         saved = f"The last checkpoint, {last}, is good" if last else "No checkpoint was written yet"
-        advice = "If the pictures are sound, lower learning_rate or lengthen the warm-up."
-        return f"The weights were not changed by it. {saved}. {advice}"
+        broken = [name for name, weight in self.model.named_parameters() if not weight.isfinite().all()]
+        weights = (
+            f"{len(broken)} weights were not finite before this step ({broken[0]}, ...)"
+            if broken
+            else "The weights were not changed by it"
+        )
+        return f"{weights}. {saved}."
 
     def _file_names(self, labels: list[Any]) -> dict[Any, str]:
         """Returns file names by image id, as far as the training set has them: a search, for when something failed."""

@@ -11,7 +11,6 @@ Three shapes are read:
 Boxes that are not there are measured on the masks.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from ...processing.run_lengths_detr import run_length_mask, run_lengths
 from ..detection_data import NO_MASK
 from ..pictures import open_undecoded
 from .mask_text import Faulty
+from .text import parse_json
 
 BOX_KEYS = ("bbox", "boxes", "bboxes", "box")
 CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels", "class", "classes")
@@ -202,7 +202,7 @@ def as_segmentation(value: Any) -> Any:
     """Returns a mask of a row as COCO's JSON has it (`NO_MASK` as it stands), or None."""
     if isinstance(value, str) and value != NO_MASK:
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError as error:
             return Faulty(f"the segmentation is a text and no JSON ({error})")
     if _holds_picture(value):
