@@ -17,6 +17,10 @@ from .capabilities import TOOK_PLAIN_FORM, closing_lines, has
 torch.set_num_threads(1)
 
 
+# A backbone of a few thousand weights, where its own are no matter.
+NARROW = {"backbone_kwargs": {"channels": [8, 16, 16, 24], "layers": [1, 1, 1, 1]}}
+
+
 def tiny_config(**changes) -> DETRConfig:
     """Returns the configuration of a DETR small enough for a test."""
     small = {

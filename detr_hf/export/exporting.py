@@ -96,6 +96,7 @@ def export_model(
     model = copy.deepcopy(model).cpu().eval()
     model.config.mask_score_threshold = None  # an artefact's masks do not depend on scores
     with unfinished_folder(output) as folder:
+        # a copy of its own, which a writer may halve or an exporter patch: the other is what it is compared with
         path = WRITERS[to](graph_of(copy.deepcopy(model), info), info, folder / output.name, calibration)
         cases = [*parity_cases(info), *calibration_cases(calibration[:CALIBRATION_CASES], info)]
         parity = check_parity(model, load_runtime(path), cases)
@@ -217,7 +218,7 @@ def _checked_dtype(
         raise ValueError(f"{to} artefacts come in {', '.join(DTYPES_OF[to])}; got dtype={dtype!r}.")
     if model.dtype != torch.float32:
         raise ValueError(f"The model to export must be float32 (dtype= says what it becomes); this is {model.dtype}.")
-    pictures = list(calibration or ())
+    pictures = [] if calibration is None else list(calibration)
     if dtype == "int8" and not pictures:
         raise ValueError(
             "int8 needs pictures to measure the ranges of activations on: a few dozen to 300 like those it will see "

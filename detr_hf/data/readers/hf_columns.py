@@ -162,7 +162,7 @@ def objects_of(
 
     ids, masks = optional(*ID_KEYS), [None] * count
     if columns.panoptic and not columns.box:
-        found, _, measured = measure_segments(segment_ids(row, columns, size_wh))
+        found, _, measured = measure_segments(segment_ids_of_row(row, columns, size_wh))
         place = {identity: box for identity, box in zip(found.tolist(), measured.tolist(), strict=True)}
         boxes = [_as_xywh(place.get(identity, (0, 0, 0, 0))) for identity in ids]
     elif not columns.panoptic:
@@ -175,7 +175,7 @@ def objects_of(
     return RowObjects(boxes, categories, ids, optional("area"), optional("iscrowd"), masks, optional(*THING_KEYS))
 
 
-def segment_ids(row: Mapping[str, Any], columns: Columns, size_wh: tuple[int, int]) -> np.ndarray:
+def segment_ids_of_row(row: Mapping[str, Any], columns: Columns, size_wh: tuple[int, int]) -> np.ndarray:
     """Returns the segment ids (H, W) of a row's second picture.
 
     Raises:
@@ -190,7 +190,7 @@ def segment_ids(row: Mapping[str, Any], columns: Columns, size_wh: tuple[int, in
 
 def _instances(row: Mapping[str, Any], columns: Columns, size_wh: tuple[int, int]) -> RowObjects:
     """Returns the objects of a picture of classes (red) and instances (green)."""
-    ids = segment_ids(row, columns, size_wh) & 0xFFFF
+    ids = segment_ids_of_row(row, columns, size_wh) & 0xFFFF
     found, areas, boxes = measure_segments(np.where(ids >> 8, ids, 0))
     masks = [run_lengths(ids == identity) for identity in found]
     rest = [None] * len(found)
