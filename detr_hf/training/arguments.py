@@ -4,7 +4,7 @@ its help.
 There are three sets of rates. `scratch` is the original's (facebookresearch/detr, main.py), `mask_head` its one for
 masks on a frozen detector. `finetune` starts from weights that can detect already: smaller steps, a faster class head,
 a cosine. An argument that is given is kept; one that is not is filled in from the recipe, which `DETRTrainer` picks by
-what learns and whether the model was loaded (`recipe="auto"`).
+what learns and whether the transformer's weights are trained ones (`recipe="auto"`).
 What differs on purpose from transformers' defaults is every field below.
 """
 
@@ -90,10 +90,11 @@ class DETRTrainingArguments(TrainingArguments):
     recipe: str = _option(
         "auto",
         "Where arguments that are not given come from: 'scratch' (the original's), 'finetune', 'mask_head' (the "
-        "original's for masks), or 'auto': 'mask_head' on a frozen detector, 'finetune' when the model's weights were "
-        "loaded, else 'scratch'. 'fast' is 'auto' with losses that only training has (on the encoder, and denoising "
-        "queries), matching in which the class counts four times as much, and averaged weights: DETR learns in fewer "
-        "steps and stays plain; 'fast_ref' adds a reference point to each query, which stays; 'detr' is 'auto'.",
+        "original's for masks), or 'auto': 'mask_head' on a frozen detector, 'finetune' when the transformer's "
+        "weights are trained ones, else 'scratch'. 'fast' is 'auto' with losses that only training has (on the "
+        "encoder, and denoising queries), matching in which the class counts four times as much, and averaged "
+        "weights: DETR learns in fewer steps and stays plain; 'fast_ref' adds a reference point to each query, which "
+        "stays; 'detr' is 'auto'.",
     )
     learning_rate: float | None = _option(
         None,
@@ -278,14 +279,14 @@ class DETRTrainingArguments(TrainingArguments):
             )
             self.load_best_model_at_end = evaluates and same and aligned
 
-    def apply_recipe(self, loaded: bool, frozen: bool = False) -> str:
+    def apply_recipe(self, trained: bool, frozen: bool = False) -> str:
         """Returns the name of the recipe that the arguments that were not given are now filled from.
 
         Args:
-            loaded: whether the model's weights were loaded.
+            trained: whether the transformer's weights are trained ones.
             frozen: whether its mask head learns alone.
         """
-        by_model = "mask_head" if frozen else "finetune" if loaded else "scratch"
+        by_model = "mask_head" if frozen else "finetune" if trained else "scratch"
         name = self.recipe if self.recipe in RECIPES else by_model
         self._fill(RECIPES[name])
         self.keep_given_schedule()

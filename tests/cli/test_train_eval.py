@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from detr_hf import DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
-from detr_hf.cli.train import build, parse, resume_choice
+from detr_hf.cli.train import build, parse
 
 from ..conftest import tiny_config, tiny_model
 from ..data import layouts
