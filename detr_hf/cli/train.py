@@ -48,21 +48,25 @@ def train(context: typer.Context) -> None:
         resume = resume_choice(args, command)
         trainer = build(data_args, reading, args)
         trainer.command = command
-    result = trainer.train(resume_from_checkpoint=resume)
+        result = trainer.train(resume_from_checkpoint=resume)
+        finish(trainer, result.metrics)
+
+
+def finish(trainer: "DETRTrainer", metrics: dict[str, float]) -> None:
+    """Saves and measures what was trained, prints the numbers, and publishes it where that is wanted."""
     trainer.save_model()
-    trainer.save_metrics("train", result.metrics)
+    trainer.save_metrics("train", metrics)
     trainer.save_state()
     if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
-        trainer.save_metrics("eval", metrics)
+        trainer.save_metrics("eval", trainer.evaluate())
         if trainer.is_world_process_zero():
             from ..evaluation import metrics_table
 
             typer.echo(metrics_table(trainer.last_evaluation))
-    if args.push_to_hub:
+    if trainer.args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        typer.echo(f"Model: {args.output_dir}", err=True)
+        typer.echo(f"Model: {trainer.args.output_dir}", err=True)
 
 
 def parse(flags: list[str]) -> "tuple[DataArguments, Reading, DETRTrainingArguments]":

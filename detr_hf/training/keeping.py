@@ -90,9 +90,7 @@ def choose(
     sign, label = 1 if greater_is_better else -1, BOX_METRICS.get(metric, metric)
     last, count = max(values), len(values)
     if best == last:
-        return Kept(
-            last, f"Kept: step {last}, the last, {label} {values[last]:.3f}: none of {count} was better.", count
-        )
+        return Kept(last, f"Kept: step {last}, the last and best of {count}, {label} {values[last]:.3f}.", count)
     lead = sign * (values[best] - values[last])
     behind = f"Step {best} had {values[best]:.3g}"
     if metric in BOX_METRICS and values[best] < LEAST_AP:

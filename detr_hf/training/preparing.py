@@ -252,7 +252,7 @@ def check_pixels(model: Any, processor: Any) -> None:
     if processor is None or not getattr(config, "backbone_weights", None) or transformer_is_trained(model):
         return
     known = pixel_statistics(config)
-    ours = [getattr(processor, name, None) for name in ("image_mean", "image_std")]
+    ours = [list(getattr(processor, name, None) or ()) for name in ("image_mean", "image_std")]
     if known and all(ours) and not all(np.allclose(a, b, atol=1e-3) for a, b in zip(known, ours, strict=True)):
         logger.warning(
             "The image processor has mean %s and deviation %s, and the backbone's weights were trained with %s and "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 LEAST_STEPS = 20  # fewer losses tell nothing
 LEARNS, HARDLY = 0.01, 0.001
+LEAST_FALL = 0.05  # of the loss: on digit scenes it falls by 3 % in 200 steps at a learning rate of 1e-6, 30 % at 1e-3
 ENDED_WELL, ENDED_BADLY = 0.15, 0.07
 RECORDED = "so began the recorded trainings that came to"
 HELPS = (
@@ -57,10 +58,10 @@ def verdict(losses: Sequence[float], ap: float | None, step: int, steps: int) ->
     when = f"after {step} of {steps} steps"
     if ap is not None and ap >= LEARNS:
         return f"It learns: AP {ap:.3f} {when}, {loss} ({RECORDED}: AP50 {ENDED_WELL} or more at the end)."
-    if fell <= noise:
+    if fell <= max(noise, LEAST_FALL * first.mean()):
         return (
-            f"It does not learn: {when} {loss}, no more than it goes up and down. A learning rate that is too large "
-            f"or too small does that, and targets that are not those of the pictures. {HELPS}"
+            f"It does not learn: {when} {loss}, hardly more than it goes up and down. A learning rate that is too "
+            f"large or too small does that, and targets that are not those of the pictures. {HELPS}"
         )
     if ap is None:
         return f"{when.capitalize()} {loss}; no AP was measured yet, without which nobody can tell whether it learns."

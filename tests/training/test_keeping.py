@@ -54,11 +54,10 @@ def test_an_earlier_step_is_kept_where_it_is_better_by_more_than_noise():
 
 
 def test_a_lead_that_other_pictures_would_not_have_is_noise():
-    """Of steps that are alike, the best of many numbers is chance: in 20 pairs the last is kept nearly always."""
-    pairs = [(found(4, 2 * seed), found(4, 2 * seed + 1)) for seed in range(20)]
+    """Of steps that are alike, the best of many numbers is chance: the last is kept."""
+    pairs = [(found(4, 2 * seed), found(4, 2 * seed + 1)) for seed in range(5)]
     pairs = [pair if ap(pair[0]) > ap(pair[1]) else pair[::-1] for pair in pairs]
-    kept = [chosen(*pair, others=10).step for pair in pairs]
-    assert kept.count(100) >= 19
+    assert [chosen(*pair, others=10).step for pair in pairs] == [100] * len(pairs)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +67,7 @@ def test_a_lead_that_other_pictures_would_not_have_is_noise():
         ({10: 0.2, 20: 0.3}, 20, "ap", True, 20, "best of 2"),
         ({10: 0.50, 20: 0.52, 30: 0.51}, 20, "pq", True, 30, "from one evaluation to the next"),
         ({10: 0.50, 20: 0.51, 30: 0.50, 40: 0.2}, 20, "pq", True, 20, "better than the last"),
-        ({10: 9.0, 20: 5.0, 30: 5.1, 40: 5.0, 50: 8.0}, 40, "loss", False, 40, "better than the last"),
+        ({10: 9.0, 20: 6.0, 30: 5.5, 40: 5.3, 50: 5.5, 60: 9.0}, 40, "loss", False, 40, "better than the last"),
         ({10: 0.3, 20: math.nan}, 10, "ap", True, 10, "Kept: step 10"),
     ],
 )
@@ -81,7 +80,7 @@ def test_what_is_kept_without_drawing_pictures(values, best, metric, greater, st
 def test_the_trainer_keeps_that_step_and_its_card_says_so(earlier, tmp_path, monkeypatch, capsys):
     if earlier:
         monkeypatch.setattr(checkpointed, "choose", lambda values, *rest: Kept(min(values), "Kept: step 2.", 2))
-    options = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 5, "save_total_limit": None}
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 3, "save_total_limit": None}
     run = trainer(tmp_path, evaluation=Scenes(4, noise=False), learning_rate=1e-2, **options)
     determine = run._determine_best_metric
 
@@ -90,13 +89,11 @@ def test_the_trainer_keeps_that_step_and_its_card_says_so(earlier, tmp_path, mon
 
     run._determine_best_metric = first_is_best
     run.train()
-    step = 2 if earlier else 5
+    step = 2 if earlier else 3
     assert run.kept.step == step and f"Kept: step {step}" in capsys.readouterr().err
-    assert [entry["step"] for entry in run.state.log_history if "eval_ap" in entry] == [2, 4, 5]  # the last is measured
-    if earlier:
-        assert digest(run.model) == digest(DETRForObjectDetection.from_pretrained(tmp_path / "checkpoint-2"))
-    else:
-        assert digest(run.model) == digest(DETRForObjectDetection.from_pretrained(tmp_path / "checkpoint-5"))
+    measured = [entry["step"] for entry in run.state.log_history if "eval_ap" in entry]
+    assert measured == [2, 3]  # the last one too
+    assert digest(run.model) == digest(DETRForObjectDetection.from_pretrained(tmp_path / f"checkpoint-{step}"))
     run.evaluate()
     run.create_model_card()
     card = (tmp_path / "README.md").read_text(encoding="utf-8")

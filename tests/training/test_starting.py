@@ -70,9 +70,9 @@ def test_pictures_get_the_mean_of_the_backbones_weights(tmp_path, caplog):
     torch.save(timm.create_model(MICRO["backbone"]).state_dict(), weights)
     model = micro_model(backbone_weights=str(weights))
     run = DETRTrainer(model, arguments(tmp_path), train_dataset=Scenes())
-    assert run.processing_class.image_mean == [0.5, 0.5, 0.5] == run.processing_class.image_std
+    assert set(run.processing_class.image_mean) == {0.5} == set(run.processing_class.image_std)
     assert "were trained with" not in caplog.text
     DETRTrainer(model, arguments(tmp_path), train_dataset=Scenes(), processing_class=DETRImageProcessor())
     assert "mean [0.485, 0.456, 0.406]" in caplog.text and "were trained with [0.5, 0.5, 0.5]" in caplog.text
     plain = DETRTrainer(micro_model(), arguments(tmp_path), train_dataset=Scenes())
-    assert plain.processing_class.image_mean == [0.485, 0.456, 0.406]
+    assert list(plain.processing_class.image_mean) == [0.485, 0.456, 0.406]

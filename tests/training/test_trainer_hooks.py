@@ -202,7 +202,7 @@ def test_every_attribute_of_trainer_that_is_used_is_there(tmp_path):
 @pytest.mark.parametrize("cls", OTHERS, ids=lambda cls: cls.__name__)
 def test_callbacks_and_arguments_take_what_is_relied_on(cls):
     base, hooks = OTHERS[cls]
-    for hook in hooks:
+    for hook in hooks - {"__init__"}:  # whoever makes one is ours
         theirs, ours = parameters(getattr(base, hook)), parameters(getattr(cls, hook))
         assert list(theirs) == [name for name in ours if name in theirs], hook
         assert any(one.kind is one.VAR_KEYWORD for one in ours.values()) or list(ours) == list(theirs)

@@ -77,15 +77,15 @@ def _small_message(boxes: np.ndarray, sizes_wh: np.ndarray, side: ModelSide, sha
     half = float(np.median(boxes[:, 2:].max(axis=1) * side.scales(sizes_wh)))
     text = (
         f"{share:.0%} of the objects are smaller than one {side.stride}-pixel cell of the feature map when pictures "
-        f"are resized to a shortest side of {side.shortest}, half are under {half:.0f} pixels: DETR finds such "
+        f"are resized to a shortest side of {side.shortest}, half are under {half:.0f} pixels. DETR finds such "
         "objects badly"
     )
     larger = larger_size(boxes, sizes_wh, side, share)
     if larger:
         shortest, left, cost = larger
         text += f". shortest_edge={shortest} leaves {left:.0%}, for some {cost:.1f} times the time of a step"
-    others = ["tiles"] + ["dilation=True"] * (side.stride == STRIDE)
-    return f"{text}; {' or '.join(others)} help{'s' * (len(others) == 1)} too"
+    finer = " or a finer map (DETRConfig's dilation)" if side.stride == STRIDE else ""
+    return f"{text}{'; otherwise' if larger else ':'} tiles{finer} help"
 
 
 def larger_size(

@@ -107,7 +107,8 @@ class CheckReport:
             found = self.log.lines(severity, limit)
             if found:
                 lines += ["", f"{severity}s:" if severity != "info" else "notes:", *(f"  {line}" for line in found)]
-        totals = ", ".join(f"{sum(self.log.of(severity).values())} {severity}s" for severity in ("error", "warning"))
+        counts = {severity: sum(self.log.of(severity).values()) for severity in ("error", "warning")}
+        totals = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items())
         return "\n".join([*lines, "", f"{totals}."])
 
     def _class_lines(self) -> list[str]:
