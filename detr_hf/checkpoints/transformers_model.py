@@ -98,6 +98,8 @@ def _obstacles(model: DETRForObjectDetection) -> list[str]:
         )
     if config.reference_points:
         reasons.append("it has reference points (reference_points=True), which move the boxes")
+    if config.box_queries:
+        reasons.append("its queries are boxes found in the picture (box_queries=True)")
     if model.has_mask_head:
         reasons += _obstacles_of_masks(config)
     homeless = [name for name in _inference_weights(model) if _their_name(model, name) is None]

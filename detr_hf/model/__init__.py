@@ -26,7 +26,9 @@ if TYPE_CHECKING:
         box_xyxy_to_cxcywh as box_xyxy_to_cxcywh,
         generalized_box_iou as generalized_box_iou,
     )
+    from .box_queries_detr import BoxDecoder as BoxDecoder, BoxQueries as BoxQueries
     from .configuration_detr import DETRConfig as DETRConfig
+    from .feature_levels_detr import FeatureLevels as FeatureLevels
     from .loss_detr import SetCriterion as SetCriterion
     from .matcher_detr import HungarianMatcher as HungarianMatcher, Matches as Matches, PackedTargets as PackedTargets
     from .mlp_detr import MLP as MLP
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         build_position_encoding as build_position_encoding,
     )
     from .predictions_detr import Predictions as Predictions
+    from .presets_detr import PRESETS as PRESETS
     from .pretrained_detr import DETRPreTrainedModel as DETRPreTrainedModel
     from .queries_detr import DecoderQueries as DecoderQueries
     from .transformer_detr import (

@@ -49,6 +49,15 @@ TRANSFORMERS_ARGUMENTS = frozenset(
     }
 )
 
+# What every config.json has besides, for transformers' own classes. They would make a random model of the names that
+# both configurations share, and only warn; at a text where they expect a number (DETR and its kin) or the name of an
+# attention (all) they stop; at one for a backbone's configuration they do not look for `backbone` on the Hub first.
+_REFUSAL = (
+    "not a checkpoint of transformers' own models, but of detr_hf: pip install detr_hf and import it, or (where its "
+    "code is beside it) use trust_remote_code=True; load it with an auto class"
+)
+NOT_PLAIN_DETR = {"init_std": _REFUSAL, "attn_implementation": _REFUSAL, "backbone_config": _REFUSAL}
+
 # Arguments of a model's loading, which a pipeline hands to the configuration as well.
 LOADING_ARGUMENTS = frozenset(
     {
@@ -121,3 +130,15 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
         raise ValueError(f"DETRConfig has no argument {name!r}. The nearest one is {nearest!r}.")
+
+
+def choice_error(name: str, value: str, choices, listing: str = "") -> str:
+    """Returns what to say of a value that is none of `choices`, with the nearest of them."""
+    nearest = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.0)[0]
+    listing = listing or f"the choices are {', '.join(sorted(choices))}"
+    return f"{name}={value!r} is not known; {listing}. Did you mean {nearest!r}?"
+
+
+def without_refusals(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a config.json says, without what is written there for transformers' own classes alone."""
+    return {name: value for name, value in fields.items() if NOT_PLAIN_DETR.get(name) != value}

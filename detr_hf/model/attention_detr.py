@@ -5,11 +5,12 @@ packs them into one `in_proj`, and attention runs through transformers' attentio
 so that weights are only materialised when asked for.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from .configuration_detr import DETRConfig
@@ -37,6 +38,31 @@ def eager_attention(
         scores = scores + attention_mask
     weights = F.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def padding_mask(
+    config: DETRConfig,
+    queries: Tensor,
+    valid: Tensor | None,
+    output_attentions: bool = False,
+    memory: Tensor | None = None,
+) -> Any:
+    """Returns what the attention implementation needs to ignore keys that are not `valid`; None for all valid.
+
+    Args:
+        config: names the implementation.
+        queries: (B, Q, D).
+        valid: (B, S) bool.
+        output_attentions: the implementation is eager then.
+        memory: (B, S, D) in cross-attention; None in self-attention.
+    """
+    if valid is None:
+        return None
+    if output_attentions or config._attn_implementation in (None, "eager", "sdpa"):
+        return valid[:, None, None, :]  # without the host syncs of transformers' helper
+    return create_bidirectional_mask(
+        config=config, inputs_embeds=queries, attention_mask=valid, encoder_hidden_states=memory
+    )
 
 
 def call_layer(layer: nn.Module, states: Tensor) -> Tensor:

@@ -85,7 +85,8 @@ class Backbone(FoldsForInference, nn.Module):
     Args:
         config: reads `backbone`, `backbone_kwargs`, `backbone_weights`, `num_channels`, `dilation` and
             `train_backbone`.
-        return_interm_layers: return the feature maps of the last four stages (for masks), not the last one alone.
+        return_interm_layers: return the feature maps of the last four stages (for masks), not those alone that the
+            decoder reads: the last, or of box queries `num_feature_levels`.
 
     >>> import torch
     >>> from detr_hf.model import Backbone, DETRConfig
@@ -101,7 +102,8 @@ class Backbone(FoldsForInference, nn.Module):
         super().__init__()
         on_meta = torch.empty(0).is_meta  # from_pretrained builds here, and then loads every weight
         load_weights = config.backbone_weights is not None and not on_meta
-        self.body = create_timm_body(config, (-4, -3, -2, -1) if return_interm_layers else (-1,), load_weights)
+        count = 4 if return_interm_layers else config.num_feature_levels
+        self.body = create_timm_body(config, tuple(range(-count, 0)), load_weights)
         freeze_batch_norms(self.body, keep_values=load_weights)
         self.train_backbone = config.train_backbone
         self.num_channels: list[int] = self.body.feature_info.channels()

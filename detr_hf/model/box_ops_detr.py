@@ -22,6 +22,11 @@ def box_xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
     return torch.cat([0.5 * (top_left + bottom_right), bottom_right - top_left], dim=-1)
 
 
+def logit_of_boxes(boxes_norm: Tensor, edge: float = 1e-4) -> Tensor:
+    """Returns the logits of numbers in [0, 1], those nearer to 0 or 1 than `edge` taken as that far; float32."""
+    return torch.logit(boxes_norm.float().clamp(edge, 1 - edge))
+
+
 def box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     """Returns intersection over union and union area of boxes that broadcast against each other.
 

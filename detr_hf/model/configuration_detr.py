@@ -9,7 +9,6 @@ What differs on purpose:
 """
 
 import copy
-import difflib
 import json
 import math
 from typing import Any
@@ -19,29 +18,26 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
-from .arguments_detr import LOADING_ARGUMENTS, TRANSFORMERS_ARGUMENTS, refuse_unknown, take_foreign
+from .arguments_detr import (
+    LOADING_ARGUMENTS,
+    NOT_PLAIN_DETR,
+    TRANSFORMERS_ARGUMENTS,
+    choice_error,
+    refuse_unknown,
+    take_foreign,
+    without_refusals,
+)
 from .classes_detr import check_labels, normal_class_weights, normal_labels, whole_number
+from .presets_detr import PRESETS
 
 logger = logging.get_logger(__name__)
 
 POSITION_EMBEDDINGS = {"sine": "sine", "v2": "sine", "learned": "learned", "v3": "learned"}
 
+_COUNTS = ("hidden_dim", "nheads", "enc_layers", "dec_layers", "dim_feedforward", "num_queries", "num_channels")
+_COUNTS += ("num_query_groups", "num_denoising", "num_feature_levels")
 _CLASSES = ("id2label", "label2id", "num_labels")
 _NOT_BY_CALLER = ("dtype", "architectures", "transformers_version")  # transformers' loading has its own use for them
-
-# What every config.json has besides, for transformers' own classes. They would make a random model of the names that
-# both configurations share, and only warn; at a text where they expect a number (DETR and its kin) or the name of an
-# attention (all) they stop; at one for a backbone's configuration they do not look for `backbone` on the Hub first.
-_REFUSAL = (
-    "not a checkpoint of transformers' own models, but of detr_hf: pip install detr_hf and import it, or (where its "
-    "code is beside it) use trust_remote_code=True; load it with an auto class"
-)
-NOT_PLAIN_DETR = {"init_std": _REFUSAL, "attn_implementation": _REFUSAL, "backbone_config": _REFUSAL}
-
-
-def without_refusals(fields: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a config.json says, without what is written there for transformers' own classes alone."""
-    return {name: value for name, value in fields.items() if NOT_PLAIN_DETR.get(name) != value}
 
 
 @strict
@@ -87,6 +83,14 @@ class DETRConfig(PreTrainedConfig):
             (as varifocal loss, H. Zhang et al., 2021). 0 is the original's 1.
         reference_points (`bool`): a learned point per query is added to the centre of its box, before the sigmoid.
             Zero is plain DETR. Another implementation cannot run such a checkpoint, and refuses it.
+        box_queries (`bool`): queries are boxes, which a head on the encoder's tokens finds in each picture and every
+            decoder layer moves (see `box_queries_detr.py`). Another implementation cannot run such a checkpoint, and
+            refuses it. The losses of that head are part of the loss.
+        num_feature_levels (`int`): maps that the decoder of box queries reads: the encoder's, and finer ones of the
+            backbone. 3 of a ResNet have strides 8, 16 and 32. Finer maps find smaller objects.
+        focal_gamma (`float`): a query without an object counts in the cross-entropy with `eos_coef` times its
+            probability of being one to this power, and the loss is divided by the number of objects (as the negatives
+            of varifocal loss). 0 is the original's.
         encoder_aux_head (`bool`): training only. Class head and box head are also asked about every encoder token
             inside an object.
         encoder_aux_coef (`float`): weight of that loss.
@@ -172,6 +176,9 @@ class DETRConfig(PreTrainedConfig):
     class_weights: Any = None
     iou_label_power: float | int = 0.0
     reference_points: bool = False
+    box_queries: bool = False
+    num_feature_levels: int = 1
+    focal_gamma: float | int = 0.0
     encoder_aux_head: bool = False
     encoder_aux_coef: float | int = 3.0
     num_query_groups: int = 1
@@ -193,7 +200,7 @@ class DETRConfig(PreTrainedConfig):
             self.label2id = {name: index for index, name in self.id2label.items()}
         super().__post_init__(**kwargs)
         if self.position_embedding not in POSITION_EMBEDDINGS:
-            raise ValueError(_choice_error("position_embedding", self.position_embedding, POSITION_EMBEDDINGS))
+            raise ValueError(choice_error("position_embedding", self.position_embedding, POSITION_EMBEDDINGS))
         self.position_embedding = POSITION_EMBEDDINGS[self.position_embedding]
         self.class_weights = normal_class_weights(self.class_weights, self.id2label)
         # `strict` runs these as well, here and before saving, but wraps what they raise in an error of its own
@@ -215,6 +222,17 @@ class DETRConfig(PreTrainedConfig):
     def switch_off_training_aids(self) -> None:
         """Makes this the configuration of a model that only infers."""
         self.encoder_aux_head, self.num_query_groups, self.num_denoising = False, 1, 0
+
+    @classmethod
+    def from_preset(cls, name: str, **fields) -> "DETRConfig":
+        """Returns the configuration of one of `PRESETS`, such as "precise", with `fields` in place of its own.
+
+        Raises:
+            ValueError: there is no preset of that name.
+        """
+        if name not in PRESETS:
+            raise ValueError(choice_error("preset", name, PRESETS))
+        return cls(**PRESETS[name] | fields)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -299,17 +317,7 @@ class DETRConfig(PreTrainedConfig):
 
     def validate_transformer(self):
         """Refuses widths, layers and probabilities that no transformer can have."""
-        for name in (
-            "hidden_dim",
-            "nheads",
-            "enc_layers",
-            "dec_layers",
-            "dim_feedforward",
-            "num_queries",
-            "num_channels",
-            "num_query_groups",
-            "num_denoising",
-        ):
+        for name in _COUNTS:
             least = 0 if name in ("enc_layers", "num_denoising") else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, but is {getattr(self, name)}.")
@@ -334,13 +342,27 @@ class DETRConfig(PreTrainedConfig):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), but is {self.dropout}.")
         if self.activation not in ACT2FN:
-            raise ValueError(_choice_error("activation", self.activation, ACT2FN))
+            raise ValueError(choice_error("activation", self.activation, ACT2FN))
+        self._validate_box_queries()
+
+    def _validate_box_queries(self):
+        if not self.box_queries and self.num_feature_levels > 1:
+            raise ValueError(
+                f"num_feature_levels={self.num_feature_levels} needs box_queries=True: plain DETR reads the last map."
+            )
+        if self.box_queries and (self.has_training_aids or self.reference_points):
+            aids = ("encoder_aux_head", "num_query_groups", "num_denoising", "reference_points")
+            changed = [name for name in aids if getattr(self, name) != getattr(type(self), name)]
+            raise ValueError(
+                f"box_queries=True and {', '.join(changed)} exclude each other: box queries begin at boxes, and have "
+                "a loss on the encoder of their own. Leave one out."
+            )
 
     def validate_loss(self):
         """Refuses loss and cost weights that cannot train, and an empty class list."""
         costs = {name: getattr(self, name) for name in ("set_cost_class", "set_cost_bbox", "set_cost_giou")}
         weights = ("bbox_loss_coef", "giou_loss_coef", "mask_loss_coef", "dice_loss_coef", "eos_coef")
-        weights += ("iou_label_power", "encoder_aux_coef", "box_noise_scale")
+        weights += ("iou_label_power", "focal_gamma", "encoder_aux_coef", "box_noise_scale")
         for name, value in {**costs, **{name: getattr(self, name) for name in weights}}.items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number that is not negative, but is {value}.")
@@ -360,7 +382,7 @@ class DETRConfig(PreTrainedConfig):
 
         if not timm.is_model(self.backbone):
             raise ValueError(
-                _choice_error("backbone", self.backbone, timm.list_models(), "timm.list_models() lists them")
+                choice_error("backbone", self.backbone, timm.list_models(), "timm.list_models() lists them")
             )
         owned = {"features_only", "pretrained", "in_chans", "output_stride", "out_indices"} & set(
             self.backbone_kwargs or ()
@@ -371,9 +393,3 @@ class DETRConfig(PreTrainedConfig):
                 "dilation for the output stride and backbone_weights for pretrained weights; DETR reads the last "
                 "feature map."
             )
-
-
-def _choice_error(name: str, value: str, choices, listing: str = "") -> str:
-    nearest = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.0)[0]
-    listing = listing or f"the choices are {', '.join(sorted(choices))}"
-    return f"{name}={value!r} is not known; {listing}. Did you mean {nearest!r}?"

@@ -23,7 +23,7 @@ SDPA = ALL_ATTENTION_FUNCTIONS["sdpa"]
 def use_fast_layers(module: nn.Module) -> None:
     """Gives every attention and every linear layer inside `module` the functions that suit the processor."""
     for child in module.modules():
-        if isinstance(child, MultiheadAttention):
+        if type(child) is MultiheadAttention:  # one of another kind chooses for itself
             child.attention_functions = ATTENTION_FUNCTIONS
         if getattr(type(child), "linear", None) is call_layer:
             child.linear = apply_linear

@@ -51,6 +51,8 @@ class SetCriterion:
             every query counts with the weight of the class that it should give, and the loss is divided by their sum.
         iou_label_power: p in the wanted probability IoU^p of a matched query's class, the rest being no-object's; with
             0 it is 1, the original's.
+        focal_gamma: p in the weight eos_coef * (1 - probability of no-object)^p of a query without an object. Above 0
+            the cross-entropy is divided by the number of objects, not by the sum of the weights.
         mask_loss_on_padding: count pixels outside of the images in the losses of masks, as the original does.
 
     >>> import torch
@@ -68,6 +70,7 @@ class SetCriterion:
     eos_coef: float = 0.1
     iou_label_power: float = 0.0
     class_weights: tuple[float, ...] | None = None
+    focal_gamma: float = 0.0
     mask_loss_on_padding: bool = False
 
     def __call__(
@@ -105,7 +108,7 @@ class SetCriterion:
         labels = targets.labels.flatten()[matches.target]  # (L, P)
         # the class that each query should predict: no-object where it is not matched
         classes = torch.full(logits.shape[:3], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
-        weight = torch.full(logits.shape[:3], self.eos_coef, device=logits.device)
+        weight = self._weight_of_no_object(logits)
         classes.view(-1)[matches.prediction] = labels
         weight.view(-1)[matches.prediction] = 1.0 if self.class_weights is None else self._weights_of(labels, logits)
         loss = (matches.scores.cross_entropy(logits, classes) * weight).sum(dim=(1, 2))
@@ -167,7 +170,14 @@ class SetCriterion:
             beyond_1 = (self._weights_of(labels, logits) - 1).sum(dim=1)  # (L,)
             sums = torch.cat([sums[:1], sums[1:] + beyond_1])
         shares = share_of_sums(sums)
-        return shares[0], shares[1:]
+        return shares[0], shares[:1] if self.focal_gamma else shares[1:]
+
+    @torch.no_grad()
+    def _weight_of_no_object(self, logits: Tensor) -> Tensor:
+        """Returns the weight (...) of queries (..., K + 1) as far as they have no object."""
+        if not self.focal_gamma:
+            return torch.full(logits.shape[:-1], self.eos_coef, device=logits.device)
+        return self.eos_coef * (1 - logits.softmax(dim=-1)[..., -1]) ** self.focal_gamma
 
     def _weights_of(self, classes: Tensor, logits: Tensor) -> Tensor:
         """Returns the weight of each of `classes`, K being no-object."""
@@ -186,11 +196,10 @@ class SetCriterion:
         """
         logits, pred_boxes = predictions.logits.float(), predictions.boxes_cxcywh_norm.float()
         positive = known.valid & (known.classes != logits.shape[-1] - 1)
-        if self.class_weights is None:
-            weight = torch.where(positive, 1.0, self.eos_coef) * known.valid
-        else:
-            weight = self._weights_of(known.classes, logits) * known.valid
-        num_objects, class_weight = share_of_sums(torch.stack([positive.sum(), weight.sum()]).float())
+        of_object = 1.0 if self.class_weights is None else self._weights_of(known.classes, logits)
+        weight = torch.where(positive, of_object, self._weight_of_no_object(logits)) * known.valid  # (L, B, M)
+        num_objects, class_weight = share_of_sums(torch.stack([positive.sum(), weight[-1].sum()]).float())
+        class_weight = num_objects if self.focal_gamma else class_weight
         classes = known.classes.expand(len(logits), -1, -1)
         entropy = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(classes)
         if self.iou_label_power:

@@ -17,13 +17,16 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .attention_detr import padding_mask
 from .backbone_detr import Backbone, Joiner, check_inputs
+from .box_ops_detr import logit_of_boxes
+from .box_queries_detr import BoxDecoder, BoxQueries, without_invalid
+from .box_training_detr import proposal_loss
 from .compiling_detr import optimize_for_inference
 from .configuration_detr import DETRConfig
 from .loss_detr import SetCriterion
@@ -62,15 +65,22 @@ class DETRModel(DETRPreTrainedModel):
             raise ValueError(f"A model is made of a configuration alone: give DETRConfig {', '.join(left_over)}.")
         super().__init__(config)
         backbone = Backbone(config, return_interm_layers=self.has_mask_head)
-        self.transformer = Transformer(config)
+        self.transformer = Transformer(config, BoxDecoder(config) if config.box_queries else None)
         self.make_heads(config, backbone)
+        if config.box_queries:
+            self.box_queries = BoxQueries(config, backbone)
         self.query_embed = nn.Embedding(config.num_queries, config.hidden_dim)
         self.input_proj = nn.Conv2d(backbone.num_channels[-1], config.hidden_dim, kernel_size=1)
         self.backbone = Joiner(backbone, build_position_encoding(config))
         self.post_init()
 
     def make_heads(self, config: DETRConfig, backbone: Backbone) -> None:
-        """Adds what stands on the transformer's output and on the backbone; the base model has nothing there."""
+        """Adds what stands on the transformer's output and on the backbone; the base model has nothing there.
+
+        But box queries need a box head, to know where they go.
+        """
+        if config.box_queries:
+            self.bbox_embed = MLP(config.hidden_dim, config.hidden_dim, 4, 3)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """Returns the transformer's encoder, for transformers' own helpers."""
@@ -122,31 +132,28 @@ class DETRModel(DETRPreTrainedModel):
         projected = self.input_proj(feature_map)  # (B, D, h, w)
         src = projected.flatten(2).transpose(1, 2)  # (B, S, D)
         pos = pos.flatten(2).transpose(1, 2)  # (B or 1, S, D)
-        src_mask, memory_mask = self._attention_masks(mask, src, queries.query_pos, attentions)
-        encoded, decoded = self.transformer(src, pos, queries, src_mask, memory_mask, attentions)
+        valid = None if mask is None else mask.flatten(1)  # (B, S)
+        src_mask = padding_mask(self.config, src, valid, attentions)
+        found = None
+        if self.config.box_queries:
+            encoded = self.transformer.encoder(src, pos, src_mask, attentions)
+            found = self.box_queries.find(
+                self.backbone[1], encoded[0], features, image_sizes_hw(pixel_values, pixel_mask)
+            )
+            decoded, references = self.transformer.decoder(queries.query_pos, found, self.bbox_embed, attentions)
+            queries.reference = logit_of_boxes(references if every_layer else references[-1:])
+        else:
+            query_pos = queries.query_pos.expand(src.shape[0], -1, -1)
+            memory_mask = padding_mask(self.config, query_pos, valid, attentions, memory=src)
+            encoded, decoded = self.transformer(src, pos, queries, src_mask, memory_mask, attentions)
         output = self._collect(encoded, decoded, attentions, hidden_states, every_layer)
         states = output.intermediate_hidden_states if every_layer else output.last_hidden_state[None]
-        return Decoded(output, states, features, projected, queries)
+        return Decoded(output, states, features, projected, queries, found)
 
     def object_queries(self, device: torch.device) -> DecoderQueries:
         """Returns the learned queries (1, Q, D) on `device`."""
         # called as a module, not read as a parameter, so that device_map can keep it anywhere
         return DecoderQueries(self.query_embed(torch.arange(self.config.num_queries, device=device))[None])
-
-    def _attention_masks(self, mask: Tensor | None, src: Tensor, query_pos: Tensor, output_attentions: bool):
-        """Returns what the attention implementation needs to ignore padded cells, for encoder and cross-attention."""
-        if mask is None:
-            return None, None
-        valid = mask.flatten(1)  # (B, S)
-        if output_attentions or self.config._attn_implementation in (None, "eager", "sdpa"):
-            broadcast = valid[:, None, None, :]  # without the host syncs of transformers' helper
-            return broadcast, broadcast
-        queries = query_pos.expand(len(valid), -1, -1)
-        src_mask = create_bidirectional_mask(config=self.config, inputs_embeds=src, attention_mask=valid)
-        memory_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=queries, attention_mask=valid, encoder_hidden_states=src
-        )
-        return src_mask, memory_mask
 
     def _collect(self, encoded, decoded, attentions: bool, hidden_states: bool, intermediate: bool) -> DETRModelOutput:
         memory, encoder_states, encoder_attentions = encoded
@@ -210,7 +217,8 @@ class DETRForObjectDetection(HasTrainingAids, DETRModel):
         config = self.config
         matcher = HungarianMatcher(config.set_cost_class, config.set_cost_bbox, config.set_cost_giou)
         weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coef, "loss_giou": config.giou_loss_coef}
-        return SetCriterion(matcher, weights, config.eos_coef, config.iou_label_power, config.class_weight_values())
+        rules = (config.eos_coef, config.iou_label_power, config.class_weight_values(), config.focal_gamma)
+        return SetCriterion(matcher, weights, *rules)
 
     @loss_function.setter
     def loss_function(self, value) -> None:
@@ -256,8 +264,14 @@ class DETRForObjectDetection(HasTrainingAids, DETRModel):
             return forward_with_aids(self, pixel_values, pixel_mask, labels, *options)
         queries = self.object_queries(pixel_values.device)
         decoded = self.decode(pixel_values, pixel_mask, queries, *options)
-        predictions = self.predict(decoded.states, queries.reference)
-        return decoded, predictions, *self.loss_of(predictions, labels)
+        predictions = self.predict(decoded.states, decoded.queries.reference)
+        if decoded.found is not None:
+            predictions = without_invalid(predictions, decoded.found.valid)
+        loss, parts = self.loss_of(predictions, labels)
+        if labels is not None and decoded.found is not None:
+            its_loss, its_parts = proposal_loss(self.box_queries, self.criterion(), decoded.found, labels)
+            loss, parts = loss + its_loss, parts | its_parts
+        return decoded, predictions, loss, parts
 
     def object_queries(self, device: torch.device) -> DecoderQueries:
         """Returns the learned queries (1, Q, D) on `device`, with their reference points if there are any."""
@@ -269,11 +283,12 @@ class DETRForObjectDetection(HasTrainingAids, DETRModel):
     def predict(self, states: Tensor, reference: Tensor | None = None) -> Predictions:
         """Returns class logits (..., K + 1) and boxes (..., 4) of `states` (..., D).
 
-        `reference` (..., 2) is added to the logits of the boxes' centres.
+        `reference`, logits (..., 2) of centres or (..., 4) of boxes, is added to those of the boxes.
         """
         raw = self.bbox_embed(states)
         if reference is not None:
-            raw = torch.cat([raw[..., :2] + reference, raw[..., 2:]], dim=-1)
+            known = reference.shape[-1]
+            raw = torch.cat([raw[..., :known] + reference.to(raw.dtype), raw[..., known:]], dim=-1)
         return Predictions(self.class_embed(states), raw.sigmoid())
 
     def loss_of(

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from .predictions_detr import Predictions
-from .queries_detr import DecoderQueries
+from .queries_detr import DecoderQueries, FoundQueries
 
 
 @dataclass
@@ -20,7 +20,8 @@ class DETRModelOutput(ModelOutput):
         decoder_hidden_states: L + 1 tensors (B, Q, D): the zero targets, then every layer's un-normed output, the last
             one normed.
         decoder_attentions: L tensors (B, M, Q, Q).
-        cross_attentions: L tensors (B, M, Q, S), over the cells of the feature map, row by row.
+        cross_attentions: L tensors (B, M, Q, S), over the cells of the feature map, row by row; of box queries over
+            the cells of every level, finest first.
         encoder_last_hidden_state: (B, S, D), the memory.
         encoder_hidden_states: input and output of every encoder layer, (B, S, D).
         encoder_attentions: tensors (B, M, S, S).
@@ -114,6 +115,7 @@ class Decoded:
             first; a mask is True on the image.
         projected: (B, D, h, w), the last map as it goes into the transformer.
         queries: what went into the decoder.
+        found: what the encoder's tokens said, and where they lie; of box queries alone.
     """
 
     output: DETRModelOutput
@@ -121,6 +123,7 @@ class Decoded:
     features: list[tuple[Tensor, Tensor | None]]
     projected: Tensor
     queries: DecoderQueries
+    found: FoundQueries | None = None
 
     @property
     def mask(self) -> Tensor | None:

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from .attention_detr import MultiheadAttention
 from .backbone_detr import Backbone, FrozenBatchNorm2d
+from .box_queries_detr import BoxAttention, BoxQueries, start_box_heads, start_preference
 from .configuration_detr import DETRConfig
 from .heads_detr import AUTO_MAP
 from .position_encoding_detr import PositionEmbeddingLearned
@@ -31,6 +32,7 @@ logger = logging.get_logger(__name__)
 
 HEADS = ("class_embed.", "bbox_embed.")
 MASK_PARTS = ("bbox_attention.", "mask_head.")
+BOX_PARTS = re.compile(r"^box_queries\.|\.multihead_attn\.(prior|where)\.|^transformer\.decoder\.box_embed\.")
 # A new mask head on a trained detector reads attention so many times as strongly as the original's. Attention sums to
 # 1 over all heads and cells, a hundredth of what other channels are: the masks of all queries are alike until these
 # weights have grown. On digit scenes, 200 steps of the head alone give mask AP 0.53 in place of 0.02.
@@ -71,8 +73,13 @@ class DETRPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
+        elif isinstance(module, nn.LayerNorm):  # transformers knows them by their class's name
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, MultiheadAttention):
             _init_attention(module)
+            if isinstance(module, BoxAttention):
+                start_preference(module.prior)
         elif isinstance(module, (TransformerEncoderLayer, TransformerDecoderLayer)):
             init.xavier_uniform_(module.linear1.weight)
             init.xavier_uniform_(module.linear2.weight)
@@ -88,6 +95,8 @@ class DETRPreTrainedModel(PreTrainedModel):
             _init_backbone(module)
         elif isinstance(module, (MHAttentionMap, MaskHeadSmallConv)):
             _init_mask_parts(module)
+        elif isinstance(module, BoxQueries) or (module is self and self.config.box_queries):
+            start_box_heads(module)
         elif hasattr(module, "init_non_persistent_buffers"):  # timm's tables that no checkpoint holds
             module.init_non_persistent_buffers()
         else:
@@ -207,6 +216,11 @@ class DETRPreTrainedModel(PreTrainedModel):
             self.mask_head_is_new = True
             with torch.no_grad():
                 self.mask_head.lay1.weight[:, self.config.hidden_dim :] *= ATTENTION_GAIN
+        of_boxes = {name for name in self.state_dict() if BOX_PARTS.search(name)}
+        if of_boxes and of_boxes <= missing:  # of plain DETR, whose box head says where, and not how far from there
+            new |= of_boxes
+            last = self.bbox_embed.layers[-1]
+            nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
         if new:
             parts = sorted({name.removeprefix(PREFIX).partition(".")[0] for name in new})
             logger.warning(f"New, and to be trained: {', '.join(parts)}. The checkpoint has none.")

@@ -1,4 +1,4 @@
-"""What goes into the decoder: object queries, and groups of them that do not see each other (in training only)."""
+"""What goes into the decoder: object queries, groups of them that do not see each other (in training only), boxes."""
 
 from dataclasses import dataclass
 
@@ -35,7 +35,8 @@ class DecoderQueries:
         query_pos: (B or 1, Q', D), added to queries and keys.
         tgt: (B, Q', D), where the states begin; None for zeros.
         query_sets: which queries see each other; None for all.
-        reference: (B or 1, Q', 2), logits of x and y, added to the logits of the boxes' centres; None for zeros.
+        reference: (B or 1, Q', 2), logits of x and y, added to the logits of the boxes' centres; None for zeros. For
+            box queries (L or 1, B, Q, 4), logits of the boxes that each layer begins with, once they are found.
     """
 
     query_pos: Tensor
@@ -56,6 +57,44 @@ class DecoderQueries:
             query_sets=[*self.query_sets, *others.query_sets],
             reference=reference,
         )
+
+
+@dataclass
+class Memory:
+    """What a decoder reads whose queries are boxes: the tokens of all levels, finest first, and where they lie.
+
+    Attributes:
+        tokens: (B, S, D), the cells of every level, row by row.
+        pos: (B or 1, S, D), their position encodings.
+        valid: (B, S) bool, False on padding; None without padding.
+        centres: (B or 1, S, 2), x and y in parts of the unpadded image; beyond 1 on padding.
+        cells: (B or 1, S, 2), width and height of a token's cell, in parts of the unpadded image.
+    """
+
+    tokens: Tensor
+    pos: Tensor
+    valid: Tensor | None
+    centres: Tensor
+    cells: Tensor
+
+
+@dataclass
+class FoundQueries:
+    """The box queries that the encoder's tokens gave.
+
+    Attributes:
+        memory: the tokens.
+        tokens: (B, S, D), what the heads that choose read.
+        logits: (B, S, K + 1), what every token says.
+        boxes_cxcywh_norm: (B, Q, 4), where the queries begin; no gradient flows back through them.
+        valid: (B, Q) bool, False for queries that a picture with too few cells has none for; None for all.
+    """
+
+    memory: Memory
+    tokens: Tensor
+    logits: Tensor
+    boxes_cxcywh_norm: Tensor
+    valid: Tensor | None
 
 
 def attend_within_groups(

@@ -172,7 +172,7 @@ def image_sizes_hw(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
     """Returns height and width (B, 2) int64 of each image inside the padded input."""
     if pixel_mask is None:
         size = torch.tensor(pixel_values.shape[-2:], device=pixel_values.device)
-        return size.expand(len(pixel_values), 2)
+        return size.expand(pixel_values.shape[0], 2)
     mask = pixel_mask.bool()
     return torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1)
 

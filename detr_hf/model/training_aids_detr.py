@@ -27,6 +27,7 @@ from .configuration_detr import DETRConfig
 from .loss_detr import KnownObjects, SetCriterion
 from .matcher_detr import PackedTargets
 from .outputs_detr import Decoded
+from .position_encoding_detr import sine_of_boxes
 from .predictions_detr import Predictions
 from .queries_detr import DecoderQueries, QuerySet
 
@@ -216,15 +217,6 @@ class HasTrainingAids:
             super().save_pretrained(save_directory, **kwargs)
         finally:
             self.config = config
-
-
-def sine_of_boxes(boxes_cxcywh_norm: Tensor, hidden_dim: int) -> Tensor:
-    """Returns (..., 2 D): sine and cosine of y, x, width and height, the first two as in `PositionEmbeddingSine`."""
-    channels = torch.arange(hidden_dim // 2, dtype=torch.float32, device=boxes_cxcywh_norm.device)
-    wavelengths = 10000 ** (2 * torch.div(channels, 2, rounding_mode="floor") / (hidden_dim // 2))
-    x, y, width, height = boxes_cxcywh_norm.unbind(dim=-1)  # an index list would be copied to the device
-    angles = torch.stack([y, x, width, height], dim=-1)[..., None] * (2 * math.pi) / wavelengths
-    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-3)
 
 
 @torch.no_grad()

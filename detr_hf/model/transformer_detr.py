@@ -8,6 +8,8 @@ What differs on purpose:
   decoder layer goes on to the next whether or not the intermediate outputs are wanted, and there is no host sync.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -23,13 +25,14 @@ class _Layer(GradientCheckpointingLayer):
     """What encoder and decoder layers share: the feed-forward network and the place of the norms."""
 
     linear = staticmethod(call_layer)
+    cross_attention: ClassVar[type[nn.Module]] = MultiheadAttention
 
     def __init__(self, config: DETRConfig, num_blocks: int):
         super().__init__()
         self.pre_norm = config.pre_norm
         self.self_attn = MultiheadAttention(config)
         if num_blocks == 3:
-            self.multihead_attn = MultiheadAttention(config)
+            self.multihead_attn = self.cross_attention(config)
         self.linear1 = nn.Linear(config.hidden_dim, config.dim_feedforward)
         self.dropout = nn.Dropout(config.dropout)
         self.linear2 = nn.Linear(config.dim_feedforward, config.hidden_dim)
@@ -103,16 +106,18 @@ class TransformerDecoderLayer(_Layer):
         attention_mask=None,
         output_attentions: bool = False,
         query_sets: list[QuerySet] | None = None,
+        self_mask=None,
     ):
         """Returns the new states (B, Q, D), the self-attention weights and the cross-attention weights (or None).
 
         `tgt` is (B, Q, D), `memory` (B, S, D), `key` is `memory` plus its position encodings, `query_pos` (B or 1, Q,
-        D). With `query_sets`, self-attention stays within their groups, and has no weights to show.
+        D). With `query_sets`, self-attention stays within their groups, and has no weights to show; `self_mask` keeps
+        it off some queries.
         """
         states = self.before(self.norm1, tgt)
         query = states + query_pos
         if query_sets is None:
-            attended, self_weights = self.self_attn(query, query, states, None, output_attentions)
+            attended, self_weights = self.self_attn(query, query, states, self_mask, output_attentions)
         else:
             attended, self_weights = attend_within_groups(self.self_attn, query, states, query_sets), None
         tgt = self.after(self.norm1, tgt + self.dropout1(attended))
@@ -150,9 +155,11 @@ class TransformerEncoder(nn.Module):
 class TransformerDecoder(nn.Module):
     """A stack of decoder layers with a final norm, which also norms the intermediate states it returns."""
 
+    layer_class: ClassVar[type[nn.Module]] = TransformerDecoderLayer
+
     def __init__(self, config: DETRConfig):
         super().__init__()
-        self.layers = nn.ModuleList([TransformerDecoderLayer(config) for _ in range(config.dec_layers)])
+        self.layers = nn.ModuleList([self.layer_class(config) for _ in range(config.dec_layers)])
         self.norm = nn.LayerNorm(config.hidden_dim)
 
     def forward(
@@ -190,10 +197,10 @@ class Transformer(nn.Module):
     (torch.Size([2, 850, 256]), 7, torch.Size([2, 100, 256]))
     """
 
-    def __init__(self, config: DETRConfig):
+    def __init__(self, config: DETRConfig, decoder: nn.Module | None = None):
         super().__init__()
         self.encoder = TransformerEncoder(config)
-        self.decoder = TransformerDecoder(config)
+        self.decoder = TransformerDecoder(config) if decoder is None else decoder
         use_fast_layers(self)
 
     def forward(

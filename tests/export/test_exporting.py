@@ -15,6 +15,7 @@ from detr_hf.export.artefact import SUFFIX_OF
 from detr_hf.export.exporting import PACKAGES_OF
 from detr_hf.export.parity import smooth_images
 
+from ..model.test_box_queries_detr import box_model
 from .artefacts import ModelRuntime, info_of, other_cases, small_model, small_processor
 
 
@@ -179,6 +180,14 @@ def test_openvino_gives_what_the_model_gives(exported_model, tmp_path):
 
 
 @pytest.mark.processor
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino", "torch-export"])
+def test_box_queries_of_every_format_are_the_models_whatever_their_order(to, tmp_path):
+    path, parity = export_model(box_model(), small_processor(), tmp_path / f"model{SUFFIX_OF[to]}", to)
+    assert load_runtime(path).info.format == to
+    assert all(difference.largest < 1e-4 for difference in parity.of.values())
+
+
 @pytest.mark.slow
 def test_openvino_computes_no_length_in_floating_point(exported_model, tmp_path):
     """In bfloat16 799 is 800, and a picture of 800 pixels gets a row of cells too many."""
