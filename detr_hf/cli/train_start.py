@@ -31,7 +31,10 @@ class Start:
         "A new model's backbone starts from these: 'imagenet' (timm's, the default), a FILE with the state dict of "
         "timm's model, or 'none', random ones.",
     )
-    preset: str = _flag("detr", "What kind of DETR a new model is, by name; a checkpoint gets its options: 'detr'.")
+    preset: str | None = _flag(
+        None,
+        "Build a new model of this kind: 'detr', the paper's, or 'precise', for small objects and boxes that fit.",
+    )
     num_queries: int | None = _flag(None, "Another number of object queries: the first are kept, or all are tiled.")
     shortest_edge: int | None = _flag(None, "Resize pictures so; the checkpoint's by default, else 800.")
     longest_edge: int | None = _flag(None, "At most this; in proportion by default.")
@@ -39,7 +42,12 @@ class Start:
     @property
     def is_new(self) -> bool:
         """Whether a new model is built."""
-        return self.model == "scratch" or (self.model is None and (self.backbone or self.backbone_weights) is not None)
+        return self.model == "scratch" or (self.model is None and bool(self._of_new))
+
+    @property
+    def _of_new(self) -> list[str]:
+        """Returns the flags that are given of those that only a new model has."""
+        return [f"--{name}" for name in ("backbone", "backbone_weights", "preset") if getattr(self, name) is not None]
 
     @property
     def checkpoint(self) -> str | None:
@@ -53,9 +61,6 @@ class Start:
             ValueError: arguments contradict each other, or a name is not known.
             OSError: the backbone's weights cannot be had.
         """
-        from ..training.starting import preset_fields
-
-        preset_fields(self.preset)
         if self.is_new:
             from ..model.timm_body_detr import create_timm_body
 
@@ -66,22 +71,21 @@ class Start:
                 create_timm_body(config, (-1,), load_weights=config.backbone_weights is not None)
             finally:
                 timm_logger.setLevel(level)
-        elif self.backbone or self.backbone_weights:
+        elif self._of_new:
             raise ValueError(
-                f"--backbone and --backbone_weights build a new model, and --model {self.model} is a whole one, which "
-                "has its backbone: give one of the two."
+                f"{', '.join(self._of_new)} build{'s' * (len(self._of_new) == 1)} a new model, and --model "
+                f"{self.model} is a whole one, with a backbone and of a kind: give one of the two."
             )
 
     def new_config(self, **changes: Any) -> Any:
         """Returns the configuration of a new model."""
         from ..model.configuration_detr import DETRConfig
-        from ..training.starting import preset_fields
 
         weights = self.backbone_weights or "imagenet"
-        fields = {"backbone": DEFAULT_BACKBONE, **preset_fields(self.preset)}
-        if self.backbone:
-            fields["backbone"] = self.backbone
-        return DETRConfig(**fields | changes, backbone_weights=None if weights == "none" else weights)
+        fields = {"backbone": self.backbone or DEFAULT_BACKBONE, **changes}
+        return DETRConfig.from_preset(
+            self.preset or "detr", **fields, backbone_weights=None if weights == "none" else weights
+        )
 
     def needs_masks(self, task: str | None) -> bool:
         """Whether masks are trained: as the task says, and without one where the checkpoint has a mask head."""
@@ -94,7 +98,6 @@ class Start:
     def load_model(self, id2label: dict[int, str], with_masks: bool) -> Any:
         """Returns the model with the data's classes, and with a mask head, which is new on a detector, or without."""
         from ..model.modeling_detr import DETRForObjectDetection, DETRForSegmentation
-        from ..training.starting import preset_fields
 
         model_class = DETRForSegmentation if with_masks else DETRForObjectDetection
         changes: dict[str, Any] = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
@@ -102,7 +105,7 @@ class Start:
             changes["num_queries"] = self.num_queries
         if self.is_new:
             return model_class(self.new_config(**changes))
-        return model_class.from_pretrained(self.checkpoint, **preset_fields(self.preset) | changes)
+        return model_class.from_pretrained(self.checkpoint, **changes)
 
     def processor(self, model: Any) -> Any:
         """Returns the checkpoint's image processor, or one for the backbone's weights, at the size of the run."""

@@ -1,24 +1,6 @@
-"""What a training starts from: a new model of a preset on a backbone's weights, and whether a transformer is new."""
-
-from typing import Any
+"""Whether a training starts from a trained transformer or a new one, by which the recipe is chosen."""
 
 from torch import nn
-
-from ..errors import did_you_mean
-
-# What a new DETR can be, by name: fields of DETRConfig. What is trained with is a recipe's (`arguments.py`).
-PRESETS: dict[str, dict[str, Any]] = {"detr": {}}
-
-
-def preset_fields(name: str) -> dict[str, Any]:
-    """Returns the fields of DETRConfig that a preset stands for.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"preset={name!r} is not known; there are {', '.join(PRESETS)}.{did_you_mean(name, PRESETS)}")
-    return dict(PRESETS[name])
 
 
 def transformer_is_trained(model: nn.Module) -> bool:

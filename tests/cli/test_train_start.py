@@ -41,12 +41,14 @@ def run(*arguments):
     return CliRunner().invoke(app, ["train", *map(str, arguments)])
 
 
-def test_a_new_model_on_the_weights_of_a_backbone(root):
+@pytest.mark.parametrize("preset", [[], ["--preset", "precise"]])
+def test_a_new_model_on_the_weights_of_a_backbone(preset, root):
     start = ("--backbone", "test_resnet", "--backbone_weights", root / "backbone.pt", *SMALL)
-    made = build(*parse(flags(root, *start)))
+    made = build(*parse(flags(root, *start, *preset)))
     weights = torch.load(root / "backbone.pt", weights_only=True)
     assert torch.equal(next(made.model.backbone[0].body.parameters()), weights["conv1.0.weight"])
     assert made.args.learning_rate == 1e-4 and made.model.config.num_queries == 5
+    assert made.model.config.box_queries == bool(preset)
     assert set(made.processing_class.image_mean) == {0.5}  # of these weights
     assert made.processing_class.size == {"shortest_edge": 48, "longest_edge": 80}
 
@@ -67,7 +69,8 @@ REFUSED = {
         "--backbone resnet5O is not known.*Did you mean 'resnet50",
     ),
     "two starts": (["--model", "x", "--backbone", "resnet18"], ValueError, "give one of the two"),
-    "no preset": (["--preset", "quick"], ValueError, "--preset quick is not known; there are detr"),
+    "no preset": (["--preset", "quick"], ValueError, "--preset quick is not known.*detr"),
+    "two kinds": (["--model", "x", "--preset", "precise"], ValueError, "--preset builds a new model.*--model x"),
 }
 
 

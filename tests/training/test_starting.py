@@ -1,20 +1,19 @@
-"""What a training starts from: presets, and whether the transformer is new."""
+"""What a training starts from: whether the transformer is new, and the mean of the backbone's weights."""
 
 import pytest
 import torch
 
 from detr_hf import DETRConfig, DETRForObjectDetection
-from detr_hf.training.starting import PRESETS, preset_fields, transformer_is_trained
+from detr_hf.model.presets_detr import PRESETS
+from detr_hf.training.starting import transformer_is_trained
 
 from .scenes import Scenes, micro_model, trained, trainer
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_a_configuration(name):
-    config = DETRConfig(**preset_fields(name))
-    assert {field: getattr(config, field) for field in PRESETS[name]} == PRESETS[name]
-    with pytest.raises(ValueError, match=f"there are .*{name}"):
-        preset_fields("quick")
+def test_a_new_model_of_any_preset_is_new(name):
+    model = DETRForObjectDetection(DETRConfig.from_preset(name, backbone="test_resnet", hidden_dim=32))
+    assert not transformer_is_trained(model) and transformer_is_trained(trained(model))
 
 
 class Models:

@@ -110,7 +110,8 @@ def _options(given: dict[str, Any]) -> ReadOptions:
 def model_side(model_config: Any, num_queries: int | None, size: tuple[int, int] | None) -> ModelSide:
     """Returns the numbers of a model that matter to a check, the original's where nothing is given."""
     queries = num_queries or getattr(model_config, "num_queries", None) or DEFAULT_QUERIES
-    stride = STRIDE // 2 if getattr(model_config, "dilation", False) else STRIDE
+    levels = getattr(model_config, "num_feature_levels", 1)  # each halves the cells of the finest
+    stride = STRIDE >> (levels - 1) if levels > 1 or not getattr(model_config, "dilation", False) else STRIDE // 2
     shortest, longest = size or (800, 1333)
     return ModelSide(queries, stride, shortest, longest)
 

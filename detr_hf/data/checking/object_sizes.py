@@ -22,7 +22,7 @@ LARGEST_ENLARGEMENT = 2.0
 
 @dataclass(frozen=True)
 class ModelSide:
-    """What a check must know of the model: queries, pixels a feature cell, and the sides of resized images."""
+    """What a check must know of the model: queries, pixels of the finest feature cells, and the sides of images."""
 
     num_queries: int = DEFAULT_QUERIES
     stride: int = STRIDE
@@ -84,7 +84,7 @@ def _small_message(boxes: np.ndarray, sizes_wh: np.ndarray, side: ModelSide, sha
     if larger:
         shortest, left, cost = larger
         text += f". shortest_edge={shortest} leaves {left:.0%}, for some {cost:.1f} times the time of a step"
-    finer = " or a finer map (DETRConfig's dilation)" if side.stride == STRIDE else ""
+    finer = " or finer maps (preset='precise')" if side.stride >= STRIDE // 2 else ""
     return f"{text}{'; otherwise' if larger else ':'} tiles{finer} help"
 
 
