@@ -190,7 +190,9 @@ class DETRTrainingArguments(TrainingArguments):
         "checkpoint is deleted in favour of theirs.",
     )
     load_best_model_at_end: bool | None = _option(
-        None, "On when checkpoints are saved as often as they are evaluated."
+        None,
+        "Keep an earlier step in the place of the last, where it is better by more than noise (`keeping.py`). On when "
+        "checkpoints are saved as often as they are evaluated.",
     )
     metric_for_best_model: str | None = _option(
         None,

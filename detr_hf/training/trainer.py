@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 GPU_PADDING = 128  # sides of training batches on a GPU are multiples of this
 FROM_SCRATCH = (
     "The transformer is new: plain DETR needs some 10,000 pictures and 300 epochs before it finds most objects. With "
-    "less, start from a trained one, as facebook/detr-resnet-50 is%s."
+    "less, start from a trained one, as facebook/detr-resnet-50 is%s; the preset 'precise' is for some hundred."
 )
 
 
@@ -147,7 +147,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         self._is_trained, self._recipe = transformer_is_trained(self.model), ""
         if isinstance(self.args, DETRTrainingArguments):
             self._recipe = self.args.apply_recipe(self._is_trained, has_frozen_detector(self.model))
-            if self._recipe == "scratch":
+            if self._recipe == "scratch" and not getattr(self.model.config, "box_queries", False):
                 options = MODEL_OPTIONS.get(self.args.recipe)
                 logger.warning(FROM_SCRATCH, "" if options else "; recipe='fast' learns in fewer steps")
         sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]

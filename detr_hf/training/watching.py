@@ -89,8 +89,7 @@ class Watch(ProgressCallback):
             super().on_step_end(args, state, control, **kwargs)
         if self._steps == 1 + TIMED:
             self.say(self._expected(args, state))
-        due = max(LEAST_STEPS, math.ceil(0.1 * state.max_steps))
-        every = self._steps_between_evaluations(args, state)
+        due, every = _due(state), self._steps_between_evaluations(args, state)
         if state.global_step == due and not (every and math.ceil(due / every) * every <= 2 * due):
             self._judge(None, state)  # else with the next evaluation
 
@@ -113,7 +112,7 @@ class Watch(ProgressCallback):
         if state.is_world_process_zero and self._trains and metrics:
             if self.lines:
                 self.say(self._measured(args, state, metrics))
-            if state.global_step >= max(LEAST_STEPS, 0.1 * state.max_steps):
+            if state.global_step >= _due(state):
                 self._judge(metrics.get("eval_ap"), state)
 
     def on_log(self, args, state, control, logs: Mapping[str, Any] | None = None, **kwargs) -> None:
@@ -136,9 +135,9 @@ class Watch(ProgressCallback):
     # --- its lines ---
 
     def _judge(self, ap: float | None, state: Any) -> None:
-        """Says once whether it learns; not where a resumed run has not seen the first steps, or there are few."""
+        """Says once whether it learns; not where a resumed run has not seen the first steps, or most are over."""
         losses = self.curve.close()
-        if len(losses) >= LEAST_STEPS and self._steps == state.global_step < state.max_steps:
+        if losses and self._steps == state.global_step <= state.max_steps / 2:
             self.say(verdict(losses, ap, state.global_step, state.max_steps))
 
     def _measured(self, args: Any, state: Any, metrics: Mapping[str, float]) -> str:
@@ -255,6 +254,11 @@ def _sizes(processor: Any) -> str:
 def _epochs(trainer: Any, batch: int) -> str:
     count = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else 0
     return f" ({trainer.state.max_steps / math.ceil(count / batch):.3g} epochs)" if count else ""
+
+
+def _due(state: Any) -> int:
+    """Returns from which step on it can be said whether the model learns."""
+    return max(LEAST_STEPS, math.ceil(0.1 * state.max_steps))
 
 
 def _where(state: Any) -> str:

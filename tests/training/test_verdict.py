@@ -44,7 +44,7 @@ FLAT = 20 + np.random.default_rng(1).normal(0, 1, 60)
         (FALLING, 0.004, "Too early to tell"),
         (FALLING, 0.0002, "It hardly learns: AP 0.0002"),
         (FALLING, None, "nobody can tell"),
-        (FLAT, None, "It does not learn: after 60 of 600 steps"),
+        (FLAT, None, "It does not learn yet: after 60 of 600 steps"),
         (FLAT, 0.004, "It does not learn"),
         (FALLING[::-1], 0.0, "the loss rose"),
         (FLAT, 0.2, "It learns"),  # from a trained detector the loss may stay where it is

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from detr_hf import DETRConfig
 from detr_hf.cli.main import app
-from detr_hf.data.checking.check import check
+from detr_hf.data.checking.check import check, model_side
 from detr_hf.data.checking.object_sizes import ModelSide, larger_size
 
 from .. import layouts
@@ -51,6 +52,14 @@ def test_check_says_sizes_by_class_in_text_and_json(tmp_path):
     assert "at a shortest side of 100 pixels" in report.text() and "under a cell" in report.text()
     assert report.to_dict()["object_sizes"].keys() == report.sizes.keys()
     assert report.to_dict()["model"]["shortest"] == 100
+
+
+@pytest.mark.parametrize(
+    ("config", "cell"),
+    [(DETRConfig(), 32), (DETRConfig(dilation=True), 16), (DETRConfig.from_preset("precise"), 8)],
+)
+def test_a_cell_is_one_of_the_finest_map(config, cell):
+    assert model_side(config, None, None).stride == cell
 
 
 def test_the_verb_takes_a_size(tmp_path):
