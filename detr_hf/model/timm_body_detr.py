@@ -28,10 +28,7 @@ def create_timm_body(config: DETRConfig, out_indices: tuple[int, ...], load_weig
         arguments["output_stride"] = 16
     name, pretrained = config.backbone, {}
     if load_weights and config.backbone_weights == "imagenet":
-        # torchvision's weights are what the original started from; timm's default tag is another recipe
-        original = f"{name}.tv_in1k"
-        name = original if timm.is_model_pretrained(original) else name
-        pretrained = {"pretrained": True}
+        name, pretrained = name_of_weights(config), {"pretrained": True}
     elif load_weights:
         state_dict = _read_weights(config, name, arguments)
         pretrained = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state_dict, "num_classes": 0}}
@@ -48,8 +45,36 @@ def create_timm_body(config: DETRConfig, out_indices: tuple[int, ...], load_weig
             raise
         raise OSError(
             f"timm's ImageNet weights of {name} could not be had: {error} Connect to the Hub once, so that they are "
-            "in the cache, or give backbone_weights a local file."
+            "in the cache, or give a local file (backbone_weights='FILE')."
         ) from error
+
+
+def name_of_weights(config: DETRConfig) -> str:
+    """Returns timm's name of the weights that `backbone_weights` means.
+
+    By "imagenet" that is torchvision's where there are any: from these the original started, and timm's default is
+    another recipe.
+    """
+    import timm
+
+    original = f"{config.backbone}.tv_in1k"
+    is_original = config.backbone_weights == "imagenet" and timm.is_model_pretrained(original)
+    return original if is_original else config.backbone
+
+
+def pixel_statistics(config: DETRConfig) -> tuple[list[float], list[float]] | None:
+    """Returns mean and deviation (C,) that the backbone's first weights were trained with, as timm knows them.
+
+    None where there are no such weights, or timm knows of other channels.
+    """
+    import timm
+
+    if config.backbone_weights is None:
+        return None
+    entry = timm.get_pretrained_cfg(name_of_weights(config), allow_unregistered=True)
+    if entry is None or len(entry.mean) != config.num_channels:
+        return None
+    return list(entry.mean), list(entry.std)
 
 
 def _read_weights(config: DETRConfig, name: str, arguments: dict[str, Any]) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from .checkpointing import (
     start_writing,
 )
 from .ema import TRAINING_WEIGHTS, EMACallback
+from .keeping import FoundByStep, Kept, choose
 from .runs import (
     Run,
     check_resumed,
@@ -57,6 +58,9 @@ class WholeCheckpoints:
     _run: Run | None = None  # from its start
     _resumed: Path | None = None  # what it goes on from
     _taken: Path | None = None  # the folder that no other training may write into until it ends
+    kept: Kept | None = None  # of the last training, where there was a choice
+    _found: FoundByStep
+    command: dict[str, Any] | None = None  # noted in checkpoints, for whoever asks whether a run is theirs
 
     def _begin_run(self, wanted: str | Path | bool | None, trial: Any) -> str | None:
         """Returns the checkpoint that Trainer shall resume from, see `DETRTrainer.train`, or None to start.
@@ -105,7 +109,8 @@ class WholeCheckpoints:
         config = None if self.model is None else self.accelerator.unwrap_model(self.model).config
         names = getattr(config, "id2label", None) or {}
         pictures = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
-        run = Run("", [str(names[label]) for label in sorted(names)], pictures, self.args.metric_for_best_model)
+        classes = [str(names[label]) for label in sorted(names)]
+        run = Run("", classes, pictures, self.args.metric_for_best_model, self.command)
         checkpoint = chosen_checkpoint(output_dir, wanted)
         if checkpoint is not None:
             check_resumed(checkpoint, run)
@@ -201,6 +206,8 @@ class WholeCheckpoints:
             own = self.accelerator.unwrap_model(self.model).state_dict()
             save_file({name: own[name].contiguous() for name in self._ema.average.average}, folder / TRAINING_WEIGHTS)
             open_to_umask(folder / TRAINING_WEIGHTS)
+        if self.args.should_save:
+            self._found.write(self.state.global_step, folder)
         if self.state.best_global_step:
             best = final.with_name(f"checkpoint-{self.state.best_global_step}")
             if best == final or best.is_dir():
@@ -249,10 +256,30 @@ class WholeCheckpoints:
                 raise ValueError(f"{own} is of another model: it has {result.unexpected_keys[:3]}.")
 
     def _load_best_model(self) -> None:
+        """Keeps the last step, or loads the best where it is better by more than noise, see `keeping.py`."""
+        state = self.state
+        self.kept = broadcast_object_list([self._choose()])[0]
+        state.log_history.append({"step": state.global_step, "kept_step": self.kept.step, "kept": self.kept.text})
+        if self.kept.step == state.global_step:
+            last = Path(state.best_model_checkpoint).with_name(f"checkpoint-{state.global_step}")
+            if last.is_dir():  # what Trainer spares where one checkpoint may stay
+                state.best_model_checkpoint = str(last)
+            return
         super()._load_best_model()
         self._evaluated_step = None
         if self._ema is not None:
             self._ema.best_is_loaded = True
+
+    def _choose(self) -> Kept:
+        """Returns what is kept; the last step is measured if it was not."""
+        state, metric = self.state, (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        name = f"eval_{metric}"
+        if not any(entry.get("step") == state.global_step and name in entry for entry in state.log_history):
+            self.evaluate()
+        values = {entry["step"]: entry[name] for entry in state.log_history if name in entry}
+        best, last = state.best_global_step, state.global_step
+        found = {best: self._found.of(best, state.best_model_checkpoint), last: self._found.of(last, None)}
+        return choose(values, best, metric, bool(self.args.greater_is_better), found, self._found.truth)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuses a checkpoint that does not fill the model by exact name; Trainer would go on with what it has."""

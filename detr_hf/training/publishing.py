@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
@@ -214,7 +215,7 @@ class HubPublishing:
     def _evaluation_facts(self, data: dict[str, Any] | None) -> dict[str, Any] | None:
         """Returns the numbers of the weights as they are: of the last evaluation, or the best step's logged ones."""
         name = data["name"] if data else "the validation split"
-        where = {"dataset": name, "type": str((data or {}).get("hub_id") or name)}
+        where = {"dataset": name, "type": str((data or {}).get("hub_id") or name), "note": self._used_twice()}
         if self._evaluated_step == self.state.global_step and self.last_evaluation is not None:
             if not self.last_evaluations:
                 return where | self.last_evaluation.to_dict()
@@ -228,6 +229,19 @@ class HubPublishing:
             return None
         pictures = len(self.eval_dataset) if hasattr(self.eval_dataset, "__len__") else 0
         return where | {name: logged[0].get(f"eval_{name.lower()}") for name in METRICS} | {"num_images": pictures}
+
+    def _used_twice(self) -> str | None:
+        """Returns a sentence where the pictures that are measured have chosen something before."""
+        stops = any(isinstance(one, EarlyStoppingCallback) for one in self.callback_handler.callbacks)
+        chosen = ["when to stop"] * stops
+        if self.kept and self.kept.evaluations > 1:
+            chosen.append(f"which of {self.kept.evaluations} steps to keep")
+        if not chosen:
+            return None
+        return (
+            f"These pictures were used twice: to choose {' and '.join(chosen)}, and for these numbers. On pictures "
+            "that chose nothing, such as a test split, they may be lower."
+        )
 
     def _training_facts(self) -> dict[str, Any] | None:
         if not self.state.global_step:
@@ -244,6 +258,8 @@ class HubPublishing:
         )
         if has_frozen_detector(self.accelerator.unwrap_model(self.model)):
             text += " The mask head learnt alone, on a frozen detector."
+        if self.kept:
+            text += f" {self.kept.text}"
         values = [(what, getattr(args, name, None)) for what, name in SHOWN_ARGUMENTS]
         rows = [[what, str(getattr(value, "value", value))] for what, value in values if value not in (None, 0, "")]
         return {"text": text, "rows": rows, "hardware": hardware, "minutes": seconds[-1] / 60 if seconds else None}

@@ -14,6 +14,7 @@ import socket
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from ..whole_files import hold, let_go
@@ -46,12 +47,14 @@ class Run:
         classes: the model's class names, by label.
         pictures: of the training set; None for a stream.
         metric: that the best checkpoint is chosen by.
+        command: what `detr-hf train` was told, see `cli/train_again.py`.
     """
 
     id: str
     classes: list[str]
     pictures: int | None
     metric: str | None
+    command: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> None:
         """Notes in a checkpoint that it is of this run."""

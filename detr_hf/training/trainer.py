@@ -5,8 +5,8 @@ What it does besides or differently, on purpose:
 
 - data, image processor and collator come from `load_detection_dataset`'s result and the model's checkpoint, and their
   classes are compared;
-- the backbone and the class head have learning rates of their own, and the recipe depends on whether weights were
-  loaded;
+- the backbone and the class head have learning rates of their own, and the recipe depends on whether the
+  transformer's weights are trained ones;
 - evaluation gives COCO's AP, of a model with masks theirs too and panoptic quality, streaming: Trainer's own keeps
   every output, and mixes the targets of different pictures;
 - checkpoints are whole or absent, and a resumed run is the straight run, bit for bit;
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import SchedulerType, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
 
 from ..checkpoints.processors import processor_of
@@ -34,21 +34,23 @@ from .checkpointing import last_complete_checkpoint
 from .ema import EMACallback
 from .evaluating import StreamingEvaluation
 from .freezing import freeze_backbone, freeze_detector, has_frozen_detector
+from .keeping import FoundByStep
 from .monitoring import LossParts, describe_batch, describe_parts
 from .optimizing import drop_schedule, parameter_groups
-from .preparing import check_classes, check_metric, nothing_to_train_on, splits_of_run
+from .preparing import check_classes, check_metric, check_pixels, nothing_to_train_on, splits_of_run
 from .publishing import HubPublishing
 from .sampling import balanced_sampler
 from .searching import HyperparameterSearch
 from .seeding import SeedingCallback, seeded
+from .starting import choose_average, transformer_is_trained
+from .watching import Watch, head_lines
 
 logger = logging.getLogger(__name__)
 
 GPU_PADDING = 128  # sides of training batches on a GPU are multiples of this
 FROM_SCRATCH = (
-    "Training from scratch: DETR needs some 10,000 pictures and 300 epochs before it finds most objects. With less, "
-    "start from a checkpoint: DETRForObjectDetection.from_pretrained('facebook/detr-resnet-50', id2label=...). "
-    "recipe='fast' learns in fewer steps."
+    "The transformer is new: plain DETR needs some 10,000 pictures and 300 epochs before it finds most objects. With "
+    "less, start from a trained one, as facebook/detr-resnet-50 is%s; the preset 'precise' is for some hundred."
 )
 
 
@@ -102,11 +104,11 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         train_dataset, eval_dataset = splits_of_run(args, train_dataset, eval_dataset, data, processing_class, masks)
         self._data, self._id2label = data, getattr(data, "id2label", None)
         self._seeding = SeedingCallback()
-        if isinstance(args, DETRTrainingArguments) and first is not None:
-            args.average_box_queries(getattr(first.config, "box_queries", False))
+        choose_average(args, first)
         self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
         self._window, self._eval_window = LossParts(), LossParts(as_one_batch=True)
         self._step_labels, self._group_rates = [], {}
+        self._found = FoundByStep()
         super().__init__(
             model=model,
             args=args,
@@ -125,16 +127,32 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         if model_init is None:
             self._fit_model(self.model)
         self._apply_arguments()
+        check_pixels(self.model, self.processing_class)
+        self.watch = self._watch()
+
+    def _watch(self) -> Watch:
+        """Returns what says how training goes, in the place of Trainer's dictionaries; a notebook keeps its table."""
+        printing = [
+            type(one) for one in self.callback_handler.callbacks if type(one) in (ProgressCallback, PrinterCallback)
+        ]
+        for kind in printing:
+            self.remove_callback(kind)
+        watch = Watch(self._head_lines, lambda: self.kept and self.kept.text, lines=bool(printing))
+        self.add_callback(watch)
+        return watch
+
+    def _head_lines(self) -> list[str]:
+        return head_lines(self, self._recipe, self._is_trained)
 
     def _apply_arguments(self) -> None:
         """Completes the arguments, now that the model is known, and does what they say of it."""
+        self._is_trained, self._recipe = transformer_is_trained(self.model), ""
         if isinstance(self.args, DETRTrainingArguments):
-            loaded = bool(getattr(self.model.config, "name_or_path", ""))
             has_box_queries = getattr(self.model.config, "box_queries", False)
-            recipe = self.args.apply_recipe(loaded, has_frozen_detector(self.model), has_box_queries)
-            logger.info("Recipe %r: %s", recipe, {name: getattr(self.args, name) for name in self.args.unset})
-            if recipe == "scratch":
-                logger.warning(FROM_SCRATCH)
+            frozen = has_frozen_detector(self.model)
+            self._recipe = self.args.apply_recipe(self._is_trained, frozen, has_box_queries)
+            if self._recipe == "scratch":
+                logger.warning(FROM_SCRATCH, "" if MODEL_OPTIONS.get(self.args.recipe) else FASTER)
         sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         is_panoptic = any(self._things(rows) is not None for rows in sets)
         check_metric(self.args, self.eval_dataset, self.compute_metrics, self._has_masks, is_panoptic)
@@ -189,6 +207,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         try:
             checkpoint = self._begin_run(resume_from_checkpoint, trial)
             self._step_labels, self._window = [], LossParts()
+            self._found, self.kept = FoundByStep(), None
             return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._end_run()
@@ -301,6 +320,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         parts = outputs.get("loss_dict") or {} if isinstance(outputs, dict) else {}
         if model.training:
             self._window.add(parts, labels)
+            self.watch.note_loss(loss)
             self._step_labels.append(labels)
             if not torch.isfinite(loss).all():
                 raise NonFiniteLossError(

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from detr_hf import DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
-from detr_hf.cli.train import build, parse, resume_choice
+from detr_hf.cli.train import build, parse
 
 from ..conftest import tiny_config, tiny_model
 from ..data import layouts
@@ -224,31 +224,3 @@ def test_the_task_decides_about_masks_and_without_one_the_checkpoint(start, data
 def test_a_switch_that_may_be_left_undecided_needs_no_value(flags, value):
     _, _, args = parse(["--data", "x", "--output_dir", "x", "--use_cpu", *flags])
     assert args.freeze_detector is value
-
-
-def test_help_lists_every_flag_and_a_wrong_flag_is_an_error(capsys):
-    with pytest.raises(SystemExit) as left:
-        parse(["--help"])
-    assert left.value.code == 0
-    text = capsys.readouterr().out
-    assert all(
-        flag in text
-        for flag in ("--data ", "--ema_decay", "--gradient_accumulation_steps", "--torch_compile", "--fsdp")
-    )
-    with pytest.raises((SystemExit, ValueError)):
-        parse(["--data", "x", "--output_dir", "y", "--lerning_rate", "1"])
-
-
-@pytest.mark.parametrize(
-    ("flag", "choice"),
-    [
-        (None, None),
-        ("true", True),
-        ("True", True),
-        ("auto", "auto"),
-        ("out/checkpoint-3", "out/checkpoint-3"),
-        ("false", None),
-    ],
-)
-def test_resume_choice(flag, choice):
-    assert resume_choice(flag) == choice

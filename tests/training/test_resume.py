@@ -85,7 +85,7 @@ def test_neither_workers_nor_evaluation_change_the_run(changes, tmp_path):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_the_best_checkpoint_is_restored_by_name(decay, tmp_path):
+def test_the_best_checkpoint_is_restored_by_name(decay, best_is_kept, tmp_path):
     run = trainer(
         tmp_path,
         evaluation=Scenes(4, noise=False),

@@ -194,7 +194,7 @@ def test_a_run_at_its_end_takes_no_further_step(steps, out, caplog):
     assert names(out) == ["checkpoint-4", "checkpoint-5"]
 
 
-def test_the_best_is_this_runs_wherever_its_folder_is(tmp_path):
+def test_the_best_is_this_runs_wherever_its_folder_is(best_is_kept, tmp_path):
     """The output folder was moved, and another run has a checkpoint at the old place."""
     changes = {"evaluation": Scenes(2, noise=False), "eval_strategy": "steps", "eval_steps": 1}
     first = trainer(tmp_path / "out", max_steps=3, save_total_limit=2, **changes)
