@@ -1,4 +1,4 @@
-"""What a training starts from, by which the recipe is chosen: a trained transformer or a new one, box queries or not."""
+"""What a training starts from, by which recipes are chosen: a trained transformer or a new one, box queries or not."""
 
 from typing import Any
 

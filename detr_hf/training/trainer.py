@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 
 GPU_PADDING = 128  # sides of training batches on a GPU are multiples of this
 FROM_SCRATCH = (
-    "The transformer is new: plain DETR needs some 10,000 pictures and 300 epochs before it finds most objects. With "
-    "less, start from a trained one, as facebook/detr-resnet-50 is%s; the preset 'precise' is for some hundred."
+    "The transformer is new: plain DETR needs some 10,000 pictures and 300 epochs before it finds most objects. Start "
+    "from a trained one, as facebook/detr-resnet-50 is; recipe='fast' and the preset 'precise' are for less."
 )
 
 
@@ -152,7 +152,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             frozen = has_frozen_detector(self.model)
             self._recipe = self.args.apply_recipe(self._is_trained, frozen, has_box_queries)
             if self._recipe == "scratch":
-                logger.warning(FROM_SCRATCH, "" if MODEL_OPTIONS.get(self.args.recipe) else FASTER)
+                logger.warning(FROM_SCRATCH)
         sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         is_panoptic = any(self._things(rows) is not None for rows in sets)
         check_metric(self.args, self.eval_dataset, self.compute_metrics, self._has_masks, is_panoptic)
