@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..whole_files import unfinished_folder
+from .finding import Hub, local_path
 from .processors import PROCESSOR_FILES, processor_of
-from .weight_files import Hub, local_path
 
 logger = logging.getLogger(__name__)
 

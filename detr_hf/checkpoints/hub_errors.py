@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import HubError
+from ..reaching import is_transport_error
 
 LOG_IN = "Log in with `hf auth login`, set HF_TOKEN, or give token=..."
 AGAIN = "Run the same call again: what was uploaded already is not sent twice"
@@ -70,13 +71,6 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 def status_of(error: BaseException) -> int | None:
     """Returns the HTTP status of the answer that an error reports, or None."""
     return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def is_transport_error(error: BaseException) -> bool:
-    """Whether no whole answer came. By name, because the client's HTTP library changes with its version."""
-    return any(base.__name__ == "TransportError" for base in type(error).__mro__) or isinstance(
-        error, ConnectionError | TimeoutError
-    )
 
 
 def _named(error: BaseException, repo_id: str, revision: str | None) -> str | None:

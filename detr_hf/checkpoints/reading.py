@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..model.configuration_detr import DETRConfig
 from .configs import config_from_shapes, config_from_transformers
+from .finding import Hub, find_file, local_path, read_json
 from .layouts import Renamed, detect_layout, rename
-from .weight_files import Hub, find_file, find_weights, local_path, read_json, read_pickle, read_tensors
+from .weight_files import find_weights, read_pickle, read_tensors
 from .wrappers import weights_in, without_wrappers
 
 logger = logging.getLogger(__name__)

@@ -66,11 +66,11 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
 ) -> None:
     """Write a model for ONNX Runtime, OpenVINO, torch.export or ExecuTorch. Detector and predict run the result."""
+    from ..checkpoints.embedded import embedded_model_path
     from ..checkpoints.model_classes import load_model
     from ..checkpoints.processors import processor_of
     from ..export.artefact import SUFFIX_OF, megabytes
     from ..export.exporting import export_model
-    from ..inference.embedded import embedded_model_path
     from ..model.modeling_detr import DETRForObjectDetection
     from .console import quiet_loading
 

@@ -18,6 +18,8 @@ NO_CHOICE = re.compile(
     r"; (?:expected one of|choose|there are)) (.+)"
 )
 NEAR = 0.5
+# What is said of --image-size.
+IMAGE_SIZE = "Pixels of the shorter side of pictures, the longer in proportion; by default as the model has it."
 
 
 def nearest_flag(flag: str, known: Iterable[str]) -> str | None:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoints.embedded import embedded_model_path
 from ..export.artefact import find_artefact
 from ..export.runtimes import load_runtime
 from .detector import Detector
-from .embedded import embedded_model_path
 from .timing import VERSIONS, environment, peak_bytes, spread, timed
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from transformers import DetrConfig
 from detr_hf import DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.checkpoints.coco_names import id2label_for
 from detr_hf.checkpoints.conversion import processor_for_transformers
+from detr_hf.checkpoints.finding import Hub
 from detr_hf.checkpoints.processors import processor_of
-from detr_hf.checkpoints.weight_files import Hub
 from tests.conftest import tiny_config, tiny_model
 
 from .foreign import NARROW, original_state_dict

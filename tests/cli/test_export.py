@@ -103,7 +103,7 @@ def test_the_shipped_training_scenes_calibrate(monkeypatch, tmp_path):
 def test_export_and_predict(tmp_path, monkeypatch):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    from detr_hf.inference.embedded import demo_scene_path
+    from detr_hf.checkpoints.embedded import demo_scene_path
 
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["export", "--to", "onnx"])

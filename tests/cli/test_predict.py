@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from detr_hf import Detector, DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
-from detr_hf.cli.predict import split_model
+from detr_hf.cli.naming import split_model
 from detr_hf.cli.predict_run import duration, process_device, process_name, progress_text
 from detr_hf.inference.runs.drawings import DRAWING_OF, drawing_paths
 from detr_hf.inference.runs.prediction import Progress, read_predictions
@@ -125,12 +125,40 @@ def test_which_argument_is_the_model(model, photos, tmp_path, monkeypatch):
         [str(photos), picture],
         ["missing.jpg", picture],
         ["phot*/x", picture],
-        ["./gone", picture],
+        ["https://host/a", picture],
     ):
         assert split_model(arguments, None) == (None, arguments)
     assert split_model([str(model), picture], "other") == ("other", [str(model), picture])
     with pytest.raises(BadParameter, match="pictures are missing"):
         split_model([str(model)], None)
+
+
+def test_what_is_neither_a_model_nor_a_picture_is_refused_by_name(model, photos, tmp_path, monkeypatch):
+    """The shipped model would answer in place of the one that was meant."""
+    monkeypatch.chdir(tmp_path)
+    for path in ("empty", "notes", "weights", "out/checkpoint-5", "my-model"):
+        Path(path).mkdir(parents=True)
+    Path("notes/a.txt").touch()
+    for path in ("weights/model.safetensors", "out/checkpoint-5/config.json", "my-model/config.json"):
+        Path(path).touch()
+    for wrong, said in (
+        ("empty", "empty holds no checkpoint"),
+        ("notes", r"notes holds no checkpoint.*1 \.txt \(a\.txt\)"),
+        ("weights", "weights holds model.safetensors and no config.json"),
+        ("out", "out is no model, and holds some: name out/checkpoint-5"),
+        ("./gone", "no file or folder './gone'"),
+        ("my-modle/", "no file or folder 'my-modle/'. Did you mean my-model?"),
+    ):
+        for arguments in ([wrong, "photos"], ["photos", wrong], [wrong]):
+            with pytest.raises(BadParameter, match=said):
+                split_model(arguments, None)
+        assert split_model([wrong, "photos"], str(model)) == (str(model), [wrong, "photos"])
+    for named in (str(model), "detr-digits"):
+        with pytest.raises(BadParameter, match="is a model: name it before the pictures"):
+            split_model(["photos", named], None)
+        assert split_model([named, "photos"], None) == (named, ["photos"])
+    with pytest.raises(BadParameter, match="no file or folder 'facebook/detr-resnet-50'"):
+        split_model(["photos", "facebook/detr-resnet-50"], None)
 
 
 def test_a_run_into_a_folder_and_the_same_command_again(model, photos, tmp_path):
