@@ -1,6 +1,7 @@
 """Whether the Hub answers, asked once before huggingface_hub, which asks for half a minute, file by file."""
 
 import time
+from pathlib import Path
 
 SECONDS = 5  # that an answer may take
 REMEMBERED = 60  # seconds that it holds
@@ -48,8 +49,22 @@ def unreached(name: object, reason: str, cache: object = None, ships: str = "det
     from huggingface_hub import constants
 
     return (
-        f"{str(name)!r} is no folder or file here and not in the Hugging Face cache "
+        f"{str(name)!r} is no folder or file here, is not in the Hugging Face cache "
         f"({cache or constants.HF_HUB_CACHE}), and {reason}. Check the spelling and the network. HF_ENDPOINT names a "
         "mirror, `hf auth login` or HF_TOKEN opens what is private, and what was copied here is named by its path. "
         f"{ships}, which comes with detr_hf, needs no network."
     )
+
+
+def unreached_data_set(name: str) -> str | None:
+    """Returns the sentences for a data set that is neither in a cache nor on a Hub that was reached; else None."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    kept = (
+        Path(config.HF_DATASETS_CACHE, name.replace("/", "___").lower()),
+        Path(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}"),
+    )
+    if any(folder.exists() for folder in kept) or (reason := why_unreached()) is None:
+        return None
+    return unreached(name, reason, config.HF_DATASETS_CACHE, "The data set digits")

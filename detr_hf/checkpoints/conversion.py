@@ -88,7 +88,7 @@ def _check_destination(dst: Path, source: Path | None, overwrite: bool) -> None:
         raise ValueError(f"{dst} holds the source itself, {source.name}; give another folder to write to.")
     if dst.is_dir() and any(dst.iterdir()) and not overwrite:
         raise FileExistsError(
-            f"{dst} is not empty. Give another folder, or overwrite=True to replace the model in it."
+            f"{dst} is not empty. Give another folder, or overwrite=True (--overwrite) to replace the model in it."
         )
 
 

@@ -13,6 +13,8 @@ from .embedded import EMBEDDED_MODEL, shipped
 from .hub_errors import explain
 
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+EXPORTED = (".onnx", ".xml", ".pt2", ".pte")
+NAMED_FILES = (*FILE_SUFFIXES, *EXPORTED, ".json")  # none is the end of an id of the Hub
 KNOWN = (EMBEDDED_MODEL, *(f"facebook/detr-resnet-{ending}" for ending in ("50", "101", "50-panoptic")))
 
 
@@ -41,10 +43,10 @@ def local_path(name_or_path: str | Path) -> Path | None:
     if text.startswith(("http://", "https://")):
         raise FileNotFoundError(f"{text} is a web address: download the file, and give its path.")
     looks_like_path = (
-        text.startswith((".", "~", "/")) or text.count("/") > 1 or "\\" in text or text.endswith(FILE_SUFFIXES)
+        text.startswith((".", "~", "/")) or text.count("/") > 1 or "\\" in text or text.endswith(NAMED_FILES)
     )
     if looks_like_path or not text:
-        what = "file" if text.endswith(FILE_SUFFIXES) else "folder or file"
+        what = "file" if text.endswith(NAMED_FILES) else "folder or file"
         parent = path.parent
         seen = "" if parent.is_dir() else f"; {str(parent)!r} does not exist either"
         raise FileNotFoundError(f"There is no such {what}: {text!r}{seen}. Check the path.{nearest(path)}")

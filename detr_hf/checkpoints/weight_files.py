@@ -138,7 +138,7 @@ def _damaged(path: Path, size: int, promised: str | None) -> str:
     promise = f"its header promises {promised}" if promised else "its header cannot be read"
     return (
         f"{path} is damaged: it has {size} bytes, and {promise}. Download or copy it again; one in the Hugging Face "
-        "cache must be deleted first, or fetched with force_download=True."
+        "cache must be deleted first (`hf cache rm`; in Python force_download=True fetches it anew)."
     )
 
 

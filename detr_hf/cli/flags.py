@@ -18,6 +18,7 @@ NO_CHOICE = re.compile(
     r"; (?:expected one of|choose|there are)) (.+)"
 )
 NEAR = 0.5
+FLAG = r"--[\w-]+"
 # What is said of --image-size.
 IMAGE_SIZE = "Pixels of the shorter side of pictures, the longer in proportion; by default as the model has it."
 
@@ -36,6 +37,11 @@ def with_nearest(message: str) -> str:
     """Returns an error about a value with the choice that it is nearest to; any other message as it is."""
     found = None if "Did you mean" in message else NO_CHOICE.search(message)
     return message + (did_you_mean(found[1], re.findall(r"[\w.-]+", found[2])) if found else "")
+
+
+def without_python(message: str) -> str:
+    """Returns an error with the flag alone where it names an argument of Python and, in brackets, its flag."""
+    return re.sub(rf"\b\w+(?:=(?:'[^']*'|[\w.]*))? \((?:detr-hf \w+: )?({FLAG})\)", r"\1", message)
 
 
 class Verb(TyperCommand):

@@ -175,7 +175,7 @@ class ArtefactBackend:
         if self.task == "semantic" and runtime.info.mask_queries is not None:
             raise ValueError(
                 f"{path} gives the masks of the {runtime.info.mask_queries} best queries, and a semantic map is made "
-                "of all: export the model without --mask-queries, or use task='panoptic'."
+                "of all: export the model without --mask-queries, or use task='panoptic' (--task)."
             )
         self.model = runtime
         self.image_processor = NumpyProcessor(runtime.info)
