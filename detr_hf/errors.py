@@ -66,7 +66,9 @@ REQUIRED = ("huggingface_hub", "jinja2", "safetensors", "scipy", "timm", "torch"
 
 def lacking(error: BaseException, what: str = "This") -> str | None:
     """Returns what to install for an import that failed; None for any other error."""
-    name = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if not isinstance(error, ImportError):
+        return None
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if "`accelerate" in str(error):  # transformers names an extra of its own
         name = "accelerate"
     if name in EXTRA_OF:

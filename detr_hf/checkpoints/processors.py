@@ -60,12 +60,26 @@ def _own_or_default(checkpoint: Any, hub: Hub) -> "DETRImageProcessor":
             if is_named and _has_processor(source, hub):
                 raise
             reason = f"{source} has none that can be read ({error})"
-    processor = DETRImageProcessor()
-    size = dict(processor.size)
+    normalisation = {} if is_named else _normalisation(checkpoint)
+    processor = DETRImageProcessor(**normalisation)
+    told = ""
+    if normalisation and normalisation["image_mean"] != list(DETRImageProcessor().image_mean):
+        told = ", but for the backbone's mean {image_mean} and deviation {image_std}".format(**normalisation)
     logger.warning(
-        "The image processor is DETR's own, %s: %s. Give another one where image sizes differ.", size, reason
+        "The image processor is DETR's own, %s%s: %s. Give another one where image sizes differ.",
+        dict(processor.size),
+        told,
+        reason,
     )
     return processor
+
+
+def _normalisation(model: Any) -> dict[str, list[float]]:
+    """Returns mean and deviation that a model's backbone was trained with, where timm knows them."""
+    from ..model.timm_body_detr import normalisation_of
+
+    config = getattr(model, "config", None)
+    return normalisation_of(config) if getattr(config, "backbone_weights", None) else {}
 
 
 def _source_of(checkpoint: Any) -> str | Path:

@@ -44,6 +44,17 @@ def test_where_there_is_none_the_originals_is_taken_and_said(tmp_path, warnings)
         assert reason in warnings.text
 
 
+def test_mean_and_deviation_are_those_of_the_backbones_weights(warnings):
+    for backbone, mean in (("resnet18", 0.485), ("tf_efficientnet_lite0", 0.5)):
+        model = tiny_model(backbone=backbone)
+        assert processor_of(model).image_mean[0] == 0.485  # weights from nothing
+        model.config.backbone_weights = "imagenet"
+        warnings.clear()
+        processor = processor_of(model)
+        assert processor.image_mean[0] == mean
+        assert ("but for the backbone's mean [0.5, 0.5, 0.5]" in warnings.text) == (mean == 0.5)
+
+
 def test_a_named_checkpoint_and_the_model_loaded_from_it_agree(tmp_path, warnings):
     tiny_model().save_pretrained(tmp_path)
     DETRImageProcessor(size=SIZE).save_pretrained(tmp_path)
