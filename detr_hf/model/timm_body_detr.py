@@ -58,7 +58,7 @@ def create_timm_body(config: DETRConfig, out_indices: tuple[int, ...], load_weig
         ) from error
     if "img_size" not in arguments:
         _take_any_size(body)
-    _refuse_one_size(body, config, arguments)
+    _refuse_one_size(body, config, dict(arguments, out_indices=out_indices))
     return body
 
 
