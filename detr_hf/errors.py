@@ -56,7 +56,6 @@ EXTRA_OF = {
     "pyarrow": "train,eval",
     "pycocotools": "train,eval",
     "sklearn": "train",
-    "yaml": "train,eval",
     "hotcoco": "eval",
     "matplotlib": "viz",
     "optuna": "search",
@@ -75,9 +74,8 @@ def lacking(error: BaseException, what: str = "This") -> str | None:
         return f"{what} needs the package {name}, which is not installed: pip install 'detr-hf[{EXTRA_OF[name]}]'."
     if name in REQUIRED:
         return (
-            f"{what} needs the package {name}, which comes with detr-hf unless it is installed without what it "
-            "requires (--no-deps): pip install detr-hf. So installed, it runs exported models alone, as in "
-            "`detr-hf predict MODEL.onnx PATH`."
+            f"{what} needs the package {name}, which `pip install` of detr-hf brings and `pip install --no-deps` does "
+            f"not: pip install {name}. So installed, detr-hf runs exported models: detr-hf predict MODEL.onnx PATH."
         )
     return None
 

@@ -18,7 +18,8 @@ NO_CHOICE = re.compile(
     r"; (?:expected one of|choose|there are)) (.+)"
 )
 NEAR = 0.5
-FLAG = r"--[\w-]+"
+# How errors name an argument of Python, perhaps with a value, and its flag in brackets.
+ARGUMENT_AND_FLAG = re.compile(r"\b(\w+)(=(?:'[^']*'|[\w.]*))? \((?:detr-hf \w+: )?(--[\w-]+)\)")
 # What is said of --image-size.
 IMAGE_SIZE = "Pixels of the shorter side of pictures, the longer in proportion; by default as the model has it."
 
@@ -41,7 +42,9 @@ def with_nearest(message: str) -> str:
 
 def without_python(message: str) -> str:
     """Returns an error with the flag alone where it names an argument of Python and, in brackets, its flag."""
-    return re.sub(rf"\b\w+(?:=(?:'[^']*'|[\w.]*))? \((?:detr-hf \w+: )?({FLAG})\)", r"\1", message)
+    return ARGUMENT_AND_FLAG.sub(
+        lambda found: found[3] if found[2] or found[1].replace("_", "-") == found[3][2:] else found[0], message
+    )
 
 
 class Verb(TyperCommand):

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import typer
 
-ADDRESSES = ("http://", "https://", "data:")
-
 
 def split_model(arguments: list[str], model: str | None, needs_paths: bool = True) -> tuple[str | None, list[str]]:
     """Returns the model and the pictures among the arguments; where no paths are needed, a single one is the model.
@@ -63,9 +61,11 @@ def looks_like_hub_id(argument: str) -> bool:
     )
 
 
-def is_web_address(argument: object) -> bool:
+def is_web_address(argument: str) -> bool:
     """Whether a picture is to be fetched: `Path` would eat one of the slashes."""
-    return str(argument).startswith(ADDRESSES)
+    from ..inference.pictures import path_of
+
+    return path_of(argument) is None
 
 
 def refuse_no_picture(argument: str) -> None:

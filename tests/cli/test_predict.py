@@ -161,6 +161,45 @@ def test_what_is_neither_a_model_nor_a_picture_is_refused_by_name(model, photos,
         split_model(["photos", "facebook/detr-resnet-50"], None)
 
 
+def test_pictures_of_the_web_are_fetched_and_what_was_made_is_named(model, photos, tmp_path, monkeypatch):
+    content = (photos / "a.png").read_bytes()
+
+    def fetched(url, name, timeout):
+        if "gone" in url:
+            raise ValueError(f"{name} could not be fetched")
+        return content
+
+    monkeypatch.setattr("detr_hf.processing.image_sources_detr._fetched", fetched)
+    url, gone, save = "https://host/at/a%20b.png?x=1", "http://host/gone.png", tmp_path / "boxes"
+    done = predict(
+        model, url, photos / "a.png", gone, "--threshold", 0.1, "--save", save, "--json", tmp_path / "f.json"
+    )
+    assert done.exit_code == 1 and f"Drawn pictures: {save}" in done.stderr and f"Left out {gone}: " in done.stderr
+    assert sorted(path.name for path in save.iterdir()) == ["a b_boxes.png", "a_boxes.png"]
+    written = json.loads((tmp_path / "f.json").read_text())
+    file, fetched_one = sorted(written["pictures"], key=lambda one: one["path"], reverse=True)[::-1]
+    assert {one["path"] for one in written["pictures"]} == {url, str(photos / "a.png")}
+    assert file["objects"] == fetched_one["objects"] != []
+    nothing = predict(model, gone, "--save", tmp_path / "none")
+    assert nothing.exit_code == 1 and "Drawn pictures" not in nothing.stderr and not (tmp_path / "none").exists()
+    refused = predict(model, url, "--out", tmp_path / "run")
+    assert isinstance(refused.exception, ValueError) and f"{url} is a web address" in str(refused.exception)
+
+
+def test_limit_and_image_size(model, photos, tmp_path):
+    done = predict(model, photos, "--limit", 2, "--image-size", 32, "--threshold", 0.1, "--json", tmp_path / "f.json")
+    assert done.exit_code == 0 and "The first 2 of 3 pictures (--limit)." in done.stderr
+    found = json.loads((tmp_path / "f.json").read_text())["pictures"]
+    detector = Detector.from_pretrained(model)
+    detector.resize_to(32)
+    assert dict(detector.image_processor.size) == {"shortest_edge": 32, "longest_edge": 48}
+    assert [Path(one["path"]).name for one in found] == ["a.png", "b.jpg"]
+    scores = detector(photos / "a.png", threshold=0.1).scores.tolist()
+    assert [one["score"] for one in found[0]["objects"]] == pytest.approx(scores, abs=1e-5)
+    run = predict(model, photos, "--limit", 2, "--out", tmp_path / "run")
+    assert run.exit_code == 0 and len(list(read_predictions(tmp_path / "run"))) == 2
+
+
 def test_a_run_into_a_folder_and_the_same_command_again(model, photos, tmp_path):
     (photos / "broken.jpg").write_bytes(b"not a picture")
     command = (model, photos, "--out", tmp_path / "run", "--threshold", 0.1, "--shard-size", 2)
