@@ -56,6 +56,9 @@ def evaluate(
 
     refuse_overwriting({"--json": json_file, "--results": results}, [model, data], is_result)
     quiet_loading(model)  # before seconds of imports
+    from ..evaluation.coco import choose_backend
+
+    choose_backend()  # says what to install before pictures are looked at
     from ..data import load_detection_dataset
     from ..evaluation import (
         evaluate_panoptic_results,
