@@ -1,8 +1,9 @@
 """A newcomer's first hour, from a wheel in an empty environment (`make first-hour`; one journey: JOURNEYS=deploy).
 
-Each journey is a list of what such a user does, with the exit code and the words that must come back; what they take in
-minutes and megabytes is printed. Nothing of the checkout is used but the wheel. The network is needed for pip alone:
-commands run as without one, with a Hub that nobody answers for.
+Each journey is a list of what such a user does, with the exit code and the words that must come back; what they take
+in minutes and megabytes is printed. Nothing of the checkout is used but the wheel. The network is needed for pip
+alone: commands run as without one, with a Hub that nobody answers for. `--keep FOLDER` keeps the environments, for
+the next time.
 """
 
 import os
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 import venv
+from argparse import ArgumentParser
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -80,8 +82,8 @@ JOURNEYS: dict[str, tuple[tuple[str, ...], list[Step]]] = {
         [
             Step("detr-hf check digits", "0 errors", 0, 300),
             Step(
-                "detr-hf train --data digits --model detr-digits --max_steps 2 --skip_check --use_cpu --output_dir out "
-                "--report_to none --eval_strategy no",
+                "detr-hf train --data digits --model detr-digits --max_steps 2 --skip_check --use_cpu "
+                "--output_dir out --report_to none --eval_strategy no",
                 "average precision",
                 0,
                 900,
@@ -121,7 +123,8 @@ JOURNEYS: dict[str, tuple[tuple[str, ...], list[Step]]] = {
         PLAIN,
         [
             Step(
-                "from detr_hf.model import Backbone, DETRConfig\nBackbone(DETRConfig(backbone='vit_tiny_patch16_224'))",
+                "from detr_hf.model import Backbone, DETRConfig\n"
+                "Backbone(DETRConfig(backbone='vit_tiny_patch16_224'))",
                 "does not take images of 101x139 pixels.*resnet50",
                 1,
             ),
@@ -139,10 +142,10 @@ JOURNEYS: dict[str, tuple[tuple[str, ...], list[Step]]] = {
 class Hour:
     """The wheel, the environments that were made so far, and the folder in which users work."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, kept: Path | None = None):
+        self.folder, self.kept = folder, kept or folder
         self.work = folder / "work"
-        self.made: dict[tuple[str, ...], Path] = {}
+        self.made: set[tuple[str, ...]] = set()
         self.faults: list[str] = []
         (self.work / "photos").mkdir(parents=True)
         (self.work / "empty").mkdir()
@@ -156,26 +159,26 @@ class Hour:
         self.wheel = next(folder.glob("*.whl"))
 
     def environment(self, installs: tuple[str, ...]) -> Path:
-        """Returns the folder of programs of an environment with these installed; a longer one grows out of it."""
-        if installs in self.made:
-            return self.made[installs]
+        """Returns the folder of programs of an environment with these installed; one of fewer is added to.
+
+        Environments that were kept get the wheel anew, and what else they lack.
+        """
+        place = self.kept / ("slim" if installs == SLIM else "full")
         began = time.monotonic()
-        programs = self.made.get(installs[:-1])
-        if programs is None:
-            place = self.folder / f"venv{len(self.made)}"
+        if not place.exists():
             venv.create(place, with_pip=True)
-            programs = place / "bin"
-        done = [len(known) for known, path in self.made.items() if path == programs]
-        for requirement in installs[max(done, default=0) :]:
-            words = requirement.format(wheel=self.wheel).split()
-            subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", *words], check=True)
-        self.made[installs] = programs
-        size = sum(
-            path.stat().st_size for path in programs.parent.rglob("*") if path.is_file() and not path.is_symlink()
-        )
-        said = " + ".join(requirement.format(wheel="WHEEL") for requirement in installs)
-        print(f"  installed {said}: {minutes(began)}, {size / 1e6:,.0f} MB", flush=True)
-        return programs
+        pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        if installs not in self.made:
+            done = max((len(known) for known in self.made if known[:1] == installs[:1]), default=0)
+            for requirement in installs[done:]:
+                subprocess.run([*pip, *requirement.format(wheel=self.wheel).split()], check=True)
+            if not done:
+                subprocess.run([*pip, "--no-deps", "--force-reinstall", self.wheel], check=True)
+            self.made.add(installs)
+            size = sum(file.lstat().st_size for file in place.rglob("*") if not file.is_dir())
+            said = " + ".join(requirement.format(wheel="WHEEL") for requirement in installs)
+            print(f"  installed {said}: {minutes(began)}, {size / 1e6:,.0f} MB", flush=True)
+        return place / "bin"
 
     def take(self, step: Step, programs: Path, url: str) -> None:
         """Does what a user does, and notes what is not as it must be."""
@@ -197,9 +200,8 @@ class Hour:
         shown = does.splitlines()[-1] if not is_verb else does
         print(f"  {'ok   ' if good else 'FAULT'} {time.monotonic() - began:6.1f} s  {shown}", flush=True)
         if not good:
-            self.faults.append(
-                f"{shown}\n  exit code {code}, expected {step.code} and {step.says!r}:\n{output[-2000:]}"
-            )
+            expected = f"exit code {code}, expected {step.code} and {step.says!r}"
+            self.faults.append(f"{shown}\n  {expected}:\n{output[-2000:]}")
 
 
 def minutes(began: float) -> str:
@@ -214,7 +216,7 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-def main(names: list[str]) -> int:
+def main(names: list[str], kept: Path | None = None) -> int:
     """Takes the journeys of these names, or all, and returns how many steps went wrong."""
     unknown = set(names) - set(JOURNEYS)
     if unknown:
@@ -222,7 +224,7 @@ def main(names: list[str]) -> int:
     if "deploy-slim" in names and "deploy" not in names:
         names = ["deploy", *names]
     with tempfile.TemporaryDirectory() as scratch:
-        hour = Hour(Path(scratch))
+        hour = Hour(Path(scratch), kept)
         server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=hour.work / "photos"))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         for name in names or JOURNEYS:
@@ -239,4 +241,8 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    arguments = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    arguments.add_argument("journeys", nargs="*", help=", ".join(JOURNEYS))
+    arguments.add_argument("--keep", type=Path, help="The folder of the environments.")
+    given = arguments.parse_args()
+    sys.exit(main(given.journeys, given.keep))
