@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..whole_files import is_leftover, whole_folder
+from .finding import Hub, local_path
 from .processors import PROCESSOR_FILES, processor_of
-from .weight_files import Hub, local_path
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _check_destination(dst: Path, source: Path | None, overwrite: bool) -> None:
         raise ValueError(f"{dst} holds the source itself, {source.name}; give another folder to write to.")
     if dst.is_dir() and not all(map(is_leftover, dst.iterdir())) and not overwrite:
         raise FileExistsError(
-            f"{dst} is not empty. Give another folder, or overwrite=True to replace the model in it."
+            f"{dst} is not empty. Give another folder, or overwrite=True (--overwrite) to replace the model in it."
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.timm_body_detr import pixel_statistics
 from .coco_names import coco_stuff
-from .weight_files import Hub, find_file, local_path, read_json
+from .finding import Hub, find_file, local_path, read_json, where_reached
 
 if TYPE_CHECKING:
     from ..processing.image_processing_detr import DETRImageProcessor
@@ -56,7 +56,7 @@ def _own_or_default(checkpoint: Any, hub: Hub) -> "DETRImageProcessor":
         try:
             path = local_path(source)
             if path is None or path.is_dir():
-                return DETRImageProcessor.from_pretrained(path or source, **asdict(hub))
+                return DETRImageProcessor.from_pretrained(path or source, **asdict(where_reached(source, hub)))
             reason = f"{source} holds weights alone"
         except (OSError, ValueError) as error:
             if is_named and _has_processor(source, hub):

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..model.configuration_detr import DETRConfig
 from .configs import config_from_shapes, config_from_transformers
+from .finding import EXPORTED, Hub, find_file, local_path, read_json
 from .layouts import Renamed, detect_layout, rename
-from .weight_files import Hub, find_file, find_weights, local_path, read_json, read_pickle, read_tensors
+from .weight_files import find_weights, read_pickle, read_tensors
 from .wrappers import weights_in, without_wrappers
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,11 @@ def read_checkpoint(
 
 
 def _read_single_file(path: Path, dilation: bool | None, nheads: int | None) -> Checkpoint:
+    if path.suffix.lower() in EXPORTED:
+        raise ValueError(
+            f"{path} is an exported model: `Detector`, and `detr-hf predict`, `eval` and `benchmark` run it. For "
+            "anything else name the checkpoint that it was made from."
+        )
     if (path.parent / "config.json").is_file():
         raise ValueError(
             f"{path} has a config.json beside it, which belongs to it: give the folder {str(path.parent)!r}."

@@ -11,7 +11,7 @@ from .reading import FLAG_OF, Reading, in_flags
 
 def check(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="A folder, a COCO .json, a YOLO data.yaml, or a Hub id.")
+        str, typer.Argument(metavar="DATA", help="A folder, a COCO .json, a YOLO data.yaml, a Hub id, or digits.")
     ],
     strict: Annotated[bool, typer.Option("--strict", help="Warnings too give exit code 1.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything found to this file.")] = None,
@@ -65,6 +65,10 @@ def load_model_side(model: str | None) -> tuple[Any, Any]:
         return None, None
     from transformers import AutoConfig, AutoImageProcessor
 
+    from ..checkpoints.finding import Hub, find_file, local_path
+
+    find_file(model, "config.json", Hub())
+    model = local_path(model) or model
     return AutoConfig.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
 
 

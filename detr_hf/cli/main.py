@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import lacking
 from ..version import __version__
 from .benchmark import benchmark
 from .check import check
@@ -13,7 +14,7 @@ from .convert import convert
 from .demo import demo
 from .eval import evaluate
 from .export import export
-from .flags import Verb, with_nearest
+from .flags import Verb, with_nearest, without_python
 from .predict import predict
 from .push import push
 from .reading import reads_data
@@ -62,5 +63,5 @@ def main() -> None:
     except (FloatingPointError, ImportError, OSError, RuntimeError, ValueError) as error:
         if os.environ.get("DETR_HF_TRACEBACK"):
             raise
-        typer.echo(f"detr-hf: {with_nearest(str(error))}", err=True)
+        typer.echo(f"detr-hf: {with_nearest(without_python(lacking(error) or str(error)))}", err=True)
         sys.exit(1)

@@ -152,7 +152,7 @@ def choose_backend(backend: str | None = None) -> str:
     for candidate in BACKENDS if backend is None else (backend,):
         if importlib.util.find_spec(candidate) is not None:
             return candidate
-    raise ImportError(f"COCO metrics need {backend or 'hotcoco (or pycocotools)'}: `pip install detr_hf[eval]`.")
+    raise ImportError(f"COCO metrics need {backend or 'hotcoco (or pycocotools)'}: pip install 'detr-hf[eval]'.")
 
 
 def _complete(ground_truth: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..processing.segments_detr import checked_labels
 from ..version import version_of
 from ..whole_files import unfinished_folder
 from .artefact import OPENVINO_GRAPH, SUFFIX_OF, ArtefactInfo
-from .parity import Parity, calibration_cases, check_parity, parity_cases
+from .parity import Parity, calibration_cases, check_parity, parity_cases, refuse_far
 from .runtimes import INSTALL, load_runtime
 from .writers import WRITERS, graph_of
 
@@ -67,6 +67,7 @@ def export_model(
     mask_queries: int | None = None,
     calibration: Iterable[np.ndarray] | None = None,
     overwrite: bool = False,
+    accept_difference: bool = False,
 ) -> tuple[Path, Parity]:
     """Writes an artefact, compares it with the model, and returns its path and how close it is.
 
@@ -83,6 +84,7 @@ def export_model(
             scores, which is so much faster; None for all.
         calibration: for int8, pixels (C, H, W) float32 of typical pictures, preprocessed; a few dozen to 300.
         overwrite: replace what is at `output`.
+        accept_difference: keep what is like the model on average, and differs by far in single scores.
 
     Raises:
         ValueError: an argument that does not fit, or an artefact that differs from the model: it is deleted.
@@ -100,6 +102,8 @@ def export_model(
         path = WRITERS[to](graph_of(copy.deepcopy(model), info), info, folder / output.name, calibration)
         cases = [*parity_cases(info), *calibration_cases(calibration[:CALIBRATION_CASES], info)]
         parity = check_parity(model, load_runtime(path), cases)
+        if not accept_difference:
+            refuse_far(parity)
         for whole in list(folder.iterdir()):
             if output.is_dir():  # no folder takes the place of one with files in it
                 os.replace(output, folder / "replaced")

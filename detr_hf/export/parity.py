@@ -26,6 +26,8 @@ MEAN_TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 2e-2, "int8": 5e
 # Rounding alone moves single queries of trained models: the panoptic digit model by 1.1e-4 of the largest logit and by
 # 2.6e-4 in a box, where the mean was 2e-6.
 FLOAT32_TOLERANCE = {"logits": 5e-4, "boxes_cxcywh_norm": 5e-4, "masks": 1e-3}
+# More than this in a score, and an object that the model is sure of may be missing.
+FAR = 0.5
 # Field of `Predictions` -> what it is called as it comes and as a user sees it, and what makes this of that. The other
 # fields are seen as they come.
 SEEN_AS = {"logits": ("logits", "scores", softmax), "masks": ("mask logits", "masks", sigmoid)}
@@ -62,6 +64,18 @@ class Parity(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.cases} cases: {', '.join(_in_words(self.of, '{name} within {largest}', digits=1))}"
+
+
+def refuse_far(parity: Parity) -> None:
+    """Raises a ValueError where a score differs by more than `FAR`: the mean may hide lost objects."""
+    largest = parity.of["logits"].largest_seen
+    if largest > FAR:
+        raise ValueError(
+            f"The exported model is like the model on average, but a score differs by {largest:.2f} (compared on "
+            f"{parity}): objects may be lost or found. Nothing was kept. Take another dtype (--dtype), calibrate on "
+            "more typical pictures (--calibration), or keep it with accept_difference=True (--accept-difference) and "
+            "measure it on your data (detr-hf eval)."
+        )
 
 
 def parity_cases(info: ArtefactInfo) -> Iterator[Case]:

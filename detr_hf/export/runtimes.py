@@ -79,7 +79,7 @@ class OnnxModel:
     """A `.onnx` file in ONNX Runtime."""
 
     def __init__(self, path: Path, device: str, threads: int | None):
-        with install_hint(f"{path} runs in ONNX Runtime, which is not installed: {INSTALL}."):
+        with install_hint(f"{path} runs in ONNX Runtime, which is not installed: pip install onnxruntime."):
             import onnxruntime
         self.device = device
         options = onnxruntime.SessionOptions()
@@ -121,7 +121,7 @@ class OpenVinoModel:
     """
 
     def __init__(self, path: Path, device: str, threads: int | None):
-        with install_hint(f"{path} runs in OpenVINO, which is not installed: {INSTALL}."):
+        with install_hint(f"{path} runs in OpenVINO, which is not installed: pip install openvino."):
             import openvino
         self.device = device
         core = openvino.Core()

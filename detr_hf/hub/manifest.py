@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ..checkpoints.finding import Hub, find_file, local_path
 from ..checkpoints.hub_errors import explained
-from ..checkpoints.weight_files import Hub, find_file, find_weights, local_path
+from ..checkpoints.weight_files import find_weights
 from ..errors import IntegrityError
 from ..whole_files import whole_file
 

@@ -8,6 +8,7 @@ its missing pictures filled up with copies.
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ..export.artefact import each_field
 from ..export.processing import NumpyProcessor, detections_of
 from ..export.runtimes import Runtime, load_runtime
 from ..processing.image_opening_detr import divides_by_255
+from ..processing.image_sizes_detr import scaled_size
 from ..processing.segments_detr import checked_labels
 from .batching import Prepared
 from .segments import chosen_task, segmented
@@ -140,6 +142,10 @@ class ModelBackend:
             (masks,) = images_of(of_image, [size_hw])
             yield segmented(masks, self.task, panoptic_threshold, fused_labels, masks_from)
 
+    def resize_to(self, shortest_edge: int) -> None:
+        """Changes the size of pictures, see `Detector.resize_to`."""
+        self.image_processor.size = scaled_size(self.image_processor.to_dict(), shortest_edge)
+
     @property
     def id2label(self) -> dict[int, str]:
         """Class names by label."""
@@ -182,7 +188,7 @@ class ArtefactBackend:
         if self.task == "semantic" and runtime.info.mask_queries is not None:
             raise ValueError(
                 f"{path} gives the masks of the {runtime.info.mask_queries} best queries, and a semantic map is made "
-                "of all: export the model without --mask-queries, or use task='panoptic'."
+                "of all: export the model without --mask-queries, or use task='panoptic' (--task)."
             )
         self.model = runtime
         self.image_processor = NumpyProcessor(runtime.info)
@@ -246,6 +252,17 @@ class ArtefactBackend:
             result | segmented(of_image, self.task, panoptic_threshold, fused_labels, masks_from)
             for result, of_image in zip(results, masks, strict=True)
         ]
+
+    def resize_to(self, shortest_edge: int) -> None:
+        """Changes the size of pictures, see `Detector.resize_to`."""
+        info = self.image_processor.info
+        if info.size_hw is not None:
+            raise ValueError(
+                f"{self.path} takes images of {info.size_hw[0]}x{info.size_hw[1]} only: export the model with "
+                "--dynamic, or with the size that is wanted."
+            )
+        size = scaled_size(info.preprocessing, shortest_edge)
+        self.image_processor.info = replace(info, preprocessing={**info.preprocessing, "size": size})
 
     @property
     def id2label(self) -> dict[int, str]:

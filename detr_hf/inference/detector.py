@@ -9,6 +9,7 @@ folder where every size is different runs one by one. Threads read and process t
 This module does not import torch: an exported model needs none (`backends.py`).
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ..checkpoints.embedded import ABOUT, embedded_model_path
+from ..checkpoints.finding import Hub, find_file
 from ..export.artefact import find_artefact
 from ..export.processing import read_pixels
 from ..processing.image_sources_detr import plain_source
@@ -30,9 +33,8 @@ from .batching import (
     prepare_ahead,
     preparing_threads,
 )
-from .embedded import embedded_model_path
 from .forks import mind_fork
-from .pictures import is_single_picture, path_of, stamp_of_source
+from .pictures import is_single_picture, path_of, refuse_many, stamp_of_source
 from .results import Detections, shown_pixels
 from .segments import SegmentMap, chosen_task
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..model.modeling_detr import DETRForObjectDetection
+
+logger = logging.getLogger(__name__)
 
 OnError = Callable[[Any, Exception], None]
 
@@ -79,9 +83,9 @@ class Detector:
 
         Args:
             name_or_path: whatever `DETRForObjectDetection.from_pretrained` takes: a folder or Hub id of this package,
-                of transformers' DETR or of Table Transformer, or an original `.pth` file. None is the small model that
-                ships with the package and finds handwritten digits. Also what `detr-hf export` wrote: a `.onnx` or
-                `.pt2` file, or an OpenVINO folder.
+                of transformers' DETR or of Table Transformer, or an original `.pth` file. "detr-digits" (or None,
+                with a warning) is the small model that ships with the package and finds handwritten digits. Also what
+                `detr-hf export` wrote: a `.onnx` or `.pt2` file, or an OpenVINO folder.
             task: "detection" for boxes alone, "instance" for masks too, "panoptic" (the default where the checkpoint
                 has masks) for both and a map of segments; "semantic" for boxes and a map of classes, which needs the
                 masks of all queries, where the others need those of the objects found.
@@ -92,28 +96,31 @@ class Detector:
             **loading: further arguments of `DETRForObjectDetection.from_pretrained`, such as `subfolder`, `variant` or
                 `use_safetensors`, or `nheads` of a weight file that does not show it.
         """
+        if name_or_path is None:
+            logger.warning("No model is named: %s", ABOUT)
         source = embedded_model_path() if name_or_path is None else name_or_path
         artefact = find_artefact(source)
         if artefact is not None:
             if loading:
                 raise TypeError(f"{source} is an exported model, for which {', '.join(loading)} cannot be given.")
             return cls.on(ArtefactBackend.from_artefact(artefact, task=task, device=device, dtype=dtype))
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        of_hub = Hub(loading.get("subfolder") or "", **hub)
+        find_file(source, "config.json", of_hub)  # a name of nothing is refused before seconds of imports
         import torch
 
         from ..checkpoints.model_classes import load_model
         from ..checkpoints.processors import processor_of
-        from ..checkpoints.weight_files import Hub
         from ..model.compiling_detr import warn_of_slow_bfloat16
         from ..model.modeling_detr import DETRForObjectDetection
 
-        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         load = DETRForObjectDetection.from_pretrained if task == "detection" else load_model
         model = load(source, dtype=dtype or torch.float32, **hub, **loading)
         chosen_task(task, model.has_mask_head, str(source))  # before anything moves to a device
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         warn_of_slow_bfloat16(model.dtype, device)
-        return cls(model.to(device), processor_of(source, Hub(loading.get("subfolder") or "", **hub)), task)
+        return cls(model.to(device), processor_of(source, of_hub), task)
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:
         """Returns the objects that score more than `threshold`: one `Detections` for one picture, a list for several.
@@ -200,6 +207,7 @@ class Detector:
     def _prepare(self, index: int, source: Any) -> Prepared:
         """Returns one picture, read and processed, with what shows it again: its file, its bytes, or a copy of it."""
         plain, name = plain_source(source, f"image {index}")
+        refuse_many(plain, name)
         stamp = stamp_of_source(plain)
         pixels = read_pixels(plain, name, expects_0_255=self.backend.expects_0_255, takes_options=False)
         try:
@@ -246,6 +254,14 @@ class Detector:
 
     def _name_of(self, label: int) -> str:
         return self.id2label.get(label, str(label))
+
+    def resize_to(self, shortest_edge: int) -> None:
+        """Changes the size of pictures for the model: so many pixels of the shorter side, the longer in proportion.
+
+        Raises:
+            ValueError: the image processor makes all pictures one size, or the exported model takes one size only.
+        """
+        self.backend.resize_to(shortest_edge)
 
     @property
     def task(self) -> str:

@@ -14,9 +14,9 @@ from torchvision import tv_tensors
 from typer.testing import CliRunner
 
 from detr_hf import Detections, Detector
+from detr_hf.checkpoints.embedded import demo_scene_path
 from detr_hf.cli.main import app
 from detr_hf.data.pictures import load_pixels
-from detr_hf.inference.embedded import demo_scene_path
 
 from .kinds import Holds, Kind, Refused, each, picture, try_out
 

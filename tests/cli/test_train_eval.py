@@ -116,6 +116,28 @@ def test_transformers_own_checkpoint_is_evaluated_alike(folder):
     assert ours["mistakes"] == theirs["mistakes"]
 
 
+def test_limit_and_image_size(folder, tmp_path):
+    given = ("--limit", 2, "--image-size", 32, "--json", tmp_path / "m.json", "--results", tmp_path / "r.json")
+    done = run("eval", folder / "start", folder / "data", *given)
+    assert done.exit_code == 0, done.output
+    assert "The first 2 of 3 pictures of split 'val' (--limit)." in done.stderr
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert {one["image_id"] for one in found} == {1, 2}
+    whole = tmp_path / "whole.json"
+    assert run("eval", folder / "start", folder / "data", "--results", whole).exit_code == 0
+    same_pictures = [one["score"] for one in json.loads(whole.read_text()) if one["image_id"] < 3]
+    assert sorted(same_pictures) != sorted(one["score"] for one in found)  # 48 pixels, not 32
+    refused = run("eval", whole, folder / "data", "--limit", 1)
+    assert refused.exit_code == 2 and "--image-size, --limit: is for a model" in refused.output
+
+
+def test_the_shipped_model_on_the_shipped_scenes(tmp_path, monkeypatch):
+    monkeypatch.setattr("detr_hf.data.readers.digit_data.SCENES", {"train": 2, "validation": 3})
+    done = run("eval", "detr-digits", "digits", "--json", tmp_path / "m.json")
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "m.json").read_text())["AP50"] > 0.8
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
+from ..pictures import path_of
 from .archives import tar_piece
 from .base import Picture, Piece, Source, SourceOptions
 from .searching import PictureSearch
@@ -47,10 +48,16 @@ def open_source(source: Any, options: SourceOptions, results: Path | None = None
 
 
 def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | None = None) -> Source:
-    """Returns the pictures behind files, folders and patterns.
+    """Returns the pictures behind files, folders and patterns; an error of type ValueError for a URL.
 
     Tar files, Parquet files and videos among them each make a piece of their own.
     """
+    for path in paths:
+        if path_of(path) is None:
+            raise ValueError(
+                f"{path} is a web address, which a run over many pictures does not read: download the picture, or "
+                "detect in it without a folder for results (--out)."
+            )
     pictures: list[str] = []
     whole: list[Piece] = []
     seen = hashlib.blake2b(digest_size=16)
