@@ -188,7 +188,7 @@ class Watch(ProgressCallback):
         text = f"{self.seconds_a_step:.2f} s a step (of {TIMED} measured): some {_long(minutes)} to go{besides}."
         if args.device.type == "cpu" and minutes > LONG_MINUTES:
             text += (
-                " On a CPU smaller pictures (half the sides take about a quarter of the time), freeze_backbone=True, "
+                " On a CPU smaller pictures (half the sides: a quarter to a half of the time), freeze_backbone=True, "
                 "fewer steps (max_steps) or a smaller backbone make it shorter."
             )
         return text
