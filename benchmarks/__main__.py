@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from .allocator import ran_tuned
+from .convergence_command import convergence
+from .records import RESULTS
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -35,7 +37,6 @@ Machine = Annotated[
     typer.Option(help="Its folder in benchmarks/results; by default guessed: amx, zen5, avx2, h100..."),
 ]
 Tuned = Annotated[bool, typer.Option("--tuned-allocator", help="Run both sides with glibc set to keep freed memory.")]
-RESULTS = Path("benchmarks/results")
 
 
 @app.command()
@@ -288,6 +289,24 @@ def aids(
 
 
 @app.command()
+def presets(
+    context: typer.Context,
+    device: Device = "cpu",
+    batch: Batch = 1,
+    height: Height = 800,
+    width: Width = 1066,
+    backbone: Backbone = "resnet50",
+    runs: Runs = 5,
+    out: Out = None,
+    machine: Machine = None,
+) -> None:
+    """What presets of DETRConfig cost in inference: time, memory and operations, beside the paper's DETR."""
+    from .presets import compare_presets
+
+    _finish(context, "presets", compare_presets(device, batch, (height, width), runs, backbone))
+
+
+@app.command()
 def commits(
     context: typer.Context,
     base: Annotated[str, typer.Argument(help="A commit, branch or tag of this repository.")],
@@ -304,53 +323,7 @@ def commits(
     _finish(context, "commits", compare_commits(base, names, runs, backbone=backbone))
 
 
-@app.command()
-def convergence(
-    context: typer.Context,
-    data: Annotated[str, typer.Argument(help="digits, or the folder of a data set.")] = "digits",
-    arms: Annotated[str, typer.Option(help="Several with commas; all lists them.")] = "transformers-best,detr,fast",
-    seeds: Annotated[str, typer.Option(help="Several with commas.")] = "0,1,2",
-    steps: Annotated[int, typer.Option(min=1)] = 1500,
-    eval_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
-    batch: Batch = 16,
-    lr: Annotated[str, typer.Option(help="Of the transformer; several with commas are all run.")] = "1e-3",
-    hidden_dim: Annotated[int, typer.Option(min=8)] = 64,
-    nheads: Annotated[int, typer.Option(min=1)] = 4,
-    layers: Annotated[int, typer.Option(min=1, help="Of encoder and decoder.")] = 3,
-    num_queries: Annotated[int, typer.Option(min=1)] = 16,
-    dropout: Annotated[float, typer.Option(min=0)] = 0.0,
-    side: Annotated[int, typer.Option(min=32, help="Longer side of the pictures, in pixels.")] = 384,
-    backbone: Backbone = "resnet50",
-    backbone_weights: Annotated[str | None, typer.Option(help="File of pretrained weights, for pictures.")] = None,
-    backbone_lr: Annotated[float, typer.Option(help="Of the backbone, at the first --lr.")] = 1e-4,
-    pixel_mean: Annotated[str, typer.Option(help="Mean and deviation of the backbone's pixels.")] = "imagenet",
-    device: Device = "cpu",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    work: Annotated[Path, typer.Option(help="Where the digit scenes are kept.")] = Path("runs/convergence"),
-    name: Annotated[str, typer.Option(help="Of the files that are written.")] = "convergence",
-    out: Out = None,
-    machine: Machine = None,
-) -> None:
-    """How many steps and seconds DETR takes to learn: transformers' own, the original's recipe, and ours."""
-    import logging
-
-    from .convergence import run_arms
-    from .convergence_arms import known_arms
-    from .convergence_report import summarise
-    from .convergence_tasks import IMAGENET, Settings
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    rates = [float(rate) for rate in lr.split(",")]
-    mean, std = IMAGENET if pixel_mean == "imagenet" else ((float(pixel_mean),) * 3,) * 2
-    settings = Settings(
-        data, str(work), steps, eval_every, batch, rates[0], backbone_lr, hidden_dim=hidden_dim, nheads=nheads,
-        layers=layers, num_queries=num_queries, dropout=dropout, device=device, side=side, backbone=backbone,
-        backbone_weights=backbone_weights, mean=mean, std=std, processes=max(2, jobs),
-    )  # fmt: skip
-    chosen = list(known_arms()) if arms == "all" else [arm.strip() for arm in arms.split(",")]
-    path = _folder(context) / f"{name}.json"
-    run_arms(chosen, [int(seed) for seed in seeds.split(",")], settings, path, jobs, rates)
-    typer.echo(summarise(path))
+app.command()(convergence)
 
 
 @app.command()

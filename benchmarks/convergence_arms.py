@@ -1,21 +1,27 @@
 """The arms of the convergence benchmark: their names, their options, and the model of each.
 
-An arm is a model: transformers' own DETR as it is shipped, the same at its best (auxiliary losses, the original's
-initial values), or this package's with some options of its configuration. Where the backbone trains, every arm trains
+An arm is data, and a model: transformers' own DETR as it is shipped, the same at its best (auxiliary losses, the
+original's initial values), another detector of transformers (`convergence_peers`), or this package's with some options
+of its configuration, which may be given on the command line. Where the backbone trains, every arm trains
 the same copy of it, with this package's frozen batch norm: that of transformers drops the activations that some timm
 norms carry.
 """
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detr_hf.checkpoints.layouts import transformers_from_own
 from detr_hf.model.configuration_detr import DETRConfig
 from detr_hf.model.modeling_detr import DETRForObjectDetection
+from detr_hf.model.presets_detr import PRESETS
 from detr_hf.training.arguments import MODEL_OPTIONS, TRAINING_OPTIONS
 
+from .convergence_features import MAPS, ONE_MAP, FixedFeatures, LastMaps
+from .convergence_peers import build_peer, peer_arms
 from .convergence_tasks import Settings, Task
 
 THEIRS = ("transformers", "transformers-best")
@@ -44,10 +50,13 @@ PARTS = {
     "class_cost": "set_cost_class",
     "average": "ema_decay",
 }
+# What an arm may say besides fields of DETRConfig.
+NOT_THE_MODEL = ("ema_decay", "maps", "peer", "mended", "averaged_beside")
 
 
 def known_arms() -> dict[str, dict[str, Any]]:
-    """Returns an arm's options by its name: fields of DETRConfig, and `ema_decay` where averaged weights count."""
+    """Returns an arm's options by its name: fields of DETRConfig, `ema_decay` where averaged weights count, and `maps`
+    (strides) where it takes others than one at stride 16. A peer's say which, and what is mended."""
     recipes = {name: {**options, **TRAINING_OPTIONS.get(name, {})} for name, options in MODEL_OPTIONS.items()}
     fast = recipes["fast"]
     without = {
@@ -55,51 +64,81 @@ def known_arms() -> dict[str, dict[str, Any]]:
         for part, option in PARTS.items()
     }
     alone = {part: {PARTS[part]: fast[PARTS[part]]} for part in ("class_cost", "average")}
-    return {**{name: {} for name in THEIRS}, **recipes, **ABLATION, **alone, **without}
+    ours = {"precise": precise_arm()}
+    return {**{name: {} for name in THEIRS}, **recipes, **ours, **ABLATION, **alone, **without, **peer_arms()}
 
 
-class FixedFeatures(nn.Module):
-    """Stands in the place of a frozen backbone: the input is its feature map already."""
+def precise_arm() -> dict[str, Any]:
+    """Returns the preset "precise", as wide as the other arms are."""
+    fields = {name: value for name, value in PRESETS["precise"].items() if name != "dim_feedforward"}
+    return {**fields, "maps": (8, 16, 32), "ema_decay": 0.999}
 
-    def forward(self, features: Tensor) -> list[Tensor]:
-        return [features]
+
+def arm_of_config(text: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns name and options of an arm that is given as data: fields of DETRConfig, those of a `recipe` before
+    them, `maps` and `ema_decay`; the `name` is "config" unless it says another.
+
+    Raises:
+        ValueError: something is no field of DETRConfig, or no arm could have that name or those maps.
+    """
+    options = dict(text)
+    name, recipe = options.pop("name", "config"), options.pop("recipe", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name) or name in known_arms():
+        raise ValueError(f"An arm cannot be named {name!r}: letters, digits, _ and -, and none of the known arms.")
+    if recipe is not None and recipe not in MODEL_OPTIONS:
+        raise ValueError(f"There is no recipe {recipe!r}; choose from {', '.join(MODEL_OPTIONS)}.")
+    if tuple(options.get("maps", ONE_MAP)) not in MAPS:
+        raise ValueError(f"maps is {options['maps']}; choose from {', '.join(str(list(maps)) for maps in MAPS)}.")
+    fields = vars(DETRConfig())
+    unknown = [field for field in options if field not in fields and field not in ("maps", "ema_decay")]
+    if unknown:
+        raise ValueError(f"DETRConfig has no {unknown[0]!r}, nor is it one of name, recipe, maps and ema_decay.")
+    return name, {**(known_arms()[recipe] if recipe else {}), **options}
 
 
-def take_features(model: DETRForObjectDetection) -> None:
-    """Makes `model` take what its backbone would give, feature maps (B, C, h, w), in the place of pictures."""
-    model.backbone[0].body = FixedFeatures()
+def maps_of(options: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns the strides of the maps that an arm takes."""
+    return tuple(options.get("maps", ONE_MAP))
+
+
+def take_features(model: DETRForObjectDetection, shapes: Iterable[tuple[int, int, int]] = ()) -> None:
+    """Makes `model` take what its backbone would give, feature maps (B, C, h, w), in the place of pictures.
+
+    Several maps come as one row, and `shapes` are theirs.
+    """
+    shapes = list(shapes)
+    model.backbone[0].body = FixedFeatures(shapes)
+    if model.config.box_queries:  # the pictures' size is that of their coarsest map
+        find, stride = model.box_queries.find, model.box_queries.strides[-1]
+        size_hw = torch.tensor([[side * stride for side in shapes[-1][1:]]])
+        model.box_queries.find = lambda encode, memory, features, _: find(encode, memory, features, size_hw)
     model._check_inputs = lambda *_: None  # feature maps have other channels than pictures
 
 
-class LastStage(nn.Module):
-    """Gives transformers' model the same backbone as ours."""
-
-    def __init__(self, body: nn.Module):
-        super().__init__()
-        self.body = body
-
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        return self.body(pixel_values)
-
-
-def build_model(arm: str, settings: Settings, task: Task) -> nn.Module:
-    """Returns the model of an arm on the CPU, drawn from torch's random generator."""
-    options = {name: value for name, value in known_arms()[arm].items() if name != "ema_decay"}
-    config = DETRConfig(
-        hidden_dim=settings.hidden_dim,
-        nheads=settings.nheads,
-        enc_layers=settings.layers,
-        dec_layers=settings.layers,
-        dim_feedforward=4 * settings.hidden_dim,
-        dropout=settings.dropout,
-        num_queries=settings.num_queries,
-        id2label=dict(task.id2label),
-        **{**task.backbone, **({"backbone_weights": None} if task.are_features else {})},
-        **options,
-    )
-    model = DETRForObjectDetection(config)
+def build_model(arm: str, settings: Settings, task: Task, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """Returns the model of an arm on the CPU, drawn from torch's random generator; `options` are those of `known_arms`
+    unless given."""
+    options = known_arms()[arm] if options is None else options
+    if "peer" in options:
+        return build_peer(dict(options), settings, task)
+    several = len(maps_of(options)) > 1
+    shared = {
+        "hidden_dim": settings.hidden_dim,
+        "nheads": settings.nheads,
+        "enc_layers": settings.layers,
+        "dec_layers": settings.layers,
+        "dim_feedforward": 4 * settings.hidden_dim,
+        "dropout": settings.dropout,
+        "num_queries": settings.num_queries,
+        "id2label": dict(task.id2label),
+        **task.backbone,
+        **({"backbone_weights": None} if task.are_features else {}),
+        **({"dilation": False} if several else {}),
+    }
+    own = {name: value for name, value in options.items() if name not in NOT_THE_MODEL}
+    model = DETRForObjectDetection(DETRConfig(**{**shared, **own}))
     if task.are_features:
-        take_features(model)
+        take_features(model, task.shapes)
     return _theirs(model, like_the_original=arm == THEIRS[1]) if arm in THEIRS else model
 
 
@@ -148,8 +187,8 @@ def _theirs(ours: DETRForObjectDetection, like_the_original: bool) -> nn.Module:
     else:
         model._init_weights(model.model.input_projection)
     encoder = next(module for module in model.modules() if type(module).__name__ == "DetrConvEncoder")
-    encoder.model = LastStage(ours.backbone[0].body)
+    encoder.model = LastMaps(ours.backbone[0].body, 1)
     return model
 
 
-__all__ = ["ABLATION", "build_model", "known_arms", "take_features"]
+__all__ = ["ABLATION", "arm_of_config", "build_model", "known_arms", "maps_of", "take_features"]

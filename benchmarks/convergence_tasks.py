@@ -1,12 +1,14 @@
-"""What the convergence benchmark trains on: digit scenes on a frozen backbone, or the pictures of a data set.
+"""What the convergence benchmark trains on: digit scenes on a frozen backbone, or the pictures of a data set, on a
+backbone that trains or (`Settings.crops`) on one that is frozen.
 
 Everything is held in memory, as uint8 pictures or as feature maps, and a batch is a pure function of seed and step:
 all arms see the same pictures in the same order with the same augmentation.
 """
 
 import logging
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,10 @@ from torch import Tensor, nn
 from detr_hf.data.digits import DigitScenes
 from detr_hf.data.loading import load_detection_dataset
 from detr_hf.data.pictures import load_pixels
-from detr_hf.model.backbone_detr import Backbone
-from detr_hf.model.configuration_detr import DETRConfig
 from detr_hf.model.matcher_detr import PackedTargets
 from detr_hf.model.training_aids_detr import FeatureFrame, assign_tokens
+
+from .convergence_features import ONE_MAP, Shape, features_of, frozen_task, weights_digest
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ DIGIT_BACKBONE = {
 TRAIN_SCENES, VALIDATION_SCENES = 4000, 256
 PRETRAIN_STEPS, PRETRAIN_BATCH = 700, 16
 SMALLEST_CROP = 0.6  # of a picture's side
+LARGEST_STRIDE = 32
 LEAST_VISIBLE = 0.3  # of an object's area, for a crop to keep it
 
 
@@ -57,7 +60,8 @@ class Pictures:
 
 @dataclass
 class Task:
-    """Data and what the arms share: classes, backbone, whether `pixels` are feature maps of a frozen backbone."""
+    """Data and what the arms share: classes, backbone, whether `pixels` are feature maps of a frozen backbone, and the
+    shapes of these."""
 
     id2label: dict[int, str]
     train: Pictures
@@ -66,6 +70,7 @@ class Task:
     are_features: bool
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
+    shapes: list[Shape] = field(default_factory=list)
 
     def batch(self, seed: int, step: int, size: int, device: str) -> tuple[Tensor, Tensor | None, list[dict]]:
         """Returns pixels, mask and targets of training step `step`."""
@@ -75,11 +80,12 @@ class Task:
         chosen = order[step % per_epoch * size :][:size]
         targets = [train.targets[index] for index in chosen]
         if self.are_features:
-            return train.pixels[chosen].to(device), None, _moved(targets, device)
+            masks = None if train.masks is None else train.masks[chosen].to(device).long()
+            return train.pixels[chosen].to(device).float(), masks, _moved(targets, device)
         rng = np.random.default_rng((seed, step, 1))
         pixels = train.pixels[chosen].to(device)
         drawn = [
-            _crop_and_flip(rng, pixels[number], target, train.sizes_hw[index])
+            crop_and_flip(rng, pixels[number], target, train.sizes_hw[index])
             for number, (index, target) in enumerate(zip(chosen, targets, strict=True))
         ]
         return (
@@ -91,11 +97,9 @@ class Task:
     def validation_batches(self, size: int, device: str):
         """Yields pixels and mask of all validation pictures, in order."""
         for start in range(0, len(self.validation.pixels), size):
-            pixels = self.validation.pixels[start : start + size].to(device)
-            if self.are_features:
-                yield pixels, None
-            else:
-                yield self.normalise(pixels), self.validation.masks[start : start + size].to(device)
+            pixels, masks = self.validation.pixels[start : start + size].to(device), self.validation.masks
+            masks = None if masks is None else masks[start : start + size].to(device).long()
+            yield pixels.float() if self.are_features else self.normalise(pixels), masks
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Returns uint8 pixels (B, 3, H, W) as normalised float."""
@@ -129,21 +133,33 @@ class Settings:
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
     processes: int = 2
+    crops: int = 0  # of a picture, as features of a frozen backbone; 0: the backbone trains
 
-    def task(self) -> Task:
-        """Reads or makes the data."""
+    def task(self, maps: Sequence[int] = ONE_MAP) -> Task:
+        """Reads or makes the data; features where the backbone is frozen, those of `maps`."""
         if self.data == "digits":
-            return digit_task(Path(self.work), self.processes)
+            return digit_task(Path(self.work), self.processes, maps)
+        return frozen_task(self, maps) if self.crops else self.pictures()
+
+    def pictures(self) -> Task:
+        """Reads the pictures of a data set."""
         if self.backbone_weights is None:
             raise ValueError("Pictures need a pretrained backbone: give --backbone-weights a file.")
         return picture_task(self.data, self.side, self.backbone, self.backbone_weights, self.mean, self.std)
+
+    def to_record(self) -> dict[str, Any]:
+        """Returns what a run depends on, without the folders of this machine: two equal ones may be compared."""
+        found = {name: value for name, value in asdict(self).items() if name not in ("work", "processes")}
+        weights = self.backbone_weights
+        named = weights and f"{Path(weights).name} {weights_digest(weights)}".removesuffix(f" {weights}")
+        return {**found, "data": Path(self.data).name, "backbone_weights": named}
 
 
 def _moved(targets: list[dict[str, Tensor]], device: str) -> list[dict[str, Tensor]]:
     return [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets]
 
 
-def _crop_and_flip(
+def crop_and_flip(
     rng: np.random.Generator, picture: Tensor, target: dict[str, Tensor], size_hw: tuple[int, int]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns a part of `picture` (3, H, W) enlarged to the picture's own size, mirrored half of the time."""
@@ -177,6 +193,7 @@ def picture_task(
     """The pictures of a data set, scaled to `side` pixels at the longer side, for a backbone that trains."""
     data = load_detection_dataset(folder, masks=False)
     splits = {kind: _read_split(data[data.split_for(kind)], data.id2label, side) for kind in ("train", "validation")}
+    _trim(splits.values())
     return Task(
         id2label=dict(data.id2label),
         backbone={"backbone": backbone, "backbone_weights": weights, "dilation": True},
@@ -199,8 +216,9 @@ def _read_split(rows: Any, id2label: dict[int, str], side: int) -> Pictures:
         scaled = F.interpolate(picture[None], size=size_hw, mode="bilinear", antialias=True)[0]
         pixels[number, :, : size_hw[0], : size_hw[1]] = scaled.round().clamp(0, 255).to(torch.uint8)
         masks[number, : size_hw[0], : size_hw[1]] = 1
-        boxes = torch.tensor(row["objects"]["bbox"], dtype=torch.float32).reshape(-1, 4) * scale
-        target, annotations = _target_and_truth(number, boxes, row["objects"]["category"], size_hw)
+        objects = row["objects"]
+        boxes = torch.tensor(objects["bbox"], dtype=torch.float32).reshape(-1, 4) * scale
+        target, annotations = _target_and_truth(number, boxes, objects["category"], size_hw, objects.get("iscrowd"))
         targets.append(target)
         sizes_hw.append(size_hw)
         truth["images"].append({"id": number, "height": size_hw[0], "width": size_hw[1]})
@@ -208,28 +226,41 @@ def _read_split(rows: Any, id2label: dict[int, str], side: int) -> Pictures:
     return Pictures(pixels, masks, targets, truth, sizes_hw)
 
 
+def _trim(splits: Iterable[Pictures]) -> None:
+    """Cuts off padding that all pictures have, down to a multiple of the largest stride."""
+    sizes = [size_hw for split in splits for size_hw in split.sizes_hw]
+    height, width = (-(-max(extents) // LARGEST_STRIDE) * LARGEST_STRIDE for extents in zip(*sizes, strict=True))
+    for split in splits:
+        split.pixels = split.pixels[:, :, :height, :width].contiguous()
+        split.masks = split.masks[:, :height, :width].contiguous()
+
+
 def _categories(id2label: dict[int, str]) -> list[dict[str, Any]]:
     return [{"id": label, "name": name} for label, name in id2label.items()]
 
 
-def _target_and_truth(number: int, boxes_xywh: Tensor, labels: list[int], size_hw: tuple[int, int]):
-    """Returns the target (cxcywh in [0, 1]) and the COCO annotations of one picture."""
+def _target_and_truth(
+    number: int, boxes_xywh: Tensor, labels: list[int], size_hw: tuple[int, int], crowds: Sequence[int] | None = None
+):
+    """Returns the target (cxcywh in [0, 1], without crowds) and the COCO annotations of one picture."""
+    crowds = [int(crowd or 0) for crowd in crowds or [0] * len(labels)]
     size = torch.tensor([size_hw[1], size_hw[0]] * 2)
     boxes = torch.cat([boxes_xywh[:, :2] + boxes_xywh[:, 2:] / 2, boxes_xywh[:, 2:]], dim=1) / size
-    target = {"class_labels": torch.tensor(labels, dtype=torch.int64), "boxes": boxes}
+    single = torch.tensor(crowds) == 0
+    target = {"class_labels": torch.tensor(labels, dtype=torch.int64)[single], "boxes": boxes[single]}
     annotations = [
-        {"image_id": number, "category_id": int(label), "bbox": box}
-        for box, label in zip(boxes_xywh.tolist(), labels, strict=True)
+        {"image_id": number, "category_id": int(label), "bbox": box, "iscrowd": crowd}
+        for box, label, crowd in zip(boxes_xywh.tolist(), labels, crowds, strict=True)
     ]
     return target, annotations
 
 
-def digit_task(work: Path, processes: int) -> Task:
+def digit_task(work: Path, processes: int, maps: Sequence[int] = ONE_MAP) -> Task:
     """Digit scenes as feature maps of a small ResNet that was trained to name digits and is frozen for all arms.
 
     It is trained, in a few minutes on a slow CPU, and everything is drawn, the first time; then read from `work`.
     """
-    cache = work / "digits.pt"
+    cache = work / ("digits.pt" if tuple(maps) == ONE_MAP else f"digits-{'-'.join(map(str, maps))}.pt")
     if not cache.exists():
         work.mkdir(parents=True, exist_ok=True)
         splits = {
@@ -239,13 +270,17 @@ def digit_task(work: Path, processes: int) -> Task:
         weights = work / "digits_backbone.safetensors"
         if not weights.exists():
             pretrain_backbone(weights, processes)
-        body = Backbone(DETRConfig(**DIGIT_BACKBONE, backbone_weights=str(weights))).eval()
+        options = {**DIGIT_BACKBONE, "backbone_weights": str(weights)}
+        mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
         for pictures in splits.values():
-            pictures.pixels = _features(body, pictures.pixels)
-        torch.save({split: vars(pictures) for split, pictures in splits.items()}, cache)
-    splits = {split: Pictures(**held) for split, held in torch.load(cache, weights_only=True).items()}
+            parts = ((part.float() / 255 - mean) / std for part in pictures.pixels.split(64))
+            pictures.pixels, shapes = features_of(maps, options, parts, torch.float32)
+        torch.save({"shapes": shapes, **{split: vars(pictures) for split, pictures in splits.items()}}, cache)
+    held = torch.load(cache, weights_only=True)
+    shapes = held.pop("shapes", [])
+    splits = {split: Pictures(**kept) for split, kept in held.items()}
     id2label = {label: str(digit) for label, digit in enumerate(DIGIT_CLASSES)}
-    return Task(id2label=id2label, backbone=DIGIT_BACKBONE, are_features=True, **splits)
+    return Task(id2label=id2label, backbone=DIGIT_BACKBONE, are_features=True, shapes=shapes, **splits)
 
 
 def draw_scenes(split: str, numbers: range, processes: int) -> Pictures:
@@ -276,13 +311,6 @@ def _draw(split: str, number: int) -> tuple[np.ndarray, list[list[float]], list[
     )
     scene = scenes.draw(number)
     return np.asarray(scene["image"]), scene["objects"]["bbox"], scene["objects"]["category"]
-
-
-@torch.no_grad()
-def _features(body: nn.Module, pixels: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
-    maps = [body((part.float() / 255 - mean) / std, None)[0][0] for part in pixels.split(64)]
-    return torch.cat(maps).contiguous()
 
 
 def pretrain_backbone(path: Path, processes: int) -> None:
@@ -318,4 +346,13 @@ def pretrain_backbone(path: Path, processes: int) -> None:
     save_file({name: tensor.contiguous() for name, tensor in body.state_dict().items()}, path)
 
 
-__all__ = ["IMAGENET", "Pictures", "Settings", "Task", "digit_task", "picture_task", "pretrain_backbone"]
+__all__ = [
+    "IMAGENET",
+    "Pictures",
+    "Settings",
+    "Task",
+    "crop_and_flip",
+    "digit_task",
+    "picture_task",
+    "pretrain_backbone",
+]

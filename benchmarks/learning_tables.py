@@ -5,14 +5,16 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from .convergence import Run
-from .records import MACHINES, record, table
+from .convergence_record import Run
+from .convergence_report import by_class_and_size, described, mistakes, table as curves_table
+from .records import MACHINES, RESULTS, record, table
 
 ARMS = {
     "transformers": "transformers, as shipped",
     "transformers-best": "transformers, auxiliary losses and the original's initial values",
     "detr": "`detr`, the original's recipe",
     "fast": "**`fast`**",
+    "precise": "**the preset `precise`**",
     "fast_without_encoder": "without the encoder loss",
     "fast_without_class_cost": "`fast` without the class cost",
     "fast_without_average": "without the average",
@@ -132,6 +134,28 @@ def photographs() -> str:
     return f"{table(['', 'on', *heads], rows)}\n\n{note}"
 
 
+def protocol(letter: str, results: Path = RESULTS) -> str:
+    """Returns all that the records of a protocol of `convergence` say, machine by machine and data set by data set."""
+    parts, arms = [], {}
+    for path in sorted(results.glob(f"*/convergence-{letter}-*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        members, arms = [Run(**run) for run in found["runs"]], arms | found["arms"]
+        what = found["settings"]["data"]
+        parts.append(f"On {PHOTOGRAPHED.get(what, what)}, {MACHINES.get(path.parent.name, path.parent.name)}:")
+        parts += [made(members) for made in (curves_table, by_class_and_size, mistakes)]
+    return "\n\n".join(filter(None, [*parts, described(arms)])) or "There is no record of it yet."
+
+
+def narrow() -> str:
+    """Returns the records of the narrow protocol, of a frozen backbone."""
+    return protocol("A")
+
+
+def beside_peers() -> str:
+    """Returns the records of the protocol in which the backbone trains."""
+    return protocol("B")
+
+
 def cost() -> str:
     """Returns what each training aid costs."""
     found = record("avx2", "aids")
@@ -176,9 +200,6 @@ def rate() -> str:
     return curves("xeon16", "convergence-digits-lr", ("detr",), by_rate=True)
 
 
-__all__ = ["cost", "digits", "options", "parts", "photographs", "rate", "summary", "width"]
-
-
 def masks() -> str:
     """Returns what every run of `examples/panoptic.py` reached at its last evaluation, given up or not."""
     rows = []
@@ -188,3 +209,19 @@ def masks() -> str:
         numbers = [f"{last[key]:.3f}" if key in last else "" for key in MASK_NUMBERS.values()]
         rows.append([name, run["what"], str(last["step"]), *numbers])
     return table(["", "", "steps", *MASK_NUMBERS], rows)
+
+
+__all__ = [
+    "beside_peers",
+    "cost",
+    "digits",
+    "masks",
+    "narrow",
+    "options",
+    "parts",
+    "photographs",
+    "protocol",
+    "rate",
+    "summary",
+    "width",
+]

@@ -290,6 +290,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "learning-width": learning_tables.width,
     "learning-rate": learning_tables.rate,
     "learning-photographs": learning_tables.photographs,
+    "learning-narrow": learning_tables.narrow,
+    "learning-peers": learning_tables.beside_peers,
     "learning-cost": learning_tables.cost,
     "learning-masks": learning_tables.masks,
 }

@@ -74,6 +74,15 @@ def is_foreign(
     return _read_config(name_or_path, hub)["model_type"] != DETRConfig.model_type
 
 
+def type_of(name_or_path: str | Path, subfolder: str = "", proxies: Any = None, **hub: Any) -> str | None:
+    """Returns the `model_type` of a folder's or Hub repository's config.json; None where there is none."""
+    path = local_path(name_or_path)
+    if path is not None and path.is_file():
+        return None
+    file = find_file(name_or_path, "config.json", Hub(subfolder or "", **hub))
+    return read_json(file).get("model_type") if file else None
+
+
 def read_checkpoint(
     name_or_path: str | Path,
     *,
@@ -199,7 +208,8 @@ def _read_config(name_or_path: str | Path, hub: Hub) -> dict[str, Any]:
     if model_type not in (DETRConfig.model_type, *FOREIGN_TYPES):
         raise ValueError(
             f"{path} is the config of a model of type {model_type!r}, not of a DETR. detr_hf reads "
-            f"{DETRConfig.model_type!r}, {' and '.join(map(repr, FOREIGN_TYPES))}, and original .pth files."
+            f"{DETRConfig.model_type!r}, {' and '.join(map(repr, FOREIGN_TYPES))}, and original .pth files; a "
+            "class of your own is loaded by its own from_pretrained, with config_class set."
         )
     return config
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 FILE_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
+LARGEST_HEADER = 100_000_000  # bytes of JSON that safetensors reads, and we of a configuration or an index
 _WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -132,8 +133,11 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: when it holds no JSON object.
     """
     try:
+        size = path.stat().st_size
+        if size > LARGEST_HEADER:
+            raise ValueError(f"it has {size} bytes, more than the {LARGEST_HEADER} that are read")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold a JSON object, but holds a {type(content).__name__}.")
@@ -228,7 +232,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def check_safetensors(path: Path) -> None:
-    """Compares the size of a file with what its header promises, without reading the tensors.
+    """Compares a file with what its header promises, without reading the tensors.
 
     Raises:
         ValueError: naming the file, its size and the size that it should have.
@@ -237,6 +241,11 @@ def check_safetensors(path: Path) -> None:
     promised = _promised_size(path, size)
     if promised != str(size):
         raise ValueError(_damaged(path, size, promised))
+    try:
+        with safe_open(path, framework="pt"):  # which looks whether the header fits together
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{_damaged(path, size, promised)} ({error})") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -264,11 +273,13 @@ def _promised_size(path: Path, size: int) -> str | None:
         (header_length,) = struct.unpack("<Q", file.read(8))
         if header_length > size - 8:
             return f"a header of {header_length} bytes alone"
+        if header_length > LARGEST_HEADER:
+            return None
         try:
             entries = json.loads(file.read(header_length))
             ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
             return f"{8 + header_length + max(ends, default=0)}"
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             return None
 
 

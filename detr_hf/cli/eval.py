@@ -34,8 +34,14 @@ def evaluate(
         "confident"
     ),
     panoptic_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Score from which a query contests the pixels of panoptic segments.")
-    ] = 0.85,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Score from which a query contests the pixels of panoptic segments; by default the one that "
+            "post_process_panoptic_segmentation has.",
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
     *,
     reading: Reading,
@@ -83,7 +89,7 @@ def evaluate(
                 "(detr-hf train --task panoptic), or leave --masks out."
             )
         chosen = {"batch_size": batch_size, "num_workers": workers, "device": device}
-        chosen |= {"rule": rule, "panoptic_threshold": panoptic_threshold}
+        chosen |= {"rule": rule} | ({} if panoptic_threshold is None else {"panoptic_threshold": panoptic_threshold})
         with progress_bar() as show:
             chosen["on_batch"] = lambda count, total: show(advance=count, total=total)
             found = measure(model, loaded, threshold=threshold, **chosen)

@@ -59,7 +59,7 @@ def main() -> None:
     """Runs the command. An error is one line and exit code 1; `DETR_HF_TRACEBACK=1` shows where it arose."""
     try:
         app()
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (FloatingPointError, ImportError, OSError, RuntimeError, ValueError) as error:
         if os.environ.get("DETR_HF_TRACEBACK"):
             raise
         typer.echo(f"detr-hf: {with_nearest(str(error))}", err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..whole_files import is_result, refuse_overwriting, whole_file
+from ..whole_files import is_result, refuse_overwriting, refuse_unwritable, whole_file
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
@@ -144,6 +144,8 @@ def predict_files(
     if many:
         raise typer.BadParameter(f"{many[0]} holds many pictures: name a folder for their results, --out")
     refuse_overwriting({"--json": json_file}, [model, *pictures], is_result)
+    if save is not None:
+        refuse_unwritable("--save", save)
     detector = load_detector(model, device, dtype, task)
     targets = drawing_paths(pictures, save, json_file, DRAWING_OF[detector.task]) if save is not None else {}
     failed: list[dict[str, str]] = []

@@ -8,7 +8,6 @@ import copy
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -97,12 +96,13 @@ def export_model(
     model = copy.deepcopy(model).cpu().eval()
     model.config.mask_score_threshold = None  # an artefact's masks do not depend on scores
     with unfinished_folder(output) as folder:
+        # a copy of its own, which a writer may halve or an exporter patch: the other is what it is compared with
         path = WRITERS[to](graph_of(copy.deepcopy(model), info), info, folder / output.name, calibration)
         cases = [*parity_cases(info), *calibration_cases(calibration[:CALIBRATION_CASES], info)]
         parity = check_parity(model, load_runtime(path), cases)
-        if output.is_dir():
-            shutil.rmtree(output)
-        for whole in folder.iterdir():
+        for whole in list(folder.iterdir()):
+            if output.is_dir():  # no folder takes the place of one with files in it
+                os.replace(output, folder / "replaced")
             os.replace(whole, output.with_name(whole.name))
     return (output / OPENVINO_GRAPH if to == "openvino" else output), parity
 
@@ -202,7 +202,7 @@ def _is_metadata(path: Path) -> bool:
     """Whether a file is what an export writes beside an ExecuTorch program."""
     try:
         ArtefactInfo.from_json(path.read_text(encoding="utf-8"), path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return False
     return True
 
@@ -218,7 +218,7 @@ def _checked_dtype(
         raise ValueError(f"{to} artefacts come in {', '.join(DTYPES_OF[to])}; got dtype={dtype!r}.")
     if model.dtype != torch.float32:
         raise ValueError(f"The model to export must be float32 (dtype= says what it becomes); this is {model.dtype}.")
-    pictures = list(calibration or ())
+    pictures = [] if calibration is None else list(calibration)
     if dtype == "int8" and not pictures:
         raise ValueError(
             "int8 needs pictures to measure the ranges of activations on: a few dozen to 300 like those it will see "

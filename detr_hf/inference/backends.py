@@ -72,11 +72,16 @@ class ModelBackend:
         return processed(self.image_processor, pixels)
 
     def results(
-        self, batch: list[Prepared], threshold: float, panoptic_threshold: float | None = None
+        self,
+        batch: list[Prepared],
+        threshold: float,
+        panoptic_threshold: float | None = None,
+        masks_from: float | None = None,
     ) -> list[dict[str, np.ndarray]]:
         """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels.
 
-        Besides, whatever `segmented` gives for the task, of the same queries in the same order.
+        Besides, whatever `segmented` gives for the task, of the same queries in the same order; those that do not
+        score more than `masks_from` need no mask.
 
         Raises:
             ValueError: the model's outputs are not finite.
@@ -91,7 +96,7 @@ class ModelBackend:
                 whole = torch.ones(1, *pixel_values.shape[-2:], dtype=torch.bool)
                 masks = [whole if item.pixel_mask is None else item.pixel_mask.cpu() for item in batch]
                 inputs["pixel_mask"] = torch.cat(masks).to(parameter.device)
-            outputs = self.model(**inputs, **self._asked_masks(threshold))
+            outputs = self.model(**inputs, **self._asked_masks(threshold, masks_from))
             boxes = type(outputs)(logits=outputs.logits.cpu(), pred_boxes=outputs.pred_boxes.cpu())
             results = self.image_processor.post_process_object_detection(
                 boxes, threshold=threshold, target_sizes=torch.tensor([item.size_hw for item in batch])
@@ -100,20 +105,28 @@ class ModelBackend:
             if self.task == "detection":
                 return results
             of_segments = threshold if panoptic_threshold is None else panoptic_threshold
-            masks = self._masks(outputs, threshold, of_segments, [item.size_hw for item in batch])
+            sizes_hw = [item.size_hw for item in batch]
+            masks = self._masks(outputs, threshold, of_segments, masks_from, sizes_hw)
             return [result | of_image for result, of_image in zip(results, masks, strict=True)]
 
-    def _asked_masks(self, threshold: float) -> dict[str, float]:
+    def _asked_masks(self, threshold: float, masks_from: float | None) -> dict[str, float]:
         """Returns the argument by which a model with a mask head runs it on the queries that need one."""
         if not getattr(self.model, "has_mask_head", False):
             return {}
         if self.task == "detection":
             return {"mask_score_threshold": 1.0}
+        if self.task == "semantic":
+            return {"mask_score_threshold": -1.0}
         # The device rounds scores otherwise than the processor does here: none at the threshold may lack its mask.
-        return {"mask_score_threshold": -1.0 if self.task == "semantic" else threshold - ROUNDING}
+        return {"mask_score_threshold": max(threshold - ROUNDING, -1.0 if masks_from is None else masks_from)}
 
     def _masks(
-        self, outputs: Any, threshold: float, panoptic_threshold: float, sizes_hw: list[tuple[int, int]]
+        self,
+        outputs: Any,
+        threshold: float,
+        panoptic_threshold: float,
+        masks_from: float | None,
+        sizes_hw: list[tuple[int, int]],
     ) -> Iterator[dict[str, Any]]:
         from ..processing.mask_post_processing_detr import images_of
 
@@ -125,7 +138,7 @@ class ModelBackend:
             of_image = {name: outputs[name][image : image + 1] for name in ("image_sizes_hw", "padded_sizes_hw")}
             of_image |= {name: outputs[name][image, queries][None] for name in ("logits", "pred_masks")}
             (masks,) = images_of(of_image, [size_hw])
-            yield segmented(masks, self.task, panoptic_threshold, fused_labels)
+            yield segmented(masks, self.task, panoptic_threshold, fused_labels, masks_from)
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -202,17 +215,21 @@ class ArtefactBackend:
         return self.image_processor.processed(pixels), None
 
     def results(
-        self, batch: list[Prepared], threshold: float, panoptic_threshold: float | None = None
+        self,
+        batch: list[Prepared],
+        threshold: float,
+        panoptic_threshold: float | None = None,
+        masks_from: float | None = None,
     ) -> list[dict[str, Any]]:
         step = self.model.info.batch or len(batch)
-        thresholds = (threshold, threshold if panoptic_threshold is None else panoptic_threshold)
+        thresholds = (threshold, threshold if panoptic_threshold is None else panoptic_threshold, masks_from)
         results = []
         for first in range(0, len(batch), step):
             results += self._chunk_results(batch[first : first + step], *thresholds)
         return results
 
     def _chunk_results(
-        self, chunk: list[Prepared], threshold: float, panoptic_threshold: float
+        self, chunk: list[Prepared], threshold: float, panoptic_threshold: float, masks_from: float | None
     ) -> list[dict[str, Any]]:
         """Returns what is found in no more pictures than the artefact takes at a time."""
         sizes_hw = [item.size_hw for item in chunk]
@@ -226,7 +243,7 @@ class ArtefactBackend:
         least, fused_labels = -1.0 if self.task == "semantic" else threshold, set(self.stuff_labels)
         masks = self.image_processor.masks_of(predictions, least, sizes_hw)
         return [
-            result | segmented(of_image, self.task, panoptic_threshold, fused_labels)
+            result | segmented(of_image, self.task, panoptic_threshold, fused_labels, masks_from)
             for result, of_image in zip(results, masks, strict=True)
         ]
 

@@ -31,6 +31,7 @@ from .batching import (
     preparing_threads,
 )
 from .embedded import embedded_model_path
+from .forks import mind_fork
 from .pictures import is_single_picture, path_of, stamp_of_source
 from .results import Detections, shown_pixels
 from .segments import SegmentMap, chosen_task
@@ -138,14 +139,17 @@ class Detector:
         batch_size: int = 8,
         on_error: OnError | None = None,
         panoptic_threshold: float | None = None,
+        masks_from: float | None = None,
     ) -> Iterator[Detections]:
         """Yields the detections of each picture, in order, while threads read the next ones.
 
         Only a few batches are held at a time. A picture that cannot be read is an error; with `on_error` it is
         left out instead, after `on_error(picture, error)` was called. `panoptic_threshold` is of the scores of
-        panoptic segments, where it is another than that of boxes, as in an evaluation.
+        panoptic segments, where it is another than that of boxes, as in an evaluation; and objects that do not score
+        more than `masks_from` have an empty mask, which costs nothing.
         """
-        outcomes = self.outcomes(images, threshold, batch_size, panoptic_threshold=panoptic_threshold)
+        of_masks = {"panoptic_threshold": panoptic_threshold, "masks_from": masks_from}
+        outcomes = self.outcomes(images, threshold, batch_size, **of_masks)
         return self._without_errors(outcomes, on_error)
 
     def outcomes(
@@ -156,6 +160,7 @@ class Detector:
         *,
         unchanging: bool = False,
         panoptic_threshold: float | None = None,
+        masks_from: float | None = None,
     ) -> Iterator[Detections | Failure]:
         """Yields for each picture, in order, its detections or what is wrong with it.
 
@@ -166,16 +171,20 @@ class Detector:
             raise ValueError(f"threshold is a score between 0 and 1, got {threshold}.")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
-        thresholds = (threshold,) if panoptic_threshold is None else (threshold, panoptic_threshold)
-        return self._outcomes(images, thresholds, batch_size, unchanging)
+        given = {"panoptic_threshold": panoptic_threshold, "masks_from": masks_from}
+        of_masks = {name: value for name, value in given.items() if value is not None}
+        return self._outcomes(images, threshold, batch_size, unchanging, of_masks)
 
     def _outcomes(
-        self, images: Iterable[Any], thresholds: tuple[float, ...], batch_size: int, unchanging: bool
+        self, images: Iterable[Any], threshold: float, batch_size: int, unchanging: bool, of_masks: dict[str, float]
     ) -> Iterator[Detections | Failure]:
+        mind_fork()
         alone = isinstance(images, list | tuple) and len(images) == 1
         with nullcontext() if alone else preparing_threads() as pool:
             prepared = prepare_ahead(images, self._prepare, pool, batch_size * BATCHES_PREPARED, unchanging)
-            yield from ordered_outcomes(prepared, lambda batch: self._detect_each(batch, *thresholds), batch_size)
+            yield from ordered_outcomes(
+                prepared, lambda batch: self._detect_each(batch, threshold, **of_masks), batch_size
+            )
 
     def _without_errors(
         self, outcomes: Iterator[Detections | Failure], on_error: OnError | None
@@ -204,13 +213,13 @@ class Detector:
         size_hw = (pixels.shape[0], pixels.shape[1])
         return Prepared(index, source, size_hw, pixel_values, pixel_mask, stamp, shown)
 
-    def _detect_each(self, batch: list[Prepared], *thresholds: float) -> list[Detections | Failure]:
+    def _detect_each(self, batch: list[Prepared], threshold: float, **of_masks: float) -> list[Detections | Failure]:
         """Returns what is found in a batch; where outputs are not finite, each picture runs alone, to find whose."""
         try:
-            results = self.backend.results(batch, *thresholds)
+            results = self.backend.results(batch, threshold, **of_masks)
         except ValueError as error:
             if len(batch) > 1:
-                return [outcome for item in batch for outcome in self._detect_each([item], *thresholds)]
+                return [outcome for item in batch for outcome in self._detect_each([item], threshold, **of_masks)]
             (item,) = batch
             why = ValueError(f"In the batch of image {item.index} ({path_of(item.source) or 'in memory'}): {error}")
             why.__cause__ = error

@@ -80,13 +80,11 @@ class BoxQueries(nn.Module):
         elif masks[-1] is None:  # the padding is narrower than a cell of the last map
             masks[-1] = torch.ones_like(features[-1][0][:, 0], dtype=torch.bool)
         levels = self.levels(coarsest, [feature_map for feature_map, _ in features[:-1]], masks)
-        encodings = [encode_position(level, mask) for level, mask in zip(levels, masks, strict=True)]
-        return self(self.levels.memory(levels, encodings, masks, self.strides, sizes_hw))
+        return self(self.levels.memory(levels, encode_position, masks, self.strides, sizes_hw))
 
     def forward(self, memory: Memory) -> FoundQueries:
         """Returns what all tokens say, and the boxes of the best."""
-        projection, norm = self.token_proj
-        tokens = norm(self.linear(projection, memory.tokens))
+        tokens = self.read(memory)
         logits = self.class_embed(tokens)
         raw = logits.detach().float()
         scores = raw[..., :-1].logsumexp(dim=-1) - raw[..., -1]  # the logit of any class: two never are 1.0 alike
@@ -100,7 +98,12 @@ class BoxQueries(nn.Module):
             chosen = torch.cat([chosen, chosen[:, -1:].expand(-1, missing)], dim=1)
             valid = torch.cat([valid, valid.new_zeros(valid.shape[0], missing)], dim=1)
         boxes = self.boxes_of(tokens, memory, chosen).detach()
-        return FoundQueries(memory, tokens, logits, boxes, valid)
+        return FoundQueries(memory, tokens if torch.is_grad_enabled() else None, logits, boxes, valid)
+
+    def read(self, memory: Memory) -> Tensor:
+        """Returns what the heads that choose read of the tokens, (B, S, D)."""
+        projection, norm = self.token_proj
+        return norm(self.linear(projection, memory.tokens))
 
     def boxes_of(self, tokens: Tensor, memory: Memory, chosen: Tensor | None = None) -> Tensor:
         """Returns the boxes (B, n, 4) float32 of the `chosen` tokens (B, n), or of all."""
@@ -246,12 +249,11 @@ class BoxDecoder(TransformerDecoder):
         boxes, memory = found.boxes_cxcywh_norm, found.memory
         tgt = tgt.expand(boxes.shape[0], -1, -1)
         hidden_states, self_attentions, cross_attentions, references = [tgt], [], [], []
-        key = memory.tokens + memory.pos
         seen = padding_mask(self.config, tgt, found.valid, output_attentions)
         for layer in self.layers:
             query_pos = self.box_embed(sine_of_boxes(boxes, tgt.shape[-1]).to(tgt.dtype))
             tgt, self_weights, cross_weights = layer(
-                tgt, memory.tokens, key, query_pos, Sight(memory, boxes), output_attentions, None, seen
+                tgt, memory.tokens, memory.keys, query_pos, Sight(memory, boxes), output_attentions, None, seen
             )
             references.append(boxes)
             boxes = moved_boxes(bbox_embed(self.norm(tgt)), boxes).detach()

@@ -71,7 +71,8 @@ def proposal_loss(
         found: what the head said of a batch.
         labels: the objects of each image.
     """
-    proposals = Predictions(found.logits, box_queries.boxes_of(found.tokens, found.memory))
+    tokens = box_queries.read(found.memory) if found.tokens is None else found.tokens
+    proposals = Predictions(found.logits, box_queries.boxes_of(tokens, found.memory))
     targets = PackedTargets.from_list(labels, len(found.logits), found.logits.device)
     known = align_tokens(proposals, found.memory, targets)
     stacked = Predictions(proposals.logits[None], proposals.boxes_cxcywh_norm[None])

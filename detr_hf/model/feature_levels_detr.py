@@ -77,7 +77,7 @@ class FeatureLevels(nn.Module):
     def memory(
         self,
         levels: list[Tensor],
-        encodings: list[Tensor],
+        encode_position: nn.Module,
         masks: list[Tensor | None],
         strides: list[int],
         sizes_hw: Tensor,
@@ -86,25 +86,30 @@ class FeatureLevels(nn.Module):
 
         Args:
             levels: as `forward` returns them.
-            encodings: the position encodings (B or 1, D, ., .) of each.
+            encode_position: the position encoding, of a map and its mask.
             masks: of each (B, ., .), True on the image, or None without padding.
             strides: pixels from a cell to the next, for each level.
             sizes_hw: (B or 1, 2), height and width of the unpadded images in pixels.
         """
         numbers = torch.arange(len(levels), device=levels[0].device)
-        pos = [
-            encoding.flatten(2).transpose(1, 2) + level
-            for encoding, level in zip(encodings, self.level_embed(numbers), strict=True)
+        keys = [
+            level + encode_position(level, mask) + of_level[:, None, None]
+            for level, mask, of_level in zip(levels, masks, self.level_embed(numbers), strict=True)
         ]
         places = [_places(level, stride, sizes_hw) for level, stride in zip(levels, strides, strict=True)]
         is_padded = masks[0] is not None
         return Memory(
-            tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1),
-            pos=torch.cat(pos, dim=1),
+            tokens=_tokens(levels),
+            keys=_tokens(keys),
             valid=torch.cat([mask.flatten(1) for mask in masks], dim=1) if is_padded else None,
             centres=torch.cat([centres for centres, _ in places], dim=1),
             cells=torch.cat([cells for _, cells in places], dim=1),
         )
+
+
+def _tokens(levels: list[Tensor]) -> Tensor:
+    """Returns the cells (B, S, D) of all maps (B, D, ., .), row by row."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
 
 
 def _places(level: Tensor, stride: int, sizes_hw: Tensor) -> tuple[Tensor, Tensor]:

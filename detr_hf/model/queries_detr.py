@@ -65,14 +65,14 @@ class Memory:
 
     Attributes:
         tokens: (B, S, D), the cells of every level, row by row.
-        pos: (B or 1, S, D), their position encodings.
+        keys: (B, S, D), the same with their position encodings.
         valid: (B, S) bool, False on padding; None without padding.
         centres: (B or 1, S, 2), x and y in parts of the unpadded image; beyond 1 on padding.
         cells: (B or 1, S, 2), width and height of a token's cell, in parts of the unpadded image.
     """
 
     tokens: Tensor
-    pos: Tensor
+    keys: Tensor
     valid: Tensor | None
     centres: Tensor
     cells: Tensor
@@ -84,14 +84,14 @@ class FoundQueries:
 
     Attributes:
         memory: the tokens.
-        tokens: (B, S, D), what the heads that choose read.
+        tokens: (B, S, D), what the heads that choose read; None without gradients, which nothing but time needs.
         logits: (B, S, K + 1), what every token says.
         boxes_cxcywh_norm: (B, Q, 4), where the queries begin; no gradient flows back through them.
         valid: (B, Q) bool, False for queries that a picture with too few cells has none for; None for all.
     """
 
     memory: Memory
-    tokens: Tensor
+    tokens: Tensor | None
     logits: Tensor
     boxes_cxcywh_norm: Tensor
     valid: Tensor | None

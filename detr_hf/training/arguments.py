@@ -1,10 +1,11 @@
 """`DETRTrainingArguments`: transformers' arguments with DETR's recipe as defaults, and the reason of each default in
 its help.
 
-There are three sets of rates. `scratch` is the original's (facebookresearch/detr, main.py), `mask_head` its one for
+There are four sets of rates. `scratch` is the original's (facebookresearch/detr, main.py), `mask_head` its one for
 masks on a frozen detector. `finetune` starts from weights that can detect already: smaller steps, a faster class head,
-a cosine. An argument that is given is kept; one that is not is filled in from the recipe, which `DETRTrainer` picks by
-what learns and whether the transformer's weights are trained ones (`recipe="auto"`).
+a cosine. `precise` is for a new transformer with box queries (`DETRConfig.from_preset("precise")`), which stands rates
+at which plain DETR diverges. An argument that is given is kept; one that is not is filled in from the recipe, which
+`DETRTrainer` picks by what learns and whether the transformer's weights are trained ones (`recipe="auto"`).
 What differs on purpose from transformers' defaults is every field below.
 """
 
@@ -35,6 +36,16 @@ RECIPES: dict[str, dict[str, float | str | None]] = {
         "warmup_steps": 0.05,
         "num_train_epochs": 50,
     },
+    # Found on blood cells at 256 pixels with an EfficientNet (`python -m benchmarks convergence --protocol B`).
+    "precise": {
+        "learning_rate": 5e-4,
+        "backbone_learning_rate": 1e-4,
+        "head_learning_rate": 5e-4,
+        "lr_scheduler_type": "cosine",
+        "lr_drop": None,
+        "warmup_steps": 0.05,
+        "num_train_epochs": 50,
+    },
     "mask_head": {
         "learning_rate": 1e-4,
         "backbone_learning_rate": 1e-5,
@@ -56,7 +67,8 @@ MODEL_OPTIONS: dict[str, dict[str, bool | int | float]] = {
     "fast_ref": {**FAST, "reference_points": True},
 }
 # And what such a recipe changes besides the model: arguments that are not given.
-TRAINING_OPTIONS: dict[str, dict[str, float]] = {"fast": {"ema_decay": 0.999}, "fast_ref": {"ema_decay": 0.999}}
+AVERAGED: dict[str, float] = {"ema_decay": 0.999}
+TRAINING_OPTIONS: dict[str, dict[str, float]] = {"fast": AVERAGED, "fast_ref": AVERAGED, "precise": AVERAGED}
 
 
 # transformers' arguments that would do nothing here, or harm: the values that are allowed, and why no other is.
@@ -94,7 +106,8 @@ class DETRTrainingArguments(TrainingArguments):
         "weights are trained ones, else 'scratch'. 'fast' is 'auto' with losses that only training has (on the "
         "encoder, and denoising queries), matching in which the class counts four times as much, and averaged "
         "weights: DETR learns in fewer steps and stays plain; 'fast_ref' adds a reference point to each query, which "
-        "stays; 'detr' is 'auto'.",
+        "stays; 'detr' is 'auto'. 'precise' is for models with box queries (the preset of that name) whose "
+        "transformer is new, where 'auto' is it too.",
     )
     learning_rate: float | None = _option(
         None,
@@ -145,7 +158,7 @@ class DETRTrainingArguments(TrainingArguments):
         None,
         "Average the weights over steps with this decay (0.999 is usual; 0 is off), warmed up for short runs. The "
         "average is evaluated and saved; it helps most where the learning rate does not end at zero. 0.999 with the "
-        "recipes 'fast' and 'fast_ref' (unless weights are sharded), else off.",
+        "recipes 'fast', 'fast_ref' and 'precise' (unless weights are sharded), else off.",
     )
     augment: str = _option(
         "paper",
@@ -219,9 +232,11 @@ class DETRTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.unset = tuple(name for name in RECIPES["scratch"] if getattr(self, name) is None)
+        self.ema_is_open = self.ema_decay is None
         if self.ema_decay is None:
             sharded = bool(self.fsdp or self.deepspeed)
             self.ema_decay = 0.0 if sharded else TRAINING_OPTIONS.get(self.recipe, {}).get("ema_decay", 0.0)
+            self.ema_is_open = not sharded
         self._check()
         self._fill(RECIPES.get(self.recipe, RECIPES["scratch"]))
         if self.data_seed is None:
@@ -281,14 +296,30 @@ class DETRTrainingArguments(TrainingArguments):
             )
             self.load_best_model_at_end = evaluates and same and aligned
 
-    def apply_recipe(self, trained: bool, frozen: bool = False) -> str:
+    def average_box_queries(self, has_box_queries: bool) -> None:
+        """Averages the weights of a model with box queries, where nobody said whether to.
+
+        Raises:
+            ValueError: the recipe is for such a model, and this is none.
+        """
+        if self.recipe == "precise" and not has_box_queries:
+            raise ValueError(
+                "recipe='precise' is for models with box queries, and this one has none: build it from "
+                "DETRConfig.from_preset('precise', ...) (detr-hf train --preset precise), or take recipe='fast'."
+            )
+        if has_box_queries and self.recipe == "auto" and self.ema_is_open:
+            self.ema_decay = AVERAGED["ema_decay"]
+
+    def apply_recipe(self, trained: bool, frozen: bool = False, has_box_queries: bool = False) -> str:
         """Returns the name of the recipe that the arguments that were not given are now filled from.
 
         Args:
             trained: whether the transformer's weights are trained ones.
             frozen: whether its mask head learns alone.
+            has_box_queries: whether its queries are boxes.
         """
-        by_model = "mask_head" if frozen else "finetune" if trained else "scratch"
+        new = "precise" if has_box_queries else "scratch"
+        by_model = "mask_head" if frozen else "finetune" if trained else new
         name = self.recipe if self.recipe in RECIPES else by_model
         self._fill(RECIPES[name])
         self.keep_given_schedule()

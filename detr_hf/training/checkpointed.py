@@ -20,6 +20,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
 from ..errors import CheckpointError
+from ..whole_files import open_to_umask
 from .checkpointing import (
     STATE_NAME,
     cannot_write,
@@ -33,7 +34,17 @@ from .checkpointing import (
 )
 from .ema import TRAINING_WEIGHTS, EMACallback
 from .keeping import FoundByStep, Kept, choose
-from .runs import Run, check_resumed, chosen_checkpoint, clear_the_way, new_id, off_the_way, refuse_others
+from .runs import (
+    Run,
+    check_resumed,
+    chosen_checkpoint,
+    clear_the_way,
+    leave_folder,
+    new_id,
+    off_the_way,
+    refuse_others,
+    take_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +60,7 @@ class WholeCheckpoints:
     kept: Kept | None = None  # of the last training, where there was a choice
     _found: FoundByStep
     command: dict[str, Any] | None = None  # noted in checkpoints, for whoever asks whether a run is theirs
+    _taken: Path | None = None  # the folder that no other training may write into until it ends
 
     def _begin_run(self, wanted: str | Path | bool | None, trial: Any) -> str | None:
         """Returns the checkpoint that Trainer shall resume from, see `DETRTrainer.train`, or None to start.
@@ -57,10 +69,17 @@ class WholeCheckpoints:
         (`runs.py`). Every process comes to the same.
 
         Raises:
-            CheckpointError: what is wanted is not there, is of other classes, or another run's are to be refused.
+            CheckpointError: what is wanted is not there, is of other classes, or another run's are to be refused;
+                another training writes into the folder, or nobody can.
         """
         output_dir = Path(self._get_output_dir(trial))
-        self.accelerator.wait_for_everyone()
+        fault = None
+        if self.args.should_save and self.args.save_strategy != SaveStrategy.NO:
+            fault = take_folder(output_dir)
+            self._taken = None if fault else output_dir
+        faults = [each for each in gather_object([fault]) if each]
+        if faults:
+            raise CheckpointError(faults[0])
         if self.args.should_save:
             remove_leftovers(output_dir)
         self.accelerator.wait_for_everyone()
@@ -77,6 +96,12 @@ class WholeCheckpoints:
         self.accelerator.wait_for_everyone()
         self._resumed = checkpoint
         return None if checkpoint is None else str(checkpoint)
+
+    def _end_run(self) -> None:
+        """Lets others train into the folder."""
+        if self._taken is not None:
+            leave_folder(self._taken)
+            self._taken = None
 
     def _plan_run(self, output_dir: Path, wanted: str | Path | bool | None) -> tuple[Run, Path | None, list[Path]]:
         """Returns the run, the checkpoint that it goes on from, and those that it does not lie on."""
@@ -180,6 +205,7 @@ class WholeCheckpoints:
         if self._ema and self._ema.average is not None and self.args.should_save:
             own = self.accelerator.unwrap_model(self.model).state_dict()
             save_file({name: own[name].contiguous() for name in self._ema.average.average}, folder / TRAINING_WEIGHTS)
+            open_to_umask(folder / TRAINING_WEIGHTS)
         if self.args.should_save:
             self._found.write(self.state.global_step, folder)
         if self.state.best_global_step:

@@ -24,6 +24,7 @@ from ..hub.facts import data_facts_of, facts_of, hardware_name
 from ..hub.pushing import Publication, commit_folder, lay_out, make_repository
 from ..hub.staging import CARD
 from ..model.pretrained_detr import DETRPreTrainedModel
+from ..whole_files import drop_folder, start_folder
 from .freezing import has_frozen_detector
 
 logger = logging.getLogger(__name__)
@@ -113,12 +114,12 @@ class HubPublishing:
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        scratch = Path(tempfile.mkdtemp(prefix="detr_hf_push_"))
+        scratch = start_folder(Path(tempfile.gettempdir()) / "push")
         try:
             self._lay_out(scratch, self.args.output_dir, known, with_pictures=True)
             shutil.copyfile(scratch / CARD, Path(self.args.output_dir, CARD))
         except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+            drop_folder(scratch)
             raise
         commit = partial(
             _commit,
@@ -144,7 +145,7 @@ class HubPublishing:
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         steps = self.args.save_strategy == SaveStrategy.STEPS
         where = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch or 0)}"
-        scratch = Path(tempfile.mkdtemp(prefix="detr_hf_push_"))
+        scratch = start_folder(Path(tempfile.gettempdir()) / "push")
         checkpoint = None
         try:
             self._lay_out(scratch / "model", checkpoint_folder, {}, with_pictures=False)
@@ -155,7 +156,7 @@ class HubPublishing:
                 last = strategy == HubStrategy.CHECKPOINT
                 checkpoint = (scratch / "state", "last-checkpoint" if last else Path(checkpoint_folder).name)
         except OSError as error:
-            shutil.rmtree(scratch, ignore_errors=True)
+            drop_folder(scratch)
             logger.warning(
                 "%s was not pushed, training goes on: %s", where, explain(error, self.hub_model_id) or error
             )
@@ -274,4 +275,4 @@ def _commit(scratch: Path, repo_id: str, where: str | None = None, **commit: Any
         logger.warning("%s was not pushed, training goes on: %s", where, error)
         return None
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        drop_folder(scratch)

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, SchedulerType, Trainer, TrainerCallback
+from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
 
 from ..checkpoints.processors import processor_of
 from ..data.preparing.collate import DetectionCollator
 from ..errors import NonFiniteLossError
 from ..evaluation.collecting import image_id_of
+from ..model.matcher_detr import ADVICE, NonFiniteError
 from .arguments import MODEL_OPTIONS, DETRTrainingArguments
 from .checkpointed import WholeCheckpoints
 from .checkpointing import last_complete_checkpoint
@@ -103,6 +104,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         train_dataset, eval_dataset = splits_of_run(args, train_dataset, eval_dataset, data, processing_class, masks)
         self._data, self._id2label = data, getattr(data, "id2label", None)
         self._seeding = SeedingCallback()
+        if isinstance(args, DETRTrainingArguments) and first is not None:
+            args.average_box_queries(getattr(first.config, "box_queries", False))
         self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
         self._window, self._eval_window = LossParts(), LossParts(as_one_batch=True)
         self._step_labels, self._group_rates = [], {}
@@ -126,28 +129,19 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             self._fit_model(self.model)
         self._apply_arguments()
         check_pixels(self.model, self.processing_class)
-        self.watch = self._watch()
-
-    def _watch(self) -> Watch:
-        """Returns what says how training goes, in the place of Trainer's dictionaries; a notebook keeps its table."""
-        printing = [
-            type(one) for one in self.callback_handler.callbacks if type(one) in (ProgressCallback, PrinterCallback)
-        ]
-        for kind in printing:
-            self.remove_callback(kind)
-        watch = Watch(self._head_lines, lambda: self.kept and self.kept.text, lines=bool(printing))
-        self.add_callback(watch)
-        return watch
-
-    def _head_lines(self) -> list[str]:
-        return head_lines(self, self._recipe, self._is_trained)
+        self.watch = Watch(
+            lambda: head_lines(self, self._recipe, self._is_trained), lambda: self.kept and self.kept.text
+        )
+        self.watch.take_place_in(self)
 
     def _apply_arguments(self) -> None:
         """Completes the arguments, now that the model is known, and does what they say of it."""
         self._is_trained, self._recipe = transformer_is_trained(self.model), ""
         if isinstance(self.args, DETRTrainingArguments):
-            self._recipe = self.args.apply_recipe(self._is_trained, has_frozen_detector(self.model))
-            if self._recipe == "scratch" and not getattr(self.model.config, "box_queries", False):
+            has_box_queries = getattr(self.model.config, "box_queries", False)
+            frozen = has_frozen_detector(self.model)
+            self._recipe = self.args.apply_recipe(self._is_trained, frozen, has_box_queries)
+            if self._recipe == "scratch" and not has_box_queries:
                 options = MODEL_OPTIONS.get(self.args.recipe)
                 logger.warning(FROM_SCRATCH, "" if options else "; recipe='fast' learns in fewer steps")
         sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
@@ -201,10 +195,13 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             CheckpointError: what is wanted is not there or not whole, was trained with other classes, or could be of
                 several runs.
         """
-        checkpoint = self._begin_run(resume_from_checkpoint, trial)
-        self._step_labels, self._window = [], LossParts()
-        self._found, self.kept = FoundByStep(), None
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        try:
+            checkpoint = self._begin_run(resume_from_checkpoint, trial)
+            self._step_labels, self._window = [], LossParts()
+            self._found, self.kept = FoundByStep(), None
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self._end_run()
 
     # --- data ---
 
@@ -306,7 +303,11 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         """
         labels = inputs.get("labels") or []
         batch = dict(inputs)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        options = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
+        try:
+            loss, outputs = super().compute_loss(model, inputs, **options)
+        except NonFiniteError as error:
+            raise NonFiniteLossError(f"{error} {self._where_and_what_is_safe(batch, labels)}") from error
         parts = outputs.get("loss_dict") or {} if isinstance(outputs, dict) else {}
         if model.training:
             self._window.add(parts, labels)
@@ -314,9 +315,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             self._step_labels.append(labels)
             if not torch.isfinite(loss).all():
                 raise NonFiniteLossError(
-                    f"The loss is {float(loss.detach())} at step {self.state.global_step + 1} "
-                    f"({describe_parts(parts)}). The batch: {describe_batch(batch, self._file_names(labels))}. "
-                    f"{self._what_is_safe()}"
+                    f"The loss is {float(loss.detach())} ({describe_parts(parts)}). {ADVICE} "
+                    f"{self._where_and_what_is_safe(batch, labels)}"
                 )
         return (loss, outputs) if return_outputs else loss
 
@@ -331,16 +331,25 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             )
             raise NonFiniteLossError(
                 f"The gradient is not finite (norm {float(grad_norm)}) at step {self.state.global_step + 1}, though "
-                f"the loss is. The step's pictures: {pictures}. {self._what_is_safe()}"
+                f"the loss is. The step's pictures: {pictures}. {ADVICE} {self._what_is_safe()}"
             )
         self._step_labels = []
         return grad_norm
 
+    def _where_and_what_is_safe(self, batch: Mapping[str, Any], labels: list[Any]) -> str:
+        pictures = describe_batch(batch, self._file_names(labels))
+        return f"This is step {self.state.global_step + 1}. The batch: {pictures}. {self._what_is_safe()}"
+
     def _what_is_safe(self) -> str:
         last = last_complete_checkpoint(self.args.output_dir)
         saved = f"The last checkpoint, {last}, is good" if last else "No checkpoint was written yet"
-        advice = "If the pictures are sound, lower learning_rate or lengthen the warm-up."
-        return f"The weights were not changed by it. {saved}. {advice}"
+        broken = [name for name, weight in self.model.named_parameters() if not weight.isfinite().all()]
+        weights = (
+            f"{len(broken)} weights were not finite before this step ({broken[0]}, ...)"
+            if broken
+            else "The weights were not changed by it"
+        )
+        return f"{weights}. {saved}."
 
     def _file_names(self, labels: list[Any]) -> dict[Any, str]:
         """Returns file names by image id, as far as the training set has them: a search, for when something failed."""

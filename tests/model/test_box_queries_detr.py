@@ -183,6 +183,15 @@ def test_every_weight_gets_a_gradient_with_and_without_objects(counts):
     assert not without, f"DDP would wait for {without}"
 
 
+def test_the_loss_is_the_same_with_and_without_gradients(model):
+    pixels, mask = padded_batch()
+    labels = some_labels(2, 3)
+    expected = model(pixels, mask, labels=labels).loss_dict
+    with torch.no_grad():
+        found = model(pixels, mask, labels=labels).loss_dict
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-5) for name in expected)
+
+
 def test_the_loss_of_a_picture_does_not_depend_on_who_is_beside_it(model):
     pixels, mask = padded_batch()
     labels = some_labels(2, 3)

@@ -22,6 +22,20 @@ def test_what_is_not_given_comes_from_the_recipe(recipe, trained, name):
     assert {field: getattr(args, field) for field in RECIPES[name]} == RECIPES[name]
 
 
+def test_a_new_model_with_box_queries_has_rates_of_its_own_and_is_averaged():
+    args = arguments()
+    args.average_box_queries(True)
+    assert args.ema_decay == 0.999
+    assert args.apply_recipe(False, has_box_queries=True) == "precise"
+    assert args.learning_rate > 1e-4
+    assert arguments().apply_recipe(True, has_box_queries=True) == "finetune"
+    unasked = arguments(ema_decay=0.0)
+    unasked.average_box_queries(True)
+    assert unasked.ema_decay == 0
+    with pytest.raises(ValueError, match="from_preset"):
+        arguments(recipe="precise").average_box_queries(False)
+
+
 @pytest.mark.parametrize(
     ("changes", "decay"),
     [
