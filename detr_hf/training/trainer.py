@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, SchedulerType, Trainer, TrainerCallback
+from transformers import SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
 
 from ..checkpoints.processors import processor_of
@@ -128,21 +128,10 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             self._fit_model(self.model)
         self._apply_arguments()
         check_pixels(self.model, self.processing_class)
-        self.watch = self._watch()
-
-    def _watch(self) -> Watch:
-        """Returns what says how training goes, in the place of Trainer's dictionaries; a notebook keeps its table."""
-        printing = [
-            type(one) for one in self.callback_handler.callbacks if type(one) in (ProgressCallback, PrinterCallback)
-        ]
-        for kind in printing:
-            self.remove_callback(kind)
-        watch = Watch(self._head_lines, lambda: self.kept and self.kept.text, lines=bool(printing))
-        self.add_callback(watch)
-        return watch
-
-    def _head_lines(self) -> list[str]:
-        return head_lines(self, self._recipe, self._is_trained)
+        self.watch = Watch(
+            lambda: head_lines(self, self._recipe, self._is_trained), lambda: self.kept and self.kept.text
+        )
+        self.watch.take_place_in(self)
 
     def _apply_arguments(self) -> None:
         """Completes the arguments, now that the model is known, and does what they say of it."""

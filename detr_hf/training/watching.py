@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import ProgressCallback
+from transformers import PrinterCallback, ProgressCallback
 
 from ..hub.facts import hardware_name
 from .verdict import LEAST_STEPS, Curve, verdict
@@ -31,12 +31,14 @@ class Watch(ProgressCallback):
     Args:
         head: returns the lines that say what begins.
         kept: returns the line that says what was kept, or None.
+
+    Attributes:
         lines: whether evaluations are said; a notebook has its own table.
     """
 
-    def __init__(self, head: Callable[[], list[str]], kept: Callable[[], str | None], lines: bool = True):
+    def __init__(self, head: Callable[[], list[str]], kept: Callable[[], str | None]):
         super().__init__()
-        self.head, self.kept, self.lines = head, kept, lines
+        self.head, self.kept, self.lines = head, kept, True
         self.words: Callable[[str], str] = str  # how arguments are called where this is read
         self.curve = Curve()
         self._seconds: deque[float] = deque(maxlen=RECENT)
@@ -45,6 +47,15 @@ class Watch(ProgressCallback):
         self._steps = 0
         self._best: tuple[float, int] | None = None
         self._trains = False
+
+    def take_place_in(self, trainer: Any) -> None:
+        """Takes the place of what prints a trainer's dictionaries; a notebook's table stays."""
+        there = [type(one) for one in trainer.callback_handler.callbacks]
+        printing = [kind for kind in there if kind in (ProgressCallback, PrinterCallback)]
+        for kind in printing:
+            trainer.remove_callback(kind)
+        self.lines = bool(printing)
+        trainer.add_callback(self)
 
     def note_loss(self, loss: Tensor) -> None:
         """Adds the loss of a batch, which may still be on its way."""
@@ -188,7 +199,7 @@ class Watch(ProgressCallback):
         text = f"{self.seconds_a_step:.2f} s a step (of {TIMED} measured): some {_long(minutes)} to go{besides}."
         if args.device.type == "cpu" and minutes > LONG_MINUTES:
             text += (
-                " On a CPU smaller pictures (half the sides take about a quarter of the time), freeze_backbone=True, "
+                " On a CPU smaller pictures (half the sides: a quarter to a half of the time), freeze_backbone=True, "
                 "fewer steps (max_steps) or a smaller backbone make it shorter."
             )
         return text

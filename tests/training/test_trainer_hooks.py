@@ -72,7 +72,7 @@ OWN_SIGNATURE = {
 CALLED = {
     *("_finish_current_push", "_get_output_dir", "_prepare_inputs", "_save_optimizer_and_scheduler"),
     *("_save_rng_state", "_save_scaler", "compute_loss_context_manager", "get_optimizer_cls_and_kwargs"),
-    *("add_callback", "get_eval_dataloader", "is_world_process_zero", "remove_callback", "save_model", "store_flos"),
+    *("get_eval_dataloader", "is_world_process_zero", "save_model", "store_flos"),
 }
 # Attributes that Trainer gives its instances and that are read or set here.
 ATTRIBUTES = {

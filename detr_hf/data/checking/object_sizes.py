@@ -83,7 +83,7 @@ def _small_message(boxes: np.ndarray, sizes_wh: np.ndarray, side: ModelSide, sha
     larger = larger_size(boxes, sizes_wh, side, share)
     if larger:
         shortest, left, cost = larger
-        text += f". shortest_edge={shortest} leaves {left:.0%}, for some {cost:.1f} times the time of a step"
+        text += f". shortest_edge={shortest} leaves {left:.0%}, for up to {cost:.1f} times the time of a step"
     finer = " or finer maps (preset='precise')" if side.stride >= STRIDE // 2 else ""
     return f"{text}{'; otherwise' if larger else ':'} tiles{finer} help"
 
@@ -91,8 +91,8 @@ def _small_message(boxes: np.ndarray, sizes_wh: np.ndarray, side: ModelSide, sha
 def larger_size(
     boxes: np.ndarray, sizes_wh: np.ndarray, side: ModelSide, share: float
 ) -> tuple[int, float, float] | None:
-    """Returns a larger shortest side, the share that it leaves below a cell, and by what pixels (and so about the time
-    of a step) grow; None where no larger one helps.
+    """Returns a larger shortest side, the share that it leaves below a cell, and how many times the pixels it has, by
+    which a step takes longer at most; None where no larger one helps.
 
     It is the least at which a warning is a note, or a note is nothing; else the largest to which pictures may be
     enlarged.
