@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .export.exporting import export_model as export_model
     from .hub.datasets import push_dataset as push_dataset
     from .inference.detector import Detector as Detector
+    from .inference.inspecting import inspect_model as inspect_model
+    from .inference.inspection import Inspection as Inspection
     from .inference.results import Detection as Detection, Detections as Detections
     from .inference.runs.prediction import predict_to_shards as predict_to_shards, read_predictions as read_predictions
     from .inference.sources.base import SourceOptions as SourceOptions

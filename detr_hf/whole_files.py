@@ -30,12 +30,14 @@ logger = logging.getLogger(__name__)
 LONGEST_WAIT = 10.0  # seconds; moving the files of a folder takes a thousandth of one
 UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.detr_hf\.unfinished$")
 
-# What the JSON files have in common that the verbs write: predict, eval, check and benchmark, and COCO's results.
+# What the JSON files have in common that the verbs write: predict, eval, check, benchmark and inspect; and COCO's
+# results.
 RESULT_KEYS = (
     {"threshold", "pictures", "failed"},
     {"mistakes", "per_class"},
     {"findings", "splits"},
     {"environment", "settings", "rows"},
+    {"environment", "settings", "steps"},
 )
 COCO_RESULT_KEYS = {"image_id", "category_id", "score"}
 

@@ -272,6 +272,7 @@ def test_a_folder_goes_with_what_was_not_taken_out(tmp_path):
 RESULTS = {
     "predict": {"model": "x", "threshold": 0.7, "pictures": [], "failed": []},
     "benchmark": {"environment": {}, "settings": {}, "rows": [], "left_out": {}},
+    "inspect": {"environment": {}, "settings": {}, "steps": [], "total": {}},
     "eval": {"model": "x", "AP": None, "per_class": {}, "mistakes": {}},
     "check": {"source": "x", "findings": [], "splits": {}},
     "COCO results": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}],

@@ -15,6 +15,7 @@ from .demo import demo
 from .eval import evaluate
 from .export import export
 from .flags import Verb, with_nearest, without_python
+from .inspect import inspect
 from .predict import predict
 from .push import push
 from .reading import reads_data
@@ -39,6 +40,7 @@ app.command(cls=Verb)(reads_data(push))
 app.command(cls=Verb)(verify)
 app.command(cls=Verb)(export)
 app.command(cls=Verb)(benchmark)
+app.command(cls=Verb)(inspect)
 
 
 def _show_version(wanted: bool) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from .architecture import Block as Block, Row as Row, architecture_svg as architecture_svg
     from .boxes import draw_boxes as draw_boxes
     from .comparison import (
         Comparison as Comparison,

@@ -47,6 +47,16 @@ def is_marked(path: Path) -> bool:
         return False
 
 
+def is_marked_svg(path: Path) -> bool:
+    """Whether a file is an SVG that this package wrote, by the mark in it."""
+    try:
+        with path.open(encoding="utf-8") as opened:
+            start = opened.read(2000)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return start.startswith("<svg") and DRAWING_MARK in start
+
+
 def is_drawing(path: Path) -> bool:
     """Whether a file is such a drawing, which only one that is called as drawings are is opened for."""
     return any(word in path.stem.lower() for word in DRAWING_NAMES) and is_marked(path)
