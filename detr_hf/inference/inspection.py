@@ -88,14 +88,14 @@ class Inspection:
 
     def _notes(self) -> list[str]:
         notes = [
-            "What runs between two steps counts with the first of them. A multiplication and an addition are two "
+            "What runs between two steps counts with the one before. A multiplication and an addition are two "
             "operations, of which papers often count one.",
             f"Milliseconds of one watched pass of the plain modules ({self.settings['device']}, "
             f"{self.settings['dtype']}); detr-hf benchmark says how fast the model is.",
         ]
         if self.fused_attention_flop:
             notes.append(
-                f"{self.fused_attention_flop / 1e9:.3f} GFLOP of it are fused attention, which torch's own counter "
+                f"{self.fused_attention_flop / 1e9:.3g} GFLOP of it are fused attention, which torch's own counter "
                 "(FlopCounterMode) leaves out on a CPU."
             )
         return notes
@@ -113,9 +113,7 @@ class Inspection:
                 if is_layer and _signature(inside) == before:
                     continue
                 before = _signature(inside) if is_layer else before
-                rows += [
-                    Row(step.name, step.letters, _numbers(step.shape), SIGNS.get(step.name, "")) for step in inside
-                ]
+                rows += map(_row, inside)
             if layers:
                 title += f", {layers} layer" + "s" * (layers > 1)
             files = dict.fromkeys(short(step.file) for step in steps)
@@ -163,6 +161,10 @@ def sums(steps: Sequence[Step]) -> dict[str, Any]:
 def short(file: str) -> str:
     """Returns a file's path without the folder that most of them are in."""
     return file.removeprefix(OWN_FILES)
+
+
+def _row(step: Step) -> Row:
+    return Row(step.name, step.letters, _numbers(step.shape), SIGNS.get(step.name, ""))
 
 
 def _numbers(shape: Sequence[int] | None) -> str:
