@@ -172,14 +172,14 @@ class Construction:
         model, decoder = self.model, self.model.transformer.decoder
         has_boxes, part = hasattr(decoder, "box_embed"), ("Transformer",)
         if has_boxes:
-            codes = self._step(part, "boxes as positions, for each layer", "B, Q, D", decoder.box_embed, of=decoder)
+            codes = self._step(part, "positions of boxes", "B, Q, D", decoder.box_embed, of=decoder)
             self._mark(decoder.box_embed, decoder, codes, shown=codes)
         first = len(self.steps)
         for number, layer in enumerate(decoder.layers, start=1):
             self._of_layer((*part, f"decoder layer {number}"), layer, decoder, "B, Q, D")
         self._mark(decoder, model, codes if has_boxes else self.steps[first])
         if has_boxes:
-            moved = self._step(part, "boxes moved, by each layer", "B, Q, 4", of=decoder)
+            moved = self._step(part, "moves of boxes", "B, Q, 4", of=decoder)
             for layer in decoder.layers:
                 self.marks[layer, decoder].leaves = moved
             self._mark(model.bbox_embed, decoder, None, shown=moved)

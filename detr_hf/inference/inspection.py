@@ -93,6 +93,8 @@ class Inspection:
             f"Milliseconds of one watched pass of the plain modules ({self.settings['device']}, "
             f"{self.settings['dtype']}); detr-hf benchmark says how fast the model is.",
         ]
+        if any(step.name == "moves of boxes" for step in self.steps):
+            notes.append("Positions and moves of boxes are those before and after every decoder layer, in one line.")
         if self.fused_attention_flop:
             notes.append(
                 f"{self.fused_attention_flop / 1e9:.3g} GFLOP of it are fused attention, which torch's own counter "
