@@ -37,6 +37,7 @@ from .forks import mind_fork
 from .pictures import is_single_picture, path_of, stamp_of_source
 from .results import Detections, shown_pixels
 from .segments import SegmentMap, chosen_task
+from .sources.opening import refuse_many
 
 if TYPE_CHECKING:
     import torch
@@ -207,8 +208,6 @@ class Detector:
     def _prepare(self, index: int, source: Any) -> Prepared:
         """Returns one picture, read and processed, with what shows it again: its file, its bytes, or a copy of it."""
         plain, name = plain_source(source, f"image {index}")
-        from .sources.opening import refuse_many  # films and tables are of no use to most pictures
-
         refuse_many(plain, name)
         stamp = stamp_of_source(plain)
         pixels = read_pixels(plain, name, expects_0_255=self.backend.expects_0_255, takes_options=False)
