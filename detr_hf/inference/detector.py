@@ -34,9 +34,10 @@ from .batching import (
     preparing_threads,
 )
 from .forks import mind_fork
-from .pictures import is_single_picture, path_of, refuse_many, stamp_of_source
+from .pictures import is_single_picture, path_of, stamp_of_source
 from .results import Detections, shown_pixels
 from .segments import SegmentMap, chosen_task
+from .sources.opening import refuse_many
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,6 @@ from typing import Any
 
 from PIL import Image
 
-from ..processing.image_opening_detr import PICTURE_SUFFIXES
 from ..processing.image_sources_detr import is_single_picture as is_single_picture
 
 
@@ -18,30 +17,6 @@ def path_of(source: Any) -> Path | None:
         return Path(os.fsdecode(source))
     filename = getattr(source, "filename", "") if isinstance(source, Image.Image) else ""
     return Path(os.fsdecode(filename)) if filename else None
-
-
-def refuse_many(source: Any, name: str) -> None:
-    """Raises an OSError for a folder, pattern, archive or film in the place of a picture; says what reads it."""
-    if not isinstance(source, str | os.PathLike):
-        return
-    path = Path(os.fsdecode(source))
-    if path.suffix.lower() in PICTURE_SUFFIXES and not set(path.name) & set("*?["):
-        return
-    from .sources.opening import holds_many
-    from .sources.searching import GLOB_SIGNS
-
-    if path.is_dir():
-        what = "a folder"
-    elif not os.path.lexists(path) and GLOB_SIGNS.search(str(path)):
-        what = "a pattern"
-    elif path.is_file() and holds_many(path):
-        what = "a film, an archive or a table"
-    else:
-        return
-    raise IsADirectoryError(
-        f"{name} is {what} and not one picture. `detr_hf.predict_to_shards(detector, {str(path)!r}, 'results')` and "
-        f"`detr-hf predict MODEL {path} --out results` read the pictures in it; of a few, give their paths as a list."
-    )
 
 
 # How a file stood: its time of modification in nanoseconds, and its size in bytes.

@@ -14,6 +14,7 @@ from detr_hf.cli.train import DataArguments, build, parse, parser
 from detr_hf.cli.train_again import command_of, resume_choice
 from detr_hf.cli.train_help import NEEDED, OTHER_NAMES
 from detr_hf.errors import DataError
+from detr_hf.training.arguments import RECIPES
 
 from ..training.scenes import micro_model, trained, write_coco
 
@@ -47,7 +48,8 @@ def test_a_new_model_on_the_weights_of_a_backbone(preset, root):
     made = build(*parse(flags(root, *start, *preset)))
     weights = torch.load(root / "backbone.pt", weights_only=True)
     assert torch.equal(next(made.model.backbone[0].body.parameters()), weights["conv1.0.weight"])
-    assert made.args.learning_rate == (5e-4 if preset else 1e-4) and made.model.config.num_queries == 5
+    recipe = RECIPES["precise" if preset else "scratch"]
+    assert made.args.learning_rate == recipe["learning_rate"] and made.model.config.num_queries == 5
     assert made.model.config.box_queries == bool(preset)
     assert set(made.processing_class.image_mean) == {0.5}  # of these weights
     assert made.processing_class.size == {"shortest_edge": 48, "longest_edge": 80}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_hf.inference.pictures import is_single_picture, path_of, refuse_many
+from detr_hf.inference.pictures import is_single_picture, path_of
+from detr_hf.inference.sources.opening import refuse_many
 
 
 @pytest.mark.parametrize(

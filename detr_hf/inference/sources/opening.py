@@ -10,7 +10,7 @@ from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ..pictures import path_of
 from .archives import tar_piece
 from .base import Picture, Piece, Source, SourceOptions
-from .searching import PictureSearch
+from .searching import GLOB_SIGNS, PictureSearch
 from .tables import from_dataset, parquet_piece
 from .video import video_piece
 
@@ -84,6 +84,27 @@ def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | 
 def holds_many(path: Path) -> bool:
     """Whether a file is one of those that hold many pictures, by its ending."""
     return _opener(path) is not None
+
+
+def refuse_many(source: Any, name: str) -> None:
+    """Raises an OSError for a folder, pattern, archive or film in the place of a picture; says what reads it."""
+    if not isinstance(source, str | os.PathLike):
+        return
+    path = Path(os.fsdecode(source))
+    if path.suffix.lower() in PICTURE_SUFFIXES and not set(path.name) & set("*?["):
+        return
+    if path.is_dir():
+        what = "a folder"
+    elif not os.path.lexists(path) and GLOB_SIGNS.search(str(path)):
+        what = "a pattern"
+    elif path.is_file() and holds_many(path):
+        what = "a film, an archive or a table"
+    else:
+        return
+    raise IsADirectoryError(
+        f"{name} is {what} and not one picture. `detr_hf.predict_to_shards(detector, {str(path)!r}, 'results')` and "
+        f"`detr-hf predict MODEL {path} --out results` read the pictures in it; of a few, give their paths as a list."
+    )
 
 
 def _opener(path: Path) -> Callable[[Path, SourceOptions], Piece] | None:
