@@ -219,7 +219,7 @@ class Detector:
 
     def _detections(self, item: Prepared, result: dict[str, np.ndarray]) -> Detections:
         order = np.argsort(-result["scores"], kind="stable")
-        found = {name: result[name][order] for name in ("scores", "labels", "boxes")}
+        found = {name: result[name][order] for name in ("scores", "labels", "boxes", "queries") if name in result}
         if "segmentations" in result:
             found["segmentations"] = [result["segmentations"][index] for index in order]
         if "panoptic" in result:
