@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..model.modeling_detr import DETRForObjectDetection
+    from ..visualize.attention_maps import Attention
 
 OnError = Callable[[Any, Exception], None]
 
@@ -130,6 +131,12 @@ class Detector:
             (detections,) = self.stream([images], threshold, batch_size)
             return detections
         return list(self.stream(images, threshold, batch_size))
+
+    def attention(self, picture: Any, threshold: float = 0.7, layer: int = -1, head: int | None = None) -> "Attention":
+        """Returns what `visualize.attention` does, which says what it means."""
+        from .looking import look
+
+        return look(self, picture, threshold, layer, head)
 
     def stream(
         self,
