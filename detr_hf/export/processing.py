@@ -148,7 +148,7 @@ class NumpyProcessor:
 def detections_of(
     predictions: Predictions, threshold: float, sizes_hw: list[tuple[int, int]]
 ) -> list[dict[str, np.ndarray]]:
-    """Returns for each image `scores`, `labels` and `queries` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
+    """Returns for each image `scores`, `labels`, `queries` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
 
     `predictions` are of the last decoder layer, `sizes_hw` those of the upright images; higher scores are kept.
 

@@ -74,7 +74,7 @@ class ModelBackend:
     def results(
         self, batch: list[Prepared], threshold: float, panoptic_threshold: float | None = None
     ) -> list[dict[str, np.ndarray]]:
-        """Returns for each picture `scores` (N,), `labels` (N,), `boxes` (N, 4), xyxy in its pixels, and `queries` (N,).
+        """Returns for each picture `scores`, `labels`, `queries` (N,) and `boxes` (N, 4), xyxy in its pixels.
 
         Besides, whatever `segmented` gives for the task, of the same queries in the same order.
 

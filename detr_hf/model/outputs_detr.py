@@ -75,8 +75,8 @@ class DETRModelOutput(ModelOutput):
 def sizes_of_maps(features: list[tuple[Tensor, Tensor | None]]) -> Tensor:
     """Returns height and width (B, levels, 2) int64 of feature maps (B, C', ., .), which come with their masks."""
     # filled on the device: a copy from the host would wait for it, and CUDA graphs hold none
-    sides = [side for feature_map, _ in features for side in feature_map.shape[-2:]]
-    columns = [features[0][0].new_full((len(features[0][0]), 1), side, dtype=torch.int64) for side in sides]
+    first, sides = features[0][0], [side for feature_map, _ in features for side in feature_map.shape[-2:]]
+    columns = [first.new_full((first.shape[0], 1), side, dtype=torch.int64) for side in sides]
     return torch.cat(columns, dim=1).unflatten(1, (-1, 2))
 
 

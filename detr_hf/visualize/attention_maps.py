@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 GAP_PX = 6
 DIMMED = 0.6  # of the picture's light, where there is no attention
+LIGHT = 240  # of 255: the brightest channel of a colour that shows attention
 POINT_COLOR = (255, 190, 20)
 
 
@@ -197,7 +198,8 @@ def heat_image(image: Image.Image, map_: np.ndarray, grid: Grid, color: tuple[in
     heat = np.asarray(heat) / max(float(map_.max()), 1e-12)
     heat = heat.clip(0, 1)[..., None]
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * DIMMED
-    bright = np.asarray(color, dtype=np.float32) * (1 - heat**2 * 0.6) + 255 * heat**2 * 0.6  # white at the top
+    light = np.asarray(color, dtype=np.float32) * LIGHT / max(color)  # brown would be lost on grey
+    bright = light * (1 - heat**2 * 0.6) + 255 * heat**2 * 0.6  # white at the top
     alpha = heat**0.6 * 0.9
     return Image.fromarray((grey * (1 - alpha) + bright * alpha).round().astype(np.uint8))
 
