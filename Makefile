@@ -15,7 +15,7 @@ PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
-.PHONY: demo test test-processors test-slow test-common bench lint format wheel clean
+.PHONY: demo test test-processors test-slow test-common first-hour bench lint format wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -36,6 +36,10 @@ test-slow: $(VENV)/.installed-dev
 # transformers' own common tests, from its source distribution (PyPI), on our models and processors.
 test-common: $(VENV)/.installed-dev
 	$(RUN) $(VENV)/bin/python tests/transformers_common/run.py
+
+# A newcomer's first hour from a wheel in empty environments, with what they take; JOURNEYS="detect deploy" for some.
+first-hour: $(VENV)/bin/python
+	$(VENV)/bin/python tests/first_hour/run.py $(JOURNEYS)
 
 bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers.models.detr import DetrImageProcessor
 
+from detr_hf.checkpoints.embedded import embedded_model_path
 from detr_hf.data.digits import DigitScenes
-from detr_hf.inference.embedded import embedded_model_path
 from detr_hf.model.modeling_detr import DETRForObjectDetection
 from detr_hf.processing.image_processing_detr import DETRImageProcessor
 

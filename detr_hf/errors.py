@@ -49,6 +49,37 @@ def did_you_mean(given: Any, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
+# What is imported -> the extra that brings it; the rest of what lacks comes with the package itself.
+EXTRA_OF = {
+    "accelerate": "train,eval",
+    "datasets": "train,eval",
+    "pyarrow": "train,eval",
+    "pycocotools": "train,eval",
+    "sklearn": "train",
+    "hotcoco": "eval",
+    "matplotlib": "viz",
+    "optuna": "search",
+}
+REQUIRED = ("huggingface_hub", "jinja2", "safetensors", "scipy", "timm", "torch", "torchvision", "transformers")
+
+
+def lacking(error: BaseException, what: str = "This") -> str | None:
+    """Returns what to install for an import that failed; None for any other error."""
+    if not isinstance(error, ImportError):
+        return None
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if "`accelerate" in str(error):  # transformers names an extra of its own
+        name = "accelerate"
+    if name in EXTRA_OF:
+        return f"{what} needs the package {name}, which is not installed: pip install 'detr-hf[{EXTRA_OF[name]}]'."
+    if name in REQUIRED:
+        return (
+            f"{what} needs the package {name}, which `pip install` of detr-hf brings and `pip install --no-deps` does "
+            f"not: pip install {name}. So installed, detr-hf runs exported models: detr-hf predict MODEL.onnx PATH."
+        )
+    return None
+
+
 @contextmanager
 def install_hint(sentence: str) -> Iterator[None]:
     """Raises an ImportError with this sentence, which says what to install, where an import inside fails."""

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 
+from .errors import lacking
+
 
 def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """Returns the `__getattr__` and the `__dir__` of the package of that `__name__`; `__all__` is among its names."""
@@ -31,7 +33,13 @@ def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list
             return sorted(module_of())
         if name.startswith("__") or name not in module_of():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(module_of()[name], package), name)
+        try:
+            value = getattr(import_module(module_of()[name], package), name)
+        except ModuleNotFoundError as error:
+            sentence = lacking(error, name)
+            if sentence is None:
+                raise
+            raise ImportError(sentence) from error
         namespace[name] = value
         return value
 

@@ -40,6 +40,7 @@ def register_auto_classes() -> None:
     from .model.heads_detr import MODEL_CLASSES
     from .model.pretrained_detr import DETRPreTrainedModel
     from .processing.image_processing_detr import DETRImageProcessor, DETRImageProcessorPil
+    from .whole_files import whole_folder
 
     # what the package does for its models, and travelled code does without
     DETRPreTrainedModel.workshop = SimpleNamespace(
@@ -48,6 +49,7 @@ def register_auto_classes() -> None:
         verified_arguments=verified_arguments,
         push=push,
         to_transformers=to_transformers,
+        whole_folder=whole_folder,
     )
     transformers.AutoConfig.register(DETRConfig.model_type, DETRConfig, exist_ok=True)
     for model in MODEL_CLASSES:

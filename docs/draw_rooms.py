@@ -116,7 +116,7 @@ def drawing() -> str:
     lines += [box(room, *corner, allowed[room]) for room, corner in corners.items()]
     note = (
         "Yellow: these travel to the Hub with every checkpoint. "
-        "Every room may import errors, lazy_names, version and whole_files."
+        "Every room may import errors, lazy_names, reaching, version and whole_files."
     )
     lines.append(f'<text class="may" x="{GAP}" y="{height - 16}">{note}</text>')
     return "\n".join([*lines, "</svg>", ""])

@@ -1,7 +1,9 @@
 """Settings shared by all tests: no network, one thread, and tiny models made on the spot."""
 
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -13,6 +15,10 @@ from detr_hf import DETRConfig, DETRForObjectDetection, DETRForSegmentation
 from .capabilities import TOOK_PLAIN_FORM, closing_lines, has
 
 torch.set_num_threads(1)
+
+
+# A backbone of a few thousand weights, where its own are no matter.
+NARROW = {"backbone_kwargs": {"channels": [8, 16, 16, 24], "layers": [1, 1, 1, 1]}}
 
 
 def tiny_config(**changes) -> DETRConfig:
@@ -78,6 +84,17 @@ def padded_batch(height: int = 96, width: int = 128) -> tuple[torch.Tensor, torc
 def outputs_differ_by(one, other) -> float:
     """Returns how far logits and boxes of two outputs are apart at most."""
     return max((one.logits - other.logits).abs().max().item(), (one.pred_boxes - other.pred_boxes).abs().max().item())
+
+
+@contextmanager
+def small_files(most: int) -> Iterator[None]:
+    """A context in which no file can grow beyond so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def some_labels(*counts: int, num_classes: int = 3, seed: int = 5) -> list[dict[str, torch.Tensor]]:

@@ -22,7 +22,7 @@ TRAVELLERS_MAY_IMPORT_LAZILY = TRAVELLERS_MAY_IMPORT | {"pycocotools"}
 
 # Files at the package's root: what ties all together, and what everybody in the workshop may import.
 TIES = {"__init__.py", "__main__.py", "registration.py"}
-FOR_ALL = {"errors.py", "lazy_names.py", "version.py", "whole_files.py"}
+FOR_ALL = {"errors.py", "lazy_names.py", "reaching.py", "version.py", "whole_files.py"}
 # Room -> the rooms that it may import from. Every arrow that is not here is a fault.
 ARROWS = {
     "model": (),

@@ -6,11 +6,21 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from detr_hf import whole_files
-from detr_hf.whole_files import is_result, refuse_overwriting, unfinished_folder, whole_file
+from detr_hf.whole_files import (
+    is_result,
+    refuse_overwriting,
+    refuse_unwritable,
+    unfinished_folder,
+    whole_file,
+    whole_folder,
+)
+
+from .conftest import small_files
 
 
 def content(folder) -> dict[str, str]:
@@ -36,6 +46,14 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path):
                 unfinished.write_text(text)
             raise OSError("the disk is full")
         assert content(tmp_path) == {"found.json": "old"}
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    path = tmp_path / "found.json"
+    said = pytest.raises(OSError, match=r"File too large: '.*/found.json'")
+    with small_files(100), said, whole_file(path) as unfinished:
+        unfinished.write_text("x" * 200)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("replace", [True, False])
@@ -73,7 +91,8 @@ def test_a_file_that_is_there_stays_if_told_so(tmp_path, monkeypatch, links):
     assert content(tmp_path) == {"run.json": "first" if links else "second"}
 
 
-def test_a_killed_process_leaves_what_was_there_and_a_name_that_says_so(tmp_path):
+def test_a_killed_process_leaves_what_was_there_and_a_name_that_says_so(tmp_path, caplog):
+    """And the next one that writes there removes what it left, and nothing else."""
     (tmp_path / "found.json").write_text("old")
     program = (
         "import os, signal, sys\n"
@@ -86,8 +105,134 @@ def test_a_killed_process_leaves_what_was_there_and_a_name_that_says_so(tmp_path
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "found.json")], check=False)
     assert done.returncode == -signal.SIGKILL
     left = {path.name for path in tmp_path.iterdir()} - {"found.json"}
-    assert len(left) == 2 and all("found.json." in name and name.endswith(".unfinished") for name in left)
+    assert len(left) == 2 and all("found.json." in name and name.endswith(".detr_hf.unfinished") for name in left)
     assert (tmp_path / "found.json").read_text() == "old"
+    (tmp_path / "mine.unfinished").touch()
+    with whole_file(tmp_path / "other.json") as file, unfinished_folder(tmp_path / "third.json") as folder:
+        both = {file.name, folder.name}  # what one is at work on stays, also where another comes along
+        assert {path.name for path in tmp_path.iterdir()} == {"found.json", "mine.unfinished", *both}
+    assert len(caplog.messages) == 2 and "left by a process that was killed" in caplog.text
+
+
+NEW = {"a.txt": "new", "config.json": "new", "z-00001.txt": "new"}
+OLD = {"a.txt": "old", "config.json": "old", "z-00002.txt": "old", "notes.md": "mine"}
+
+
+def in_a_child(work) -> int:
+    """Returns the exit code of a forked process that does `work` and nothing else."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            code = int(work() or 0)
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("old", [OLD, {}], ids=["over an old one", "anew"])
+def test_a_folder_is_never_half_of_one_and_half_of_another(tmp_path, old, monkeypatch):
+    """Killed at every step of the moving: what has its last file is all old or all new, and the next one cleans up."""
+    left = 0
+
+    def write(path):
+        with whole_folder(path, ("z-*.txt",)) as folder:
+            for name, text in NEW.items():
+                (folder / name).write_text(text)
+
+    def counted(step):
+        def take(*given, **options):
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*given, **options)
+
+        return take
+
+    monkeypatch.setattr(os, "replace", counted(os.replace))
+    monkeypatch.setattr(Path, "unlink", counted(Path.unlink))
+    whole = NEW | {name: text for name, text in old.items() if name == "notes.md"}
+    for number in range(1, 12):
+        path = tmp_path / str(number)
+        path.mkdir()
+        for name, text in old.items():
+            (path / name).write_text(text)
+        left = number
+        code = in_a_child(lambda path=path: write(path))
+        left = 0
+        found = {file.name: file.read_text() for file in path.iterdir() if file.is_file()}
+        assert found in (old, whole) or "config.json" not in found, (number, found)
+        write(path)
+        assert content(path) == whole
+        if not code:
+            break
+    assert number > 3 and code == 0
+
+
+def test_two_writers_of_a_folder_do_not_mix(tmp_path):
+    both = threading.Barrier(2)
+
+    def write(text: str) -> None:
+        with whole_folder(tmp_path / "new", ("z-*.txt",)) as folder:
+            for number in range(20):
+                (folder / f"z-{text}{number}.txt").write_text(text)
+            (folder / "config.json").write_text(text)
+            both.wait(timeout=10)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(content(tmp_path / "new")) == 21 and len(set(content(tmp_path / "new").values())) == 1
+
+
+def test_a_failure_leaves_a_folder_as_it_was(tmp_path):
+    (tmp_path / "old").mkdir()
+    for path in (tmp_path / "old", tmp_path / "new" / "deep"):
+        with pytest.raises(RuntimeError), whole_folder(path) as folder:
+            (folder / "config.json").write_text("half")
+            raise RuntimeError
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+
+
+def test_a_forked_process_does_not_keep_a_lock_alive(tmp_path):
+    folder = whole_files.start_folder(tmp_path / "new")
+    assert in_a_child(lambda: whole_files.hold(folder)) == 0, "it is the parent's"
+    started, say = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(say, b"x")
+        signal.pause()
+    try:
+        os.read(started, 1)
+        whole_files.let_go(folder)
+        assert whole_files.hold(folder), "the child still holds it"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        whole_files.drop_folder(folder)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"--json .*x.json cannot be written: .*file: Not a directory"):
+        refuse_overwriting({"--json": tmp_path / "file" / "x.json"}, [])
+    with pytest.raises(ValueError, match=r"--json /dev/null is a device or a pipe"):
+        refuse_overwriting({"--json": "/dev/null"}, [])
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "mkdir", refused)
+    with pytest.raises(PermissionError, match=r"--json .*x.json cannot be written: .*: Permission denied"):
+        refuse_overwriting({"--json": tmp_path / "new" / "x.json"}, [])
+    with pytest.raises(PermissionError, match=rf"--save {tmp_path} cannot be written: {tmp_path}: Permission"):
+        refuse_unwritable("--save", tmp_path)
+    monkeypatch.undo()
+    refuse_overwriting({"--json": tmp_path / "new" / "x.json"}, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_file_may_be_read_by_whom_the_umask_lets(tmp_path):

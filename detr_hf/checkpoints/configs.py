@@ -143,13 +143,21 @@ def config_from_shapes(
     return DETRConfig(**fields, id2label=id2label_for(state_dict["class_embed.weight"].shape[0] - 1))
 
 
+# The eight files of facebookresearch/detr, whose settings are known: no more than their names has to be read.
+RELEASED = re.compile(
+    r"detr-r(50|101)(-dc5)?(-panoptic)?-"
+    r"(e632da11|f0fb7ef5|2c7b67e5|a2e86def|00ce5173|b423a359|da08f1b1|40021d53)\.pth"
+)
+
+
 def _guess_unseen(fields: dict[str, Any], source: str) -> dict[str, Any]:
     """Returns what neither weights nor args nor the caller told, and says so."""
     from_name = "dc5" in source.lower()
     guesses = {name: value for name, value in (("dilation", from_name), ("nheads", 8)) if name not in fields}
-    if guesses:
+    if guesses and not RELEASED.fullmatch(source):
         logger.warning(
-            "%s does not say %s, and weights do not show it. Assumed: %s%s. If that is wrong, give %s.",
+            "%s does not say %s, and weights do not show it. Assumed: %s%s. If that is wrong, give %s (detr-hf "
+            "convert has the flags).",
             source,
             " or ".join(guesses),
             ", ".join(f"{name}={value}" for name, value in guesses.items()),

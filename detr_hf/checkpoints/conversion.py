@@ -1,13 +1,12 @@
 """Converts a checkpoint folder, file or Hub repository to a folder of this package, or of transformers."""
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from ..whole_files import unfinished_folder
+from ..whole_files import is_leftover, whole_folder
+from .finding import Hub, local_path
 from .processors import PROCESSOR_FILES, processor_of
-from .weight_files import Hub, local_path
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,8 @@ def convert(
 ) -> Path:
     """Returns the folder `dst` after writing model and image processor there, in the format `to`.
 
-    Everything is written beside `dst` first and moved there at the end, so that a failure leaves `dst` as it was.
+    `dst` is whole or no model: everything is written apart first and moved there at the end. A failure leaves it as it
+    was.
 
     Args:
         src: anything that `DETRForObjectDetection.from_pretrained` reads. What has a mask head keeps it.
@@ -71,10 +71,9 @@ def convert(
     hub = Hub(**{name: loading[name] for name in Hub.__dataclass_fields__ if loading.get(name) is not None})
     processor = processor_of(src, hub)
     model = load_model(src, **loading)
-    with unfinished_folder(dst) as scratch:
+    with whole_folder(dst, (*_MODEL_FILES, *PROCESSOR_FILES)) as scratch:
         (model if to == "detr_hf" else model.to_transformers()).save_pretrained(scratch)
         (processor if to == "detr_hf" else processor_for_transformers(processor)).save_pretrained(scratch)
-        _move(scratch, dst)
     return dst
 
 
@@ -86,9 +85,9 @@ def _check_destination(dst: Path, source: Path | None, overwrite: bool) -> None:
     replaced = source is not None and source.is_file() and any(source.match(pattern) for pattern in _MODEL_FILES)
     if replaced and dst.exists() and dst.samefile(source.parent):
         raise ValueError(f"{dst} holds the source itself, {source.name}; give another folder to write to.")
-    if dst.is_dir() and any(dst.iterdir()) and not overwrite:
+    if dst.is_dir() and not all(map(is_leftover, dst.iterdir())) and not overwrite:
         raise FileExistsError(
-            f"{dst} is not empty. Give another folder, or overwrite=True to replace the model in it."
+            f"{dst} is not empty. Give another folder, or overwrite=True (--overwrite) to replace the model in it."
         )
 
 
@@ -110,13 +109,3 @@ def processor_for_transformers(processor: Any) -> Any:
     return DetrImageProcessor(
         **{name: ours[name] for name in _THEIR_PROCESSOR_ARGUMENTS if ours.get(name) not in (None, [])}
     )
-
-
-def _move(scratch: Path, dst: Path) -> None:
-    """Moves the files of `scratch` to `dst`, where no weight file of an earlier model may stay."""
-    dst.mkdir(exist_ok=True)
-    for pattern in (*_MODEL_FILES, *PROCESSOR_FILES):
-        for stale in dst.glob(pattern):
-            stale.unlink()
-    for file in scratch.iterdir():
-        shutil.move(file, dst / file.name)

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import HubError
+from ..reaching import is_transport_error
 
-LOG_IN = "Log in with `hf auth login`, set HF_TOKEN, or give token=..."
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN (in Python there is token=... too)"
 AGAIN = "Run the same call again: what was uploaded already is not sent twice"
 
 EITHER = "The repository is as it was, or complete; never a mixture."
@@ -72,13 +73,6 @@ def status_of(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def is_transport_error(error: BaseException) -> bool:
-    """Whether no whole answer came. By name, because the client's HTTP library changes with its version."""
-    return any(base.__name__ == "TransportError" for base in type(error).__mro__) or isinstance(
-        error, ConnectionError | TimeoutError
-    )
-
-
 def _named(error: BaseException, repo_id: str, revision: str | None) -> str | None:
     """Returns the sentence for an error that has a class of its own, else None."""
     from huggingface_hub import errors
@@ -116,7 +110,8 @@ def _answered(error: BaseException, repo_id: str, token: str | bool | None) -> s
         403: "the token does not allow it. It needs the role 'write', and the repository must be yours or your "
         "organisation's.",
         409: f"it is being changed by somebody else ({said}). {AGAIN}.",
-        412: f"somebody else committed to it meanwhile. {AGAIN}, or give a branch of your own with revision=...",
+        412: f"somebody else committed to it meanwhile. {AGAIN}, or give a branch of your own with revision=... "
+        "(--revision)",
         413: "a file is larger than the Hub takes. Give a smaller max_shard_size.",
         429: "the Hub asks for a pause (too many requests). Wait some minutes, then run the same call again.",
         507: "the Hub has no room left for you. Delete what you do not need there, or take a larger plan.",

@@ -10,10 +10,12 @@ from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..model.configuration_detr import DETRConfig
+from .embedded import shipped
+from .finding import Hub, local_path, read_json, where_reached
 from .layouts import detect_layout, rename
-from .reading import is_foreign, read_checkpoint
+from .reading import is_foreign, read_checkpoint, type_of
 from .surgery import adapt_heads, fits, new_classes
-from .weight_files import Hub, check_safetensors, find_weights, local_path, read_json, read_pickle
+from .weight_files import check_safetensors, find_weights, read_pickle
 from .wrappers import is_wrapped, without_wrappers
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ def prepare_loading(
     config: PreTrainedConfig | str | Path | None,
     kwargs: dict[str, Any],
     with_mask_head: bool = False,
+    config_class: type[DETRConfig] = DETRConfig,
 ) -> tuple[str | Path | None, PreTrainedConfig | str | Path | None, dict[str, Tensor] | None]:
     """Returns (name, config, state dict) to hand on to transformers' `from_pretrained`.
 
@@ -41,12 +44,18 @@ def prepare_loading(
         kwargs: what else `from_pretrained` got. Fields of DETRConfig, under any of their names, are applied to the
             configuration.
         with_mask_head: include the mask head of a panoptic checkpoint, for a model that has one.
+        config_class: of the model; of one's own, with a `model_type` of its own, transformers loads its checkpoints.
 
     Raises:
         OSError, ValueError: as `read_checkpoint`; and for a configuration of another kind.
     """
+    name_or_path = shipped(name_or_path)
     hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
     _refuse_adapter_of_foreign(name_or_path, hub)
+    own_type = config_class.model_type
+    if own_type != DETRConfig.model_type and type_of(name_or_path, **hub) == own_type:
+        _has_own_names(name_or_path, hub, kwargs)  # and refuses what is damaged
+        return name_or_path, config, None
     changes = {name: value for name, value in kwargs.items() if DETRConfig.has_field(name)}
     if _adapter_file(name_or_path, hub) is not None:
         if changes:
@@ -66,6 +75,8 @@ def prepare_loading(
                 config = wanted
                 for name in changes:
                     del kwargs[name]
+            if where_reached(name_or_path, Hub()).local_files_only:
+                kwargs["local_files_only"] = True
             return name_or_path, config, None
     unseen = {name: changes[name] for name in _UNSEEN if name in changes}
     which = {name: kwargs.pop(name) for name in _WHICH_FILES if name in kwargs}

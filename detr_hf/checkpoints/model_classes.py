@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import HubError
 from ..model.modeling_detr import DETRForObjectDetection, DETRForSegmentation
 from .coco_names import id2label_for
+from .finding import Hub, find_file, local_path, read_json
 from .layouts import has_mask_head_names
-from .weight_files import Hub, find_file, local_path, read_json, read_pickle, read_tensors
+from .weight_files import read_pickle, read_tensors
 from .wrappers import weights_in, without_wrappers
 
 _CLASS_HEADS = ("class_embed.weight", "class_labels_classifier.weight")  # ours and the original's, transformers'
@@ -30,9 +32,14 @@ def has_mask_head(name_or_path: str | Path, hub: Hub | None = None) -> bool:
     """Whether a checkpoint gives masks, by the architecture in its config.json, or by the names in a lone file.
 
     Says False, and leaves the error to whoever loads it, where nothing can be read.
+
+    Raises:
+        HubError: the Hub is not reached.
     """
     try:
         return _has_mask_head(name_or_path, hub or Hub())
+    except HubError:
+        raise
     except (OSError, ValueError):
         return False
 

@@ -1,7 +1,8 @@
 """Whose image processor: the one answer for checkpoints that are named and for models that were loaded from one.
 
 COCO's panoptic checkpoints, the original's and those that transformers holds, say nowhere which of their classes are
-stuff. It is known, and the processor gets it here, so that a panoptic result has one sky and not three.
+stuff. It is known, and the processor gets it here, so that a panoptic result has one sky and not three. A model that
+is built on a backbone's weights gets the mean and deviation that those were trained with.
 """
 
 import logging
@@ -10,8 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..model.timm_body_detr import pixel_statistics
 from .coco_names import coco_stuff
-from .weight_files import Hub, find_file, local_path, read_json
+from .finding import Hub, find_file, local_path, read_json, where_reached
 
 if TYPE_CHECKING:
     from ..processing.image_processing_detr import DETRImageProcessor
@@ -54,18 +56,28 @@ def _own_or_default(checkpoint: Any, hub: Hub) -> "DETRImageProcessor":
         try:
             path = local_path(source)
             if path is None or path.is_dir():
-                return DETRImageProcessor.from_pretrained(path or source, **asdict(hub))
+                return DETRImageProcessor.from_pretrained(path or source, **asdict(where_reached(source, hub)))
             reason = f"{source} holds weights alone"
         except (OSError, ValueError) as error:
             if is_named and _has_processor(source, hub):
                 raise
             reason = f"{source} has none that can be read ({error})"
-    processor = DETRImageProcessor()
+    processor = new_processor(None if is_named else getattr(checkpoint, "config", None))
     size = dict(processor.size)
     logger.warning(
-        "The image processor is DETR's own, %s: %s. Give another one where image sizes differ.", size, reason
+        "The image processor is DETR's own, %s, mean %s, deviation %s: %s. Give another one where image sizes differ.",
+        *(size, processor.image_mean, processor.image_std, reason),
     )
     return processor
+
+
+def new_processor(config: Any = None) -> "DETRImageProcessor":
+    """Returns DETR's own image processor, with mean and deviation of the backbone's first weights where the
+    configuration says which those are."""
+    from ..processing.image_processing_detr import DETRImageProcessor
+
+    statistics = pixel_statistics(config) if getattr(config, "backbone_weights", None) else None
+    return DETRImageProcessor(**dict(zip(("image_mean", "image_std"), statistics or (), strict=False)))
 
 
 def _source_of(checkpoint: Any) -> str | Path:

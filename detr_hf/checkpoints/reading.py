@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..model.configuration_detr import DETRConfig
 from .configs import config_from_shapes, config_from_transformers
+from .finding import EXPORTED, Hub, find_file, local_path, read_json
 from .layouts import Renamed, detect_layout, rename
-from .weight_files import Hub, find_file, find_weights, local_path, read_json, read_pickle, read_tensors
+from .weight_files import find_weights, read_pickle, read_tensors
 from .wrappers import weights_in, without_wrappers
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,15 @@ def is_foreign(
     if path is not None and (path / hub.subfolder / "adapter_config.json").is_file():
         return False  # a PEFT adapter: transformers finds its base model
     return _read_config(name_or_path, hub)["model_type"] != DETRConfig.model_type
+
+
+def type_of(name_or_path: str | Path, subfolder: str = "", proxies: Any = None, **hub: Any) -> str | None:
+    """Returns the `model_type` of a folder's or Hub repository's config.json; None where there is none."""
+    path = local_path(name_or_path)
+    if path is not None and path.is_file():
+        return None
+    file = find_file(name_or_path, "config.json", Hub(subfolder or "", **hub))
+    return read_json(file).get("model_type") if file else None
 
 
 def read_checkpoint(
@@ -134,6 +144,11 @@ def read_checkpoint(
 
 
 def _read_single_file(path: Path, dilation: bool | None, nheads: int | None) -> Checkpoint:
+    if path.suffix.lower() in EXPORTED:
+        raise ValueError(
+            f"{path} is an exported model: `Detector`, and `detr-hf predict`, `eval` and `benchmark` run it. For "
+            "anything else name the checkpoint that it was made from."
+        )
     if (path.parent / "config.json").is_file():
         raise ValueError(
             f"{path} has a config.json beside it, which belongs to it: give the folder {str(path.parent)!r}."
@@ -199,7 +214,8 @@ def _read_config(name_or_path: str | Path, hub: Hub) -> dict[str, Any]:
     if model_type not in (DETRConfig.model_type, *FOREIGN_TYPES):
         raise ValueError(
             f"{path} is the config of a model of type {model_type!r}, not of a DETR. detr_hf reads "
-            f"{DETRConfig.model_type!r}, {' and '.join(map(repr, FOREIGN_TYPES))}, and original .pth files."
+            f"{DETRConfig.model_type!r}, {' and '.join(map(repr, FOREIGN_TYPES))}, and original .pth files; a "
+            "class of your own is loaded by its own from_pretrained, with config_class set."
         )
     return config
 

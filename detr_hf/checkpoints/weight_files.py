@@ -1,5 +1,4 @@
-"""Finds the files of a checkpoint (folder or Hub) and reads tensors out of them without running any code that they
-contain.
+"""Reads tensors out of the weight files of a checkpoint without running any code that they contain.
 
 What differs on purpose from transformers' own loading: a damaged file is named together with its size and the size
 that it should have, shards may not lie outside the checkpoint's folder, and a pickle that asks for more than tensors
@@ -12,132 +11,20 @@ import logging
 import pickle
 import re
 import struct
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import HubError
-from .hub_errors import explain
+from .finding import Hub, find_file, read_json
 
 logger = logging.getLogger(__name__)
 
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-FILE_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
+LARGEST_HEADER = 100_000_000  # bytes of JSON that safetensors reads
 _WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
-
-
-@dataclass(frozen=True)
-class Hub:
-    """Where on the Hub, and how, files are looked for: the arguments of `huggingface_hub.hf_hub_download`."""
-
-    subfolder: str = ""
-    revision: str | None = None
-    token: str | bool | None = None
-    cache_dir: str | Path | None = None
-    force_download: bool = False
-    local_files_only: bool = False
-
-
-def local_path(name_or_path: str | Path) -> Path | None:
-    """Returns the existing file or folder that is meant, or None for what can only be a Hub id.
-
-    Raises:
-        FileNotFoundError: for a path of nothing.
-    """
-    text = str(name_or_path)
-    path = Path(text).expanduser()
-    if path.exists():
-        return path
-    if text.startswith(("http://", "https://")):
-        raise FileNotFoundError(f"{text} is a web address: download the file, and give its path.")
-    looks_like_path = (
-        text.startswith((".", "~", "/")) or text.count("/") > 1 or "\\" in text or text.endswith(FILE_SUFFIXES)
-    )
-    if looks_like_path or not text:
-        what = "file" if text.endswith(FILE_SUFFIXES) else "folder or file"
-        parent = path.parent
-        seen = "" if parent.is_dir() else f"; {str(parent)!r} does not exist either"
-        raise FileNotFoundError(f"There is no such {what}: {text!r}{seen}. Check the path.")
-    return None
-
-
-def find_file(name_or_path: str | Path, filename: str, hub: Hub) -> Path | None:
-    """Returns the path of one file of a checkpoint, downloaded from the Hub if need be, or None where it has no such
-    file.
-
-    Raises:
-        OSError: no such folder, repository or revision, no access, or the Hub cannot be reached.
-    """
-    folder = local_path(name_or_path)
-    if folder is not None:
-        path = folder / hub.subfolder / filename
-        return path if path.is_file() else None
-
-    from huggingface_hub import errors as hub_errors, hf_hub_download
-
-    try:
-        found = hf_hub_download(
-            str(name_or_path),
-            filename,
-            subfolder=hub.subfolder or None,
-            revision=hub.revision,
-            token=hub.token,
-            cache_dir=hub.cache_dir,
-            force_download=hub.force_download,
-            local_files_only=hub.local_files_only,
-        )
-    except hub_errors.LocalEntryNotFoundError as error:
-        if _is_cached(name_or_path, hub):
-            return None  # offline, but the repository is here: it has no such file, or it was never asked for
-        raise OSError(
-            f"{str(name_or_path)!r} is no folder or file here, is not in the Hugging Face cache, and the Hub was not "
-            "reached (offline, or local_files_only). Check the path, or connect once so that the checkpoint is "
-            "cached."
-        ) from error
-    except hub_errors.EntryNotFoundError:
-        return None
-    except hub_errors.GatedRepoError as error:
-        raise OSError(
-            f"{name_or_path} is gated on the Hub: accept its terms there, and log in with `hf auth login`."
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise OSError(f"{name_or_path} has no revision {hub.revision!r} on the Hub.") from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise OSError(
-            f"{str(name_or_path)!r} is no folder or file here, and no repository on the Hub that you may read. Check "
-            "the spelling; for a private repository log in with `hf auth login` or give token=."
-        ) from error
-    except hub_errors.HFValidationError as error:
-        raise FileNotFoundError(
-            f"{str(name_or_path)!r} is no folder or file here, and cannot be the id of a Hub repository ('name' or "
-            "'owner/name')."
-        ) from error
-    except Exception as error:
-        reason = explain(error, str(name_or_path), hub.revision, hub.token)
-        if reason is None:
-            raise
-        raise HubError(f"Could not load {filename} of {name_or_path}: {reason}") from error
-    return Path(found)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file.
-
-    Raises:
-        ValueError: when it holds no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} should hold a JSON object, but holds a {type(content).__name__}.")
-    return content
 
 
 def find_weights(
@@ -228,7 +115,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def check_safetensors(path: Path) -> None:
-    """Compares the size of a file with what its header promises, without reading the tensors.
+    """Compares a file with what its header promises, without reading the tensors.
 
     Raises:
         ValueError: naming the file, its size and the size that it should have.
@@ -237,6 +124,11 @@ def check_safetensors(path: Path) -> None:
     promised = _promised_size(path, size)
     if promised != str(size):
         raise ValueError(_damaged(path, size, promised))
+    try:
+        with safe_open(path, framework="pt"):  # which looks whether the header fits together
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{_damaged(path, size, promised)} ({error})") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -252,7 +144,7 @@ def _damaged(path: Path, size: int, promised: str | None) -> str:
     promise = f"its header promises {promised}" if promised else "its header cannot be read"
     return (
         f"{path} is damaged: it has {size} bytes, and {promise}. Download or copy it again; one in the Hugging Face "
-        "cache must be deleted first, or fetched with force_download=True."
+        "cache must be deleted first (`hf cache rm`; in Python force_download=True fetches it anew)."
     )
 
 
@@ -264,20 +156,14 @@ def _promised_size(path: Path, size: int) -> str | None:
         (header_length,) = struct.unpack("<Q", file.read(8))
         if header_length > size - 8:
             return f"a header of {header_length} bytes alone"
+        if header_length > LARGEST_HEADER:
+            return None
         try:
             entries = json.loads(file.read(header_length))
             ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
             return f"{8 + header_length + max(ends, default=0)}"
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             return None
-
-
-def _is_cached(name_or_path: str | Path, hub: Hub) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    filename = f"{hub.subfolder}/config.json" if hub.subfolder else "config.json"
-    found = try_to_load_from_cache(str(name_or_path), filename, cache_dir=hub.cache_dir, revision=hub.revision)
-    return isinstance(found, str)
 
 
 def _describe(content: Any) -> str:

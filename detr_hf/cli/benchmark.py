@@ -43,7 +43,7 @@ def benchmark(
         )
     refuse_overwriting({"--json": json}, [model], is_result)
     size_hw = fixed_size(size, None) if size is not None else None
-    quiet_loading()
+    quiet_loading(model)
     options = {"size_hw": size_hw, "batch": batch, "runs": runs, "threads": threads, "device": device}
     options["mask_queries"] = mask_queries
     found = measure(model, names, announce=lambda text: typer.echo(text, err=True), **options)

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from ..whole_files import is_result, refuse_overwriting, whole_file
-from .reading import Reading, in_flags
+from .reading import FLAG_OF, Reading, in_flags
 
 
 def check(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="A folder, a COCO .json, a YOLO data.yaml, or a Hub id.")
+        str, typer.Argument(metavar="DATA", help="A folder, a COCO .json, a YOLO data.yaml, a Hub id, or digits.")
     ],
     strict: Annotated[bool, typer.Option("--strict", help="Warnings too give exit code 1.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything found to this file.")] = None,
@@ -23,6 +23,9 @@ def check(
         str | None, typer.Option("--model", "-m", help="A model whose queries, stride and sizes count.")
     ] = None,
     num_queries: Annotated[int | None, typer.Option(min=1, help="Instead of the model's; 100 without either.")] = None,
+    shortest_edge: Annotated[
+        int | None, typer.Option("--shortest_edge", min=1, help="Of resized pictures, instead of the model's.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Offenders shown of each kind; --json has all.")] = 5,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a core.")] = None,
     *,
@@ -43,8 +46,10 @@ def check(
         from ..data.preparing.transform import model_sides
 
         sides = model_sides(processor)
+    if shortest_edge is not None:
+        sides = (shortest_edge, round(shortest_edge * 1333 / 800))
     report = check_data(data, config, num_queries=num_queries, size=sides, workers=workers, **reading.options())
-    typer.echo(in_flags(report.text(limit)))
+    typer.echo(in_flags(report.text(limit), FLAG_OF | {"shortest_edge": "--shortest_edge"}))
     if json_file is not None:
         with whole_file(json_file) as unfinished:
             report.to_json(unfinished)
@@ -60,6 +65,10 @@ def load_model_side(model: str | None) -> tuple[Any, Any]:
         return None, None
     from transformers import AutoConfig, AutoImageProcessor
 
+    from ..checkpoints.finding import Hub, find_file, local_path
+
+    find_file(model, "config.json", Hub())
+    model = local_path(model) or model
     return AutoConfig.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
 
 

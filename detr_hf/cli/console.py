@@ -3,11 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 
-def quiet_loading() -> None:
-    """Keeps transformers' progress bars for loading and saving weights out of the output; its warnings stay."""
+def quiet_loading(model: str | Path | None = None) -> None:
+    """Keeps transformers' progress bars for loading and saving weights out of the output; its warnings stay.
+
+    Raises:
+        OSError: the model is nowhere, which is said before seconds of imports.
+    """
+    if model is not None:
+        from ..checkpoints.finding import Hub, find_file
+
+        find_file(model, "config.json", Hub())
     from transformers.utils import logging
 
     logging.disable_progress_bar()

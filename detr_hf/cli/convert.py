@@ -20,14 +20,23 @@ def convert(
     to: Annotated[
         Layout, typer.Option(help="Who shall load it: this package, or transformers' own DETR.")
     ] = Layout.DETR_HF,
+    dilation: Annotated[
+        bool | None,
+        typer.Option(
+            "--dilation/--no-dilation", help="Of a weight file that does not say: whether it is a DC5 model."
+        ),
+    ] = None,
+    nheads: Annotated[int | None, typer.Option(min=1, help="Of such a file: its attention heads; else 8.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the model in a folder that has files.")
     ] = False,
 ) -> None:
     """Convert a checkpoint of the original (.pth), transformers' DETR, Table Transformer, or this package."""
-    from ..checkpoints.conversion import convert as convert_checkpoint
     from .console import quiet_loading
 
-    quiet_loading()
-    convert_checkpoint(src, dst, to=to.value, overwrite=overwrite)
+    quiet_loading(src)
+    from ..checkpoints.conversion import convert as convert_checkpoint
+
+    told = {name: value for name, value in (("dilation", dilation), ("nheads", nheads)) if value is not None}
+    convert_checkpoint(src, dst, to=to.value, overwrite=overwrite, **told)
     typer.echo(f"{src} is now in {dst}, for {to.value}.")

@@ -13,8 +13,8 @@ def demo(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Show objects that score more than this.")] = 0.7,
 ) -> None:
     """Detect objects in a picture that ships with the package, offline, and draw them."""
+    from ..checkpoints.embedded import EMBEDDED_MODEL, demo_scene_path, embedded_model_path
     from ..inference.detector import Detector
-    from ..inference.embedded import EMBEDDED_MODEL, demo_scene_path
     from ..visualize.saving import is_marked, picture_format
     from .console import quiet_loading
 
@@ -22,7 +22,7 @@ def demo(
     picture_format(out)
     quiet_loading()
     scene = demo_scene_path()
-    detections = Detector.from_pretrained()(scene, threshold=threshold)
+    detections = Detector.from_pretrained(embedded_model_path())(scene, threshold=threshold)
     width, height = detections.size_hw[::-1]
     typer.echo(f"{EMBEDDED_MODEL}, which ships with detr_hf, looked at {scene.name} ({width}x{height} px):\n")
     typer.echo(f"  {'object':<8} {'score':>5}   {'x0':>6} {'y0':>6} {'x1':>6} {'y1':>6}")

@@ -64,20 +64,24 @@ def export(
         str | None, typer.Option(help="For int8: a folder, file or pattern of typical pictures; or 'digits'.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
+    accept_difference: Annotated[
+        bool, typer.Option("--accept-difference", help="Keep the result though single scores differ by far.")
+    ] = False,
 ) -> None:
     """Write a model for ONNX Runtime, OpenVINO, torch.export or ExecuTorch. Detector and predict run the result."""
+    from ..checkpoints.embedded import embedded_model_path
+    from .console import quiet_loading
+
+    if dynamic and size is not None:
+        raise typer.BadParameter("a fixed size needs --static", param_hint="--size")
+    source = embedded_model_path() if model is None else model
+    quiet_loading(source)
     from ..checkpoints.model_classes import load_model
     from ..checkpoints.processors import processor_of
     from ..export.artefact import SUFFIX_OF, megabytes
     from ..export.exporting import export_model
-    from ..inference.embedded import embedded_model_path
     from ..model.modeling_detr import DETRForObjectDetection
-    from .console import quiet_loading
 
-    quiet_loading()
-    if dynamic and size is not None:
-        raise typer.BadParameter("a fixed size needs --static", param_hint="--size")
-    source = embedded_model_path() if model is None else model
     load = DETRForObjectDetection.from_pretrained if task is Task.DETECTION else load_model
     loaded = load(source)
     if task is Task.SEGMENTATION and not loaded.has_mask_head:
@@ -86,6 +90,7 @@ def export(
             param_hint="--task",
         )
     processor = processor_of(source)
+    typer.echo(f"Writing {to.value} and comparing it with the model, which takes a minute or more.", err=True)
     path, parity = export_model(
         loaded,
         processor,
@@ -98,6 +103,7 @@ def export(
         mask_queries=mask_queries,
         calibration=calibration_pixels(calibration, processor) if dtype == "int8" else None,
         overwrite=overwrite,
+        accept_difference=accept_difference,
     )
     typer.echo(f"Compared with the model on {parity}.")
     if loaded.has_mask_head and mask_queries is None:

@@ -18,6 +18,10 @@ NO_CHOICE = re.compile(
     r"; (?:expected one of|choose|there are)) (.+)"
 )
 NEAR = 0.5
+# How errors name an argument of Python, perhaps with a value, and its flag in brackets.
+ARGUMENT_AND_FLAG = re.compile(r"\b(\w+)(=(?:'[^']*'|[\w.]*))? \((?:detr-hf \w+: )?(--[\w-]+)\)")
+# What is said of --image-size.
+IMAGE_SIZE = "Pixels of the shorter side of pictures, the longer in proportion; by default as the model has it."
 
 
 def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
@@ -34,6 +38,13 @@ def with_nearest(message: str) -> str:
     """Returns an error about a value with the choice that it is nearest to; any other message as it is."""
     found = None if "Did you mean" in message else NO_CHOICE.search(message)
     return message + (did_you_mean(found[1], re.findall(r"[\w.-]+", found[2])) if found else "")
+
+
+def without_python(message: str) -> str:
+    """Returns an error with the flag alone where it names an argument of Python and, in brackets, its flag."""
+    return ARGUMENT_AND_FLAG.sub(
+        lambda found: found[3] if found[2] or found[1].replace("_", "-") == found[3][2:] else found[0], message
+    )
 
 
 class Verb(TyperCommand):

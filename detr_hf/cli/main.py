@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import lacking
 from ..version import __version__
 from .benchmark import benchmark
 from .check import check
@@ -13,7 +14,7 @@ from .convert import convert
 from .demo import demo
 from .eval import evaluate
 from .export import export
-from .flags import Verb, with_nearest
+from .flags import Verb, with_nearest, without_python
 from .predict import predict
 from .push import push
 from .reading import reads_data
@@ -59,8 +60,8 @@ def main() -> None:
     """Runs the command. An error is one line and exit code 1; `DETR_HF_TRACEBACK=1` shows where it arose."""
     try:
         app()
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (FloatingPointError, ImportError, OSError, RuntimeError, ValueError) as error:
         if os.environ.get("DETR_HF_TRACEBACK"):
             raise
-        typer.echo(f"detr-hf: {with_nearest(str(error))}", err=True)
+        typer.echo(f"detr-hf: {with_nearest(without_python(lacking(error) or str(error)))}", err=True)
         sys.exit(1)

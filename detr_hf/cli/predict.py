@@ -1,22 +1,24 @@
-"""`detr-hf predict`: boxes and masks in files, folders and glob patterns; with `--out` in any number of pictures."""
+"""`detr-hf predict`: boxes and masks in files, folders, patterns and URLs; with `--out` in any number of pictures."""
 
 import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote, urlsplit
 
 import typer
 
-from ..whole_files import is_result, refuse_overwriting, whole_file
+from ..whole_files import is_result, refuse_overwriting, refuse_unwritable, whole_file
+from .flags import IMAGE_SIZE
+from .naming import is_web_address, split_model
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
     from ..inference.results import Detections
     from ..inference.sources.base import Source, SourceOptions
-
-CHECKPOINT_SUFFIXES = (".pth", ".pt")
 
 
 def predict(
@@ -25,9 +27,9 @@ def predict(
         typer.Argument(
             metavar="[MODEL] PATH...",
             show_default=False,
-            help="Pictures: files, folders (searched with all folders below) and patterns such as 'photos/*.jpg'. "
-            "Before them, optionally, a model: a checkpoint folder, a .pth file or a Hub id. Without one, the "
-            "shipped digit detector is used. With --out also tar files (WebDataset), Parquet files and videos.",
+            help="Pictures: files, folders (searched with all folders below), patterns such as 'photos/*.jpg', URLs. "
+            "Before them, optionally, a model: a checkpoint folder, a .pth file or a Hub id. Without one, the shipped "
+            "digit detector, detr-digits, is used. With --out also tar files (WebDataset), Parquet files and videos.",
         ),
     ] = None,
     model: Annotated[
@@ -42,10 +44,18 @@ def predict(
         ),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Draw each picture into this folder.")] = None,
+    attention: Annotated[
+        bool,
+        typer.Option(
+            "--attention", help="With --save: also draw what the model attended to for each object, NAME_attention."
+        ),
+    ] = False,
     font: Annotated[
         Path | None, typer.Option(help="With --save: the file of the font for names, if not one that is found.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all detections to this file.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help=IMAGE_SIZE)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Look at so many pictures at most, the first ones.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures of equal size that run together.")] = 8,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
@@ -90,6 +100,8 @@ def predict(
             raise typer.BadParameter(f"{folder} is not a folder", param_hint=option)
     if font is not None and not font.is_file():
         raise typer.BadParameter(f"there is no file {font}", param_hint="--font")
+    if attention and save is None:
+        raise typer.BadParameter("draws pictures, which need a folder: --save", param_hint="--attention")
     if out is not None:
         from ..inference.runs.prediction import predict_to_shards, read_predictions
         from ..inference.runs.result_formats import FORMATS, suffix_of
@@ -103,7 +115,8 @@ def predict(
         suffix_of(format, task)  # refuses what is wrong before the model is loaded
         options = SourceOptions(shard_size, image_column, every, config, split)
         source = load_source(paths, dataset, options, out)
-        detector = load_detector(model, process_device(device), dtype, task or FORMATS[format])
+        source = source if limit is None else source.first(limit)
+        detector = load_detector(model, process_device(device), dtype, task or FORMATS[format], image_size)
         settings = {"threshold": threshold, "batch_size": batch_size, "format": format, "options": options}
         with shown_progress() as show:
             run = predict_to_shards(detector, source, out, **settings, model=model or "detr-digits", on_progress=show)
@@ -114,54 +127,76 @@ def predict(
     elif dataset is not None:
         raise typer.BadParameter("a data set needs a folder for its results, --out", param_hint="--dataset")
     else:
-        predict_files(model, paths, threshold, save, json_file, batch_size, device, dtype, font, task)
+        found = search_pictures(paths, save, limit)
+        refuse_overwriting({"--json": json_file}, [model, *found], is_result)
+        if save is not None:
+            refuse_unwritable("--save", save)
+        detector = load_detector(model, device, dtype, task, image_size)
+        if attention and not hasattr(detector.model, "transformer"):
+            raise typer.BadParameter("an exported model gives none: name the checkpoint", param_hint="--attention")
+        predict_files(detector, found, threshold, save, json_file, batch_size, font, model or "detr-digits", attention)
 
 
-def predict_files(
-    model: str | None,
-    paths: list[str],
-    threshold: float,
-    save: Path | None,
-    json_file: Path | None,
-    batch_size: int,
-    device: str | None,
-    dtype: str | None,
-    font: Path | None = None,
-    task: str | None = None,
-) -> None:
-    """Detects in pictures and writes a line for each; draws them and writes them to one file if asked."""
-    from ..inference.runs.drawings import DRAWING_OF, drawing_paths
+def search_pictures(paths: list[str], save: Path | None, limit: int | None) -> dict[Path | str, Path]:
+    """Returns the pictures behind paths and URLs, each with its path below the folder that it was found in.
+
+    Raises:
+        typer.BadParameter: there is none, or a file that holds many.
+    """
     from ..inference.sources.opening import OPENERS, holds_many
-    from ..inference.sources.searching import PictureSearch, one_line
+    from ..inference.sources.searching import PictureSearch
 
-    search = PictureSearch(paths, results=save)
-    pictures = dict(search)  # path -> path below the folder it was found in
+    search = PictureSearch([path for path in paths if not is_web_address(path)], results=save)
+    files = dict(search)
+    urls = {path: Path(unquote(urlsplit(path).path)).name or "picture" for path in paths if is_web_address(path)}
+    pictures = {**files, **{url: Path(name if len(name) < 100 else "picture") for url, name in urls.items()}}
     if unopened := sorted(search.left_out.reasons & OPENERS.keys()):
         typer.echo(f"Files that end in {', '.join(unopened)} hold many pictures: --out looks into them.", err=True)
     if not pictures:
         raise typer.BadParameter(search.nothing(), param_hint="PATH")
-    many = [str(path) for path in pictures if holds_many(path)]
+    many = [str(path) for path in files if holds_many(path)]
     if many:
         raise typer.BadParameter(f"{many[0]} holds many pictures: name a folder for their results, --out")
-    refuse_overwriting({"--json": json_file}, [model, *pictures], is_result)
-    detector = load_detector(model, device, dtype, task)
+    if limit is not None and len(pictures) > limit:
+        typer.echo(f"The first {limit} of {len(pictures)} pictures (--limit).", err=True)
+    return dict(islice(pictures.items(), limit))
+
+
+def predict_files(
+    detector: "Detector",
+    pictures: dict[Path | str, Path],
+    threshold: float,
+    save: Path | None,
+    json_file: Path | None,
+    batch_size: int,
+    font: Path | None,
+    model: str,
+    attention: bool = False,
+) -> None:
+    """Detects in pictures and writes a line for each; draws them and writes them to one file if asked."""
+    from ..inference.results import Detections
+    from ..inference.runs.drawings import DRAWING_OF, drawing_paths
+    from ..inference.sources.searching import one_line
+
     targets = drawing_paths(pictures, save, json_file, DRAWING_OF[detector.task]) if save is not None else {}
+    seen = drawing_paths(pictures, save, json_file, "attention") if attention and save is not None else {}
     failed: list[dict[str, str]] = []
     records: list[dict[str, Any]] = []
-
-    def on_error(path: Path, error: Exception) -> None:
-        failed.append({"path": str(path), "error": str(error)})
-
-    stream = detector.stream(with_progress(pictures, failed), threshold, batch_size, on_error)
-    for detections in stream:
-        typer.echo(f"{one_line(detections.path)}: {summary(detections)}")
+    outcomes = detector.outcomes(with_progress(pictures, failed), threshold, batch_size)
+    for picture, outcome in zip(pictures, outcomes, strict=True):
+        if not isinstance(outcome, Detections):
+            failed.append({"path": str(picture), "error": str(outcome.error)})
+            continue
+        typer.echo(f"{one_line(picture)}: {summary(outcome)}")
         if save is not None:
-            detections.save(targets[detections.path], font, what=detector.task)
+            outcome.save(targets[picture], font, what=detector.task)
+        if picture in seen:
+            detector.attention(picture, threshold).save(seen[picture], font=font)
         if json_file is not None:
-            records.append(detections.to_dict())
+            records.append(outcome.to_dict() | {"path": str(picture)})
     if json_file is not None:
         tasked = {} if detector.task == "detection" else {"task": detector.task}
-        content = {"model": model or "detr-digits", **tasked, "threshold": threshold}
+        content = {"model": model, **tasked, "threshold": threshold}
         content |= {"pictures": records, "failed": failed}
         with whole_file(json_file) as unfinished:
             unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -181,68 +216,25 @@ def load_source(paths: list[str], dataset: str | None, options: "SourceOptions",
     return load_dataset_source(dataset, options)
 
 
-def split_model(arguments: list[str], model: str | None, needs_paths: bool = True) -> tuple[str | None, list[str]]:
-    """The model and the pictures among the arguments. Where no paths are needed, a single argument is the model.
-
-    The first argument is the model if it is a checkpoint (a folder with a config.json, or a .pth file) or exported, or
-    if it is no existing path and more arguments follow that can be the pictures, and it is no pattern and has no
-    ending of a picture: a Hub id.
-    """
-    if needs_paths and not arguments:
-        raise typer.BadParameter("no picture is named", param_hint="PATH")
-    if model is not None or not arguments:
-        return model, arguments
-    if not needs_paths:
-        return arguments[0], arguments[1:]
-    first, rest = arguments[0], arguments[1:]
-    if is_checkpoint(first):
-        if not rest:
-            raise typer.BadParameter(f"{first} is a model; the pictures are missing after it", param_hint="PATH")
-        return first, rest
-    if rest and looks_like_hub_id(first):
-        return first, rest
-    return None, arguments
-
-
-def is_checkpoint(argument: str) -> bool:
-    """Whether this existing path holds a model, of training or exported."""
-    from ..export.artefact import FORMAT_OF, OPENVINO_GRAPH
-
-    path = Path(argument)
-    if (path / "config.json").is_file() or (path / OPENVINO_GRAPH).is_file():
-        return True
-    return path.suffix.lower() in (*CHECKPOINT_SUFFIXES, *FORMAT_OF) and path.is_file()
-
-
-def looks_like_hub_id(argument: str) -> bool:
-    """Whether this is `name` or `owner/name` rather than the path of a picture."""
-    from ..inference.sources.searching import GLOB_SIGNS
-    from ..processing.image_opening_detr import PICTURE_SUFFIXES
-
-    path = Path(argument)
-    return (
-        not path.exists()
-        and path.suffix.lower() not in PICTURE_SUFFIXES
-        and not GLOB_SIGNS.search(argument)
-        and argument.count("/") <= 1
-        and not argument.startswith((".", "/", "~"))
-        and not argument.endswith("/")
-    )
-
-
-def load_detector(model: str | None, device: str | None, dtype: str | None, task: str | None) -> "Detector":
-    """The detector, after saying on stderr which model it is, and what is done with one that has masks.
+def load_detector(
+    model: str | None, device: str | None, dtype: str | None, task: str | None, image_size: int | None = None
+) -> "Detector":
+    """Returns the detector, after saying on stderr which model it is, and what is done with one that has masks.
 
     Where no task is named, a model of things alone is asked for their masks, and one of stuff too for panoptic maps.
     """
+    from ..checkpoints.embedded import ABOUT, EMBEDDED_MODEL
     from ..export.artefact import find_artefact
     from ..inference.detector import Detector
     from .console import quiet_loading
 
-    if model is None or find_artefact(model) is None:  # an exported model needs no transformers
-        quiet_loading()
-    typer.echo(f"Model: {model or 'detr-digits, the shipped digit detector (name another with --model)'}", err=True)
-    detector = Detector.from_pretrained(model, task=task, device=device, dtype=dtype)
+    named = model or EMBEDDED_MODEL
+    typer.echo(f"Model: {ABOUT if named == EMBEDDED_MODEL else named}", err=True)
+    if find_artefact(named) is None:  # an exported model needs no transformers
+        quiet_loading(named)
+    detector = Detector.from_pretrained(named, task=task, device=device, dtype=dtype)
+    if image_size is not None:
+        detector.resize_to(image_size)
     if task is None and detector.task != "detection":
         if not detector.stuff_labels:
             detector.backend.task = "instance"
@@ -250,7 +242,7 @@ def load_detector(model: str | None, device: str | None, dtype: str | None, task
     return detector
 
 
-def with_progress(pictures: Collection[Path], failed: list[dict[str, str]]) -> Iterator[Path]:
+def with_progress(pictures: Collection[Any], failed: list[dict[str, str]]) -> Iterator[Any]:
     """Yields the pictures and shows on stderr, if that is a terminal, how far they are and how long the rest takes."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
@@ -280,7 +272,7 @@ def finish(total: int, failed: list[dict[str, str]], save: Path | None, json_fil
     """Says where the results are and what failed; leaves with exit code 1 if anything did."""
     from ..inference.sources.searching import one_line
 
-    if save is not None:
+    if save is not None and len(failed) < total:
         typer.echo(f"Drawn pictures: {save}", err=True)
     if json_file is not None:
         typer.echo(f"Detections: {json_file}", err=True)

@@ -37,13 +37,14 @@ def push(
     reading: Reading,
 ) -> None:
     """Push a checkpoint to the Hub. The token is that of `hf auth login`, or HF_TOKEN."""
-    from ..checkpoints.model_classes import load_model
-    from ..hub.pushing import Publication, lay_out, push as push_model
     from .console import quiet_loading
 
     if folder is not None and folder.exists() and any(folder.iterdir()):
         raise typer.BadParameter(f"{folder} is not empty", param_hint="--folder")
-    quiet_loading()
+    quiet_loading(model)
+    from ..checkpoints.model_classes import load_model
+    from ..hub.pushing import Publication, lay_out, push as push_model
+
     detector = load_model(model)
     known = {"format": to.value, "license": license, **measured(detector, data, reading)}
     if folder is not None:

@@ -44,8 +44,12 @@ class Reading:
         default=None,
         metadata=_again("Read this split only; NEW=NAME gives it another name: train=default."),
     )
-    validation_share: float | None = _flag(
-        None, "Set this part of the training pictures aside for validation, as 0.1: the same ones each time."
+    validation_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "Set this part of the training pictures aside for validation, as 0.1: the same ones each time.",
+            "aliases": ["--val_fraction", "--val-fraction"],
+        },
     )
     validation_seed: int = _flag(0, "Another draw of --validation_share.")
     format: str | None = _flag(None, "coco, yolo, voc or hf, where a folder could be several.")
@@ -139,7 +143,10 @@ def reads_data(verb: Callable[..., None]) -> Callable[..., None]:
             one.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=one.default,
-            annotation=Annotated[types[one.name], typer.Option(f"--{one.name}", help=one.metadata["help"])],
+            annotation=Annotated[
+                types[one.name],
+                typer.Option(f"--{one.name}", *one.metadata.get("aliases", ())[:1], help=one.metadata["help"]),
+            ],
         )
         for one in fields(Reading)
     ]
@@ -163,7 +170,7 @@ def reads_data(verb: Callable[..., None]) -> Callable[..., None]:
 @contextmanager
 def speaking_of_flags(flags: Mapping[str, str] = FLAG_OF) -> Iterator[None]:
     """Within it errors and the log name flags instead of arguments, and what reading says is shown."""
-    handler = _FlagHandler(sys.stderr)
+    handler = _FlagHandler(sys.stderr, flags)
     package, data = logging.getLogger("detr_hf"), logging.getLogger("detr_hf.data")
     level = data.level
     package.addHandler(handler)
@@ -179,9 +186,13 @@ def speaking_of_flags(flags: Mapping[str, str] = FLAG_OF) -> Iterator[None]:
 
 
 class _FlagHandler(logging.StreamHandler):
+    def __init__(self, stream: Any, flags: Mapping[str, str]):
+        super().__init__(stream)
+        self.flags = flags
+
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return in_flags(text) if record.levelno >= logging.WARNING else text
+        return in_flags(text, self.flags) if record.levelno >= logging.WARNING else text
 
 
 def in_flags(text: str, flags: Mapping[str, str] = FLAG_OF) -> str:

@@ -8,6 +8,7 @@ Files that are cut, garbled or hostile make Pillow raise a dozen kinds of except
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import PictureError
+from ..processing.image_opening_detr import refuse_bomb
 from ..processing.image_reading_detr import read_images
 from ..processing.mask_annotations_detr import measure_segments, read_segment_ids
 
@@ -65,7 +67,9 @@ def open_undecoded(source: Any, name: str) -> Image.Image:
     if source is None:
         raise PictureError(f"{name}: the row has neither a path nor bytes.")
     try:
-        return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        refuse_bomb(image, len(source) if isinstance(source, bytes) else os.path.getsize(source), "it")
+        return image
     except FileNotFoundError:
         raise PictureError(f"{name}: there is no file {source}.") from None
     except Exception as error:
@@ -141,6 +145,7 @@ def inspect_picture(source: Any) -> SeenPicture:
         return SeenPicture(error=f"cannot be read: {error}")
     try:
         image = Image.open(BytesIO(content))
+        refuse_bomb(image, len(content), "it")
         header = header_of(image)
         # A JPEG's draft is decoded at 1/8 and in grey, from all of its bytes.
         image.draft("L", (max(image.width // 8, 1), max(image.height // 8, 1)))

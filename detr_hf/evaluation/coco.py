@@ -11,7 +11,7 @@ import importlib.util
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ def evaluate_boxes(
 
 def coco_metrics(
     ground_truth: Mapping[str, Any],
-    detections: Sequence[Mapping[str, Any]] | np.ndarray,
+    detections: Iterable[Mapping[str, Any]] | np.ndarray,
     iou_type: str,
     backend: str | None = None,
 ) -> CocoMetrics:
@@ -83,7 +83,7 @@ def coco_metrics(
     """
     backend = choose_backend(backend)
     truth = _complete(ground_truth)
-    arrays = evaluation_arrays(ground_truth, detections, backend, iou_type)
+    arrays = _arrays(truth, detections, backend, iou_type)
     if arrays is None:
         return _metrics_of_nothing(truth, backend)
     stats = [math.nan if value < 0 else value for value in arrays.stats.tolist()]
@@ -119,9 +119,18 @@ def evaluation_arrays(
 
     None where there are no objects or no detections.
     """
+    return _arrays(_complete(ground_truth), detections, backend, iou_type)
+
+
+def _arrays(
+    truth: dict[str, Any],
+    detections: Iterable[Mapping[str, Any]] | np.ndarray,
+    backend: str | None,
+    iou_type: str,
+) -> EvaluationArrays | None:
+    """Returns the same of a truth that is complete."""
     if iou_type not in SHAPES:
         raise ValueError(f"iou_type is {iou_type!r}; choose from {', '.join(map(repr, SHAPES))}.")
-    truth = _complete(ground_truth)
     if not isinstance(detections, np.ndarray):
         results = _checked(detections, truth, SHAPES[iou_type])
     elif iou_type == "bbox":
@@ -143,7 +152,7 @@ def choose_backend(backend: str | None = None) -> str:
     for candidate in BACKENDS if backend is None else (backend,):
         if importlib.util.find_spec(candidate) is not None:
             return candidate
-    raise ImportError(f"COCO metrics need {backend or 'hotcoco (or pycocotools)'}: `pip install detr_hf[eval]`.")
+    raise ImportError(f"COCO metrics need {backend or 'hotcoco (or pycocotools)'}: pip install 'detr-hf[eval]'.")
 
 
 def _complete(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +164,7 @@ def _complete(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
     return {**ground_truth, "annotations": annotations}
 
 
-def _checked(detections: Sequence[Mapping[str, Any]], truth: dict[str, Any], shape: str) -> list[dict[str, Any]]:
+def _checked(detections: Iterable[Mapping[str, Any]], truth: dict[str, Any], shape: str) -> list[dict[str, Any]]:
     """Returns the detections with their box or mask (`shape`) and nothing else that could be taken for one."""
     images = {image["id"] for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}

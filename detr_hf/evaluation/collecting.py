@@ -12,7 +12,7 @@ to two processes to make the last batches even.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from ..processing.run_lengths_detr import run_lengths
 from .coco import CocoMetrics, evaluate_boxes
 from .panoptic import PanopticMetrics
 from .results import coco_results
-from .segments import SegmentEvaluator
+from .segments import SegmentEvaluator, packed, unpacked
 from .truth import coco_truth
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class DetectionEvaluator:
         self._images: dict[Any, tuple[int, int]] = {}  # image id -> (height, width), in the order of arrival
         self._found: list[np.ndarray] = []  # rows of FOUND, in which one picture's stand together
         self._truth: dict[Any, dict[str, list[Any]]] = {}  # image id -> its objects
-        self._masks: dict[Any, list[str | None]] = {}  # image id -> counts of run lengths of its best detections
+        self._masks: dict[Any, bytes] = {}  # image id -> counts of run lengths of its best detections, or None; packed
 
     def __len__(self) -> int:
         return len(self._images)
@@ -118,7 +118,7 @@ class DetectionEvaluator:
         found = [masks[number] for number in _best_first(_numpy(scores))]
         while found and found[-1] is None:
             found.pop()
-        self._masks[image_id] = [mask and mask["counts"] for mask in found]
+        self._masks[image_id] = packed([mask and mask["counts"] for mask in found])
 
     def add(self, image_id: Any, size_hw: tuple[int, int], scores: Any, labels: Any, boxes: Any) -> bool:
         """Adds one picture's scores (N,), labels (N,) and boxes (N, 4), xyxy in its pixels; says whether it is new.
@@ -193,26 +193,34 @@ class DetectionEvaluator:
         if not self._masks:
             return None
         masks: list[dict[str, Any] | None] = []
-        for rows, (image_id, size_hw) in zip(self._of_pictures(), self._images.items(), strict=True):
-            found = [mask and {"size": list(size_hw), "counts": mask} for mask in self._masks.get(image_id, ())]
-            masks += found + [None] * (rows - len(found))
+        for rows, found in self._of_pictures():
+            masks += found + [None] * (len(rows) - len(found))
         return masks
 
-    def _of_pictures(self) -> list[int]:
-        """Returns how many detections each picture has; those of one stand together, in the pictures' order."""
-        return np.bincount(self._found_rows()["image"], minlength=len(self._images)).tolist()
+    def _of_pictures(self) -> Iterator[tuple[np.ndarray, list[dict[str, Any] | None]]]:
+        """Yields each picture's detections, which stand together, and the run lengths of the first of them."""
+        rows = self._found_rows()
+        ends = np.bincount(rows["image"], minlength=len(self._images)).cumsum().tolist()
+        for (image_id, size_hw), start, end in zip(self._images.items(), [0, *ends], ends, strict=False):
+            masks = unpacked(self._masks[image_id]) if image_id in self._masks else []
+            yield rows[start:end], [mask and {"size": list(size_hw), "counts": mask} for mask in masks]
+
+    def _with_masks(self) -> Iterator[dict[str, Any]]:
+        """Yields the detections that have a mask as COCO results, without boxes."""
+        for number, (rows, masks) in zip(self._coco_image_ids(), self._of_pictures(), strict=True):
+            for label, score, mask in zip(rows["label"].tolist(), rows["score"].tolist(), masks, strict=False):
+                if mask is not None:
+                    yield {"image_id": number, "category_id": label, "score": score, "segmentation": mask}
 
     def compute_masks(self, backend: str | None = None) -> CocoMetrics | None:
         """Returns COCO's numbers of masks, see `SegmentEvaluator`; None where model or data have none."""
-        masks = self.coco_masks()
-        if self.segments is None or masks is None:
+        if self.segments is None or not self._masks:
             return None
         sizes = zip(self._coco_image_ids(), self._images.items(), strict=True)
         images = {
             image_id: {"id": number, "height": height, "width": width} for number, (image_id, (height, width)) in sizes
         }
-        found = coco_results(self.coco_detections(), segmentations=masks)
-        return self.segments.compute_masks(images, [one for one in found if "segmentation" in one], backend)
+        return self.segments.compute_masks(images, self._with_masks(), backend)
 
     def compute_panoptic(self) -> PanopticMetrics | None:
         """Returns the panoptic quality; None where it is not measured."""

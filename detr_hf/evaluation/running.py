@@ -68,7 +68,10 @@ def _some(id2label: Mapping[int, str]) -> str:
 
 
 class FindsObjects(Protocol):
-    """What is asked of a detector that is no torch model: `detr_hf.Detector`, also of an exported artefact."""
+    """What is asked of a detector that is no torch model: `detr_hf.Detector`, also of an exported artefact.
+
+    One whose `task` has masks is asked by `panoptic_threshold` and `masks_from` too.
+    """
 
     id2label: Mapping[int, str]
 
@@ -215,7 +218,7 @@ def things_of(data: Any, rows: Any) -> list[bool] | None:
 
 
 def _gives_masks(model: Any) -> bool:
-    return bool(getattr(model, "has_mask_head", False)) or getattr(model, "task", "detection") != "detection"
+    return bool(getattr(model, "has_mask_head", False)) or getattr(model, "task", None) in ("instance", "panoptic")
 
 
 def _has_masks(rows: Any) -> bool:
@@ -298,7 +301,9 @@ def _found_by_detector(
     truths: dict[Any, PictureTruth] = {}  # of those that were read and are not yet done
     evaluator = DetectionEvaluator(id2label, segments=segments)
     pictures = _pictures(rows, seen, None if segments is None else truths)
-    asked = {} if segments is None else {"panoptic_threshold": segments.panoptic_threshold}
+    asked = {}
+    if segments is not None:
+        asked = {"panoptic_threshold": segments.panoptic_threshold, "masks_from": segments.masks_from}
     for number, found in enumerate(detector.stream(pictures, threshold=0.0, **asked)):
         image_id = seen[number]["image_id"]
         labels = np.array([to_data.get(int(label), -1) for label in found.labels])

@@ -74,24 +74,29 @@ class ArtefactInfo:
         """Returns the information in an artefact's metadata.
 
         Raises:
-            ValueError: `text` is None, or written by a later version of this package.
+            ValueError: `text` is None, damaged, or written by a later version of this package.
         """
         if text is None:
             raise ValueError(
                 f"{path} does not say how its pictures are prepared and what its classes are called: it was not made "
                 "by `detr-hf export`. Export the model with it."
             )
-        values = json.loads(text)
-        version = values.pop("schema_version")
-        if version > SCHEMA_VERSION:
+        try:
+            values = json.loads(text)
+            version = values.pop("schema_version")
+            if version <= SCHEMA_VERSION:
+                values["id2label"] = {int(label): name for label, name in values["id2label"].items()}
+                values["size_hw"] = None if values["size_hw"] is None else tuple(values["size_hw"])
+                values["label_ids_to_fuse"] = tuple(values.get("label_ids_to_fuse", ()))
+                return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{path} has metadata of version {version} and this package reads versions up to {SCHEMA_VERSION}: "
-                "export the model again, or update detr_hf."
-            )
-        values["id2label"] = {int(label): name for label, name in values["id2label"].items()}
-        values["size_hw"] = None if values["size_hw"] is None else tuple(values["size_hw"])
-        values["label_ids_to_fuse"] = tuple(values.get("label_ids_to_fuse", ()))
-        return cls(**values)
+                f"{path}: what it says of itself is damaged ({type(error).__name__}: {error}). Export the model again."
+            ) from error
+        raise ValueError(
+            f"{path} has metadata of version {version} and this package reads versions up to {SCHEMA_VERSION}: "
+            "export the model again, or update detr_hf."
+        )
 
     def input_shape(self) -> tuple[int | str, int, int | str, int | str]:
         """Returns (B, C, H, W) of `pixel_values`, with a letter where any number will do."""

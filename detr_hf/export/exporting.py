@@ -8,7 +8,6 @@ import copy
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ..processing.segments_detr import checked_labels
 from ..version import version_of
 from ..whole_files import unfinished_folder
 from .artefact import OPENVINO_GRAPH, SUFFIX_OF, ArtefactInfo
-from .parity import Parity, calibration_cases, check_parity, parity_cases
+from .parity import Parity, calibration_cases, check_parity, parity_cases, refuse_far
 from .runtimes import INSTALL, load_runtime
 from .writers import WRITERS, graph_of
 
@@ -68,6 +67,7 @@ def export_model(
     mask_queries: int | None = None,
     calibration: Iterable[np.ndarray] | None = None,
     overwrite: bool = False,
+    accept_difference: bool = False,
 ) -> tuple[Path, Parity]:
     """Writes an artefact, compares it with the model, and returns its path and how close it is.
 
@@ -84,6 +84,7 @@ def export_model(
             scores, which is so much faster; None for all.
         calibration: for int8, pixels (C, H, W) float32 of typical pictures, preprocessed; a few dozen to 300.
         overwrite: replace what is at `output`.
+        accept_difference: keep what is like the model on average, and differs by far in single scores.
 
     Raises:
         ValueError: an argument that does not fit, or an artefact that differs from the model: it is deleted.
@@ -97,12 +98,15 @@ def export_model(
     model = copy.deepcopy(model).cpu().eval()
     model.config.mask_score_threshold = None  # an artefact's masks do not depend on scores
     with unfinished_folder(output) as folder:
+        # a copy of its own, which a writer may halve or an exporter patch: the other is what it is compared with
         path = WRITERS[to](graph_of(copy.deepcopy(model), info), info, folder / output.name, calibration)
         cases = [*parity_cases(info), *calibration_cases(calibration[:CALIBRATION_CASES], info)]
         parity = check_parity(model, load_runtime(path), cases)
-        if output.is_dir():
-            shutil.rmtree(output)
-        for whole in folder.iterdir():
+        if not accept_difference:
+            refuse_far(parity)
+        for whole in list(folder.iterdir()):
+            if output.is_dir():  # no folder takes the place of one with files in it
+                os.replace(output, folder / "replaced")
             os.replace(whole, output.with_name(whole.name))
     return (output / OPENVINO_GRAPH if to == "openvino" else output), parity
 
@@ -202,7 +206,7 @@ def _is_metadata(path: Path) -> bool:
     """Whether a file is what an export writes beside an ExecuTorch program."""
     try:
         ArtefactInfo.from_json(path.read_text(encoding="utf-8"), path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return False
     return True
 
@@ -218,7 +222,7 @@ def _checked_dtype(
         raise ValueError(f"{to} artefacts come in {', '.join(DTYPES_OF[to])}; got dtype={dtype!r}.")
     if model.dtype != torch.float32:
         raise ValueError(f"The model to export must be float32 (dtype= says what it becomes); this is {model.dtype}.")
-    pictures = list(calibration or ())
+    pictures = [] if calibration is None else list(calibration)
     if dtype == "int8" and not pictures:
         raise ValueError(
             "int8 needs pictures to measure the ranges of activations on: a few dozen to 300 like those it will see "

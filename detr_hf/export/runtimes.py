@@ -6,6 +6,8 @@ torch and transformers, which costs several times what one picture takes. So the
 
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,11 +60,26 @@ def load_runtime(path: str | Path, device: Any = None, threads: int | None = Non
     return load[FORMAT_OF[path.suffix.lower()]](path, str(device or "cpu"), threads)
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Names the file where a runtime cannot read it; each runtime raises what it likes."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) cannot be loaded: {said}. It is damaged or not whole, or its "
+            "runtime is too old for it: copy it again, or export the model again."
+        ) from error
+
+
 class OnnxModel:
     """A `.onnx` file in ONNX Runtime."""
 
     def __init__(self, path: Path, device: str, threads: int | None):
-        with install_hint(f"{path} runs in ONNX Runtime, which is not installed: {INSTALL}."):
+        with install_hint(f"{path} runs in ONNX Runtime, which is not installed: pip install onnxruntime."):
             import onnxruntime
         self.device = device
         options = onnxruntime.SessionOptions()
@@ -70,7 +87,8 @@ class OnnxModel:
         if threads is not None:
             options.intra_op_num_threads = threads
         providers = self._providers(device, onnxruntime.get_available_providers())
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        with _reading(path):
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.info = ArtefactInfo.from_json(metadata.get(METADATA_KEY), path)
         self._is_half = self._session.get_inputs()[0].type == "tensor(float16)"
@@ -103,19 +121,21 @@ class OpenVinoModel:
     """
 
     def __init__(self, path: Path, device: str, threads: int | None):
-        with install_hint(f"{path} runs in OpenVINO, which is not installed: {INSTALL}."):
+        with install_hint(f"{path} runs in OpenVINO, which is not installed: pip install openvino."):
             import openvino
         self.device = device
         core = openvino.Core()
         available = core.available_devices
         if device.upper() not in available:
             raise ValueError(f"OpenVINO cannot use device={device!r}; it has {', '.join(available).lower()}.")
-        graph = core.read_model(str(path))
+        with _reading(path):
+            graph = core.read_model(str(path))
         written = graph.get_rt_info([METADATA_KEY]).astype(str) if METADATA_KEY in graph.get_rt_info() else None
         self.info = ArtefactInfo.from_json(written, path)
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": OPENVINO_PRECISION[self.info.dtype]}
         settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
-        self.compiled = core.compile_model(graph, device.upper(), settings)
+        with _reading(path):
+            self.compiled = core.compile_model(graph, device.upper(), settings)
         self._outputs = [output.any_name for output in self.compiled.outputs]
 
     def __call__(self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None) -> Predictions:
@@ -137,7 +157,8 @@ class TorchProgram:
         warn_of_slow_bfloat16(self.info.dtype, device)
         if threads is not None:
             torch.set_num_threads(threads)
-        program = torch.export.load(str(path))
+        with _reading(path):
+            program = torch.export.load(str(path))
         if device != "cpu":
             from torch.export.passes import move_to_device_pass
 
@@ -178,8 +199,9 @@ class ExecuTorchProgram:
         if device != "cpu" or threads is not None:
             raise ValueError(f"{path} runs on the CPU with ExecuTorch's own choice of threads; leave these arguments.")
         self.device = device
-        self._program = ExecuTorch.get().load_program(str(path))
-        self._forward = self._program.load_method("forward")
+        with _reading(path):
+            self._program = ExecuTorch.get().load_program(str(path))
+            self._forward = self._program.load_method("forward")
 
     def __call__(self, pixel_values: np.ndarray, pixel_mask: np.ndarray | None = None) -> Predictions:
         import torch
@@ -226,12 +248,9 @@ def _widened(values: np.ndarray) -> np.ndarray:
 
 def _extra_file(path: Path) -> str | None:
     """Returns the metadata inside a `.pt2` archive, read without torch."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(f"extra/{METADATA_KEY}"):
-                    text = archive.read(name).decode("utf-8")
-                    return text if json.loads(text) else None
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is damaged or no file of torch.export: {error}.") from error
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(f"extra/{METADATA_KEY}"):
+                text = archive.read(name).decode("utf-8")
+                return text if json.loads(text) else None
     return None

@@ -7,8 +7,9 @@ The keys, all of which may be missing or None but `name` and `model`:
 - `model`: class, auto class, backbone, layers, widths, queries, class names, number of parameters;
 - `processor`: the sizes that pictures are scaled to, and the names of the classes that it fuses, `stuff`;
 - `data`: `name`, `type`, `splits` (pictures by split name), `text` (Markdown);
-- `evaluation`: COCO's numbers as `CocoMetrics.to_dict` gives them, with `dataset`, `type`, `text`, `note`; and where
-  they were measured `masks`, the same of masks, and `panoptic`, as `PanopticMetrics.to_dict` gives it;
+- `evaluation`: COCO's numbers as `CocoMetrics.to_dict` gives them, with `dataset`, `type`, `text`, `note` (that their
+  pictures chose something before, say); and where they were measured `masks`, the same of masks, and `panoptic`, as
+  `PanopticMetrics.to_dict` gives it;
 - `published`: numbers that somebody else measured: `rows` of `[metric, value, type]` in percent, `source`, `url`;
 - `training`: `text` (Markdown), `rows` of `[what, value]`, `hardware`, `minutes`;
 - `speed`: `milliseconds` a picture, `hardware`, `text`;

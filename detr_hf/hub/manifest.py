@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ..checkpoints.finding import Hub, find_file, local_path
 from ..checkpoints.hub_errors import explained
-from ..checkpoints.weight_files import Hub, find_file, find_weights, local_path
+from ..checkpoints.weight_files import find_weights
 from ..errors import IntegrityError
+from ..whole_files import whole_file
 
 MANIFEST = "SHA256SUMS"
 UNLISTED = ("README.md", ".gitattributes", MANIFEST)
@@ -44,7 +46,8 @@ def write_manifest(folder: str | Path) -> Path:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     listed = [name for name in names if name not in UNLISTED]
     manifest = folder / MANIFEST
-    manifest.write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in listed), encoding="utf-8")
+    with whole_file(manifest) as unfinished:
+        unfinished.write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in listed), encoding="utf-8")
     return manifest
 
 

@@ -22,6 +22,7 @@ from ..checkpoints.hub_errors import chain, explained, is_transport_error, statu
 from ..checkpoints.processors import processor_of
 from ..model.segmentation_detr import refuse_without_masks
 from ..processing.image_processing_base_detr import DETRImageProcessingMixin
+from ..whole_files import unfinished_folder
 from .card import WRITTEN_HERE
 from .facts import facts_of
 from .figures import draw_curves, draw_examples
@@ -94,10 +95,10 @@ def push(
     publication = Publication(**published)
     with explained("push to", repo_id, revision=revision, token=token, after=UNCHANGED):
         repo_id = make_repository(repo_id, private=private, token=token, revision=revision)
-        with tempfile.TemporaryDirectory(prefix="detr_hf_push_") as scratch:
-            lay_out(Path(scratch), model, repo_id, publication)
+        with unfinished_folder(Path(tempfile.gettempdir()) / "push") as scratch:
+            lay_out(scratch, model, repo_id, publication)
             return commit_folder(
-                Path(scratch),
+                scratch,
                 repo_id,
                 token=token,
                 revision=revision,

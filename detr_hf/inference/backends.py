@@ -8,6 +8,7 @@ its missing pictures filled up with copies.
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ..export.artefact import each_field
 from ..export.processing import NumpyProcessor, detections_of
 from ..export.runtimes import Runtime, load_runtime
 from ..processing.image_opening_detr import divides_by_255
+from ..processing.image_sizes_detr import scaled_size
 from ..processing.segments_detr import checked_labels
 from .batching import Prepared
 from .segments import chosen_task, segmented
@@ -72,11 +74,16 @@ class ModelBackend:
         return processed(self.image_processor, pixels)
 
     def results(
-        self, batch: list[Prepared], threshold: float, panoptic_threshold: float | None = None
+        self,
+        batch: list[Prepared],
+        threshold: float,
+        panoptic_threshold: float | None = None,
+        masks_from: float | None = None,
     ) -> list[dict[str, np.ndarray]]:
         """Returns for each picture `scores`, `labels`, `queries` (N,) and `boxes` (N, 4), xyxy in its pixels.
 
-        Besides, whatever `segmented` gives for the task, of the same queries in the same order.
+        Besides, whatever `segmented` gives for the task, of the same queries in the same order; those that do not
+        score more than `masks_from` need no mask.
 
         Raises:
             ValueError: the model's outputs are not finite.
@@ -91,7 +98,7 @@ class ModelBackend:
                 whole = torch.ones(1, *pixel_values.shape[-2:], dtype=torch.bool)
                 masks = [whole if item.pixel_mask is None else item.pixel_mask.cpu() for item in batch]
                 inputs["pixel_mask"] = torch.cat(masks).to(parameter.device)
-            outputs = self.model(**inputs, **self._asked_masks(threshold))
+            outputs = self.model(**inputs, **self._asked_masks(threshold, masks_from))
             boxes = type(outputs)(logits=outputs.logits.cpu(), pred_boxes=outputs.pred_boxes.cpu())
             results = self.image_processor.post_process_object_detection(
                 boxes, threshold=threshold, target_sizes=torch.tensor([item.size_hw for item in batch])
@@ -104,20 +111,28 @@ class ModelBackend:
             if self.task == "detection":
                 return results
             of_segments = threshold if panoptic_threshold is None else panoptic_threshold
-            masks = self._masks(outputs, results, of_segments, [item.size_hw for item in batch])
+            sizes_hw = [item.size_hw for item in batch]
+            masks = self._masks(outputs, results, of_segments, masks_from, sizes_hw)
             return [result | of_image for result, of_image in zip(results, masks, strict=True)]
 
-    def _asked_masks(self, threshold: float) -> dict[str, float]:
+    def _asked_masks(self, threshold: float, masks_from: float | None) -> dict[str, float]:
         """Returns the argument by which a model with a mask head runs it on the queries that need one."""
         if not getattr(self.model, "has_mask_head", False):
             return {}
         if self.task == "detection":
             return {"mask_score_threshold": 1.0}
+        if self.task == "semantic":
+            return {"mask_score_threshold": -1.0}
         # The device rounds scores otherwise than the processor does here: none at the threshold may lack its mask.
-        return {"mask_score_threshold": -1.0 if self.task == "semantic" else threshold - ROUNDING}
+        return {"mask_score_threshold": max(threshold - ROUNDING, -1.0 if masks_from is None else masks_from)}
 
     def _masks(
-        self, outputs: Any, results: list[dict[str, np.ndarray]], threshold: float, sizes_hw: list[tuple[int, int]]
+        self,
+        outputs: Any,
+        results: list[dict[str, np.ndarray]],
+        threshold: float,
+        masks_from: float | None,
+        sizes_hw: list[tuple[int, int]],
     ) -> Iterator[dict[str, Any]]:
         import torch
 
@@ -131,7 +146,11 @@ class ModelBackend:
             of_image = {name: outputs[name][image : image + 1] for name in ("image_sizes_hw", "padded_sizes_hw")}
             of_image |= {name: outputs[name][image, queries][None] for name in ("logits", "pred_masks")}
             (masks,) = images_of(of_image, [size_hw])
-            yield segmented(masks, self.task, threshold, fused_labels)
+            yield segmented(masks, self.task, threshold, fused_labels, masks_from)
+
+    def resize_to(self, shortest_edge: int) -> None:
+        """Changes the size of pictures, see `Detector.resize_to`."""
+        self.image_processor.size = scaled_size(self.image_processor.to_dict(), shortest_edge)
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -175,7 +194,7 @@ class ArtefactBackend:
         if self.task == "semantic" and runtime.info.mask_queries is not None:
             raise ValueError(
                 f"{path} gives the masks of the {runtime.info.mask_queries} best queries, and a semantic map is made "
-                "of all: export the model without --mask-queries, or use task='panoptic'."
+                "of all: export the model without --mask-queries, or use task='panoptic' (--task)."
             )
         self.model = runtime
         self.image_processor = NumpyProcessor(runtime.info)
@@ -208,17 +227,21 @@ class ArtefactBackend:
         return self.image_processor.processed(pixels), None
 
     def results(
-        self, batch: list[Prepared], threshold: float, panoptic_threshold: float | None = None
+        self,
+        batch: list[Prepared],
+        threshold: float,
+        panoptic_threshold: float | None = None,
+        masks_from: float | None = None,
     ) -> list[dict[str, Any]]:
         step = self.model.info.batch or len(batch)
-        thresholds = (threshold, threshold if panoptic_threshold is None else panoptic_threshold)
+        thresholds = (threshold, threshold if panoptic_threshold is None else panoptic_threshold, masks_from)
         results = []
         for first in range(0, len(batch), step):
             results += self._chunk_results(batch[first : first + step], *thresholds)
         return results
 
     def _chunk_results(
-        self, chunk: list[Prepared], threshold: float, panoptic_threshold: float
+        self, chunk: list[Prepared], threshold: float, panoptic_threshold: float, masks_from: float | None
     ) -> list[dict[str, Any]]:
         """Returns what is found in no more pictures than the artefact takes at a time."""
         sizes_hw = [item.size_hw for item in chunk]
@@ -232,9 +255,20 @@ class ArtefactBackend:
         least, fused_labels = -1.0 if self.task == "semantic" else threshold, set(self.stuff_labels)
         masks = self.image_processor.masks_of(predictions, least, sizes_hw)
         return [
-            result | segmented(of_image, self.task, panoptic_threshold, fused_labels)
+            result | segmented(of_image, self.task, panoptic_threshold, fused_labels, masks_from)
             for result, of_image in zip(results, masks, strict=True)
         ]
+
+    def resize_to(self, shortest_edge: int) -> None:
+        """Changes the size of pictures, see `Detector.resize_to`."""
+        info = self.image_processor.info
+        if info.size_hw is not None:
+            raise ValueError(
+                f"{self.path} takes images of {info.size_hw[0]}x{info.size_hw[1]} only: export the model with "
+                "--dynamic, or with the size that is wanted."
+            )
+        size = scaled_size(info.preprocessing, shortest_edge)
+        self.image_processor.info = replace(info, preprocessing={**info.preprocessing, "size": size})
 
     @property
     def id2label(self) -> dict[int, str]:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoints.embedded import embedded_model_path, shipped
 from ..export.artefact import find_artefact
 from ..export.runtimes import load_runtime
 from .detector import Detector
-from .embedded import embedded_model_path
 from .timing import VERSIONS, environment, peak_bytes, spread, timed
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def benchmark(
     """
     import torch
 
-    source = embedded_model_path() if model is None else model
+    source = embedded_model_path() if model is None else shipped(model)
     detector = Detector.from_pretrained(source, device="cpu", task=_task(mask_queries))
     artefact = find_artefact(source)
     info = detector.model.info if artefact is not None else None

@@ -9,6 +9,7 @@ folder where every size is different runs one by one. Threads read and process t
 This module does not import torch: an exported model needs none (`backends.py`).
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ..checkpoints.embedded import ABOUT, embedded_model_path
+from ..checkpoints.finding import Hub, find_file
 from ..export.artefact import find_artefact
 from ..export.processing import read_pixels
 from ..processing.image_sources_detr import plain_source
@@ -30,16 +33,19 @@ from .batching import (
     prepare_ahead,
     preparing_threads,
 )
-from .embedded import embedded_model_path
+from .forks import mind_fork
 from .pictures import is_single_picture, path_of, stamp_of_source
 from .results import Detections, shown_pixels
 from .segments import SegmentMap, chosen_task
+from .sources.opening import refuse_many
 
 if TYPE_CHECKING:
     import torch
 
     from ..model.modeling_detr import DETRForObjectDetection
     from ..visualize.attention_maps import Attention
+
+logger = logging.getLogger(__name__)
 
 OnError = Callable[[Any, Exception], None]
 
@@ -79,9 +85,9 @@ class Detector:
 
         Args:
             name_or_path: whatever `DETRForObjectDetection.from_pretrained` takes: a folder or Hub id of this package,
-                of transformers' DETR or of Table Transformer, or an original `.pth` file. None is the small model that
-                ships with the package and finds handwritten digits. Also what `detr-hf export` wrote: a `.onnx` or
-                `.pt2` file, or an OpenVINO folder.
+                of transformers' DETR or of Table Transformer, or an original `.pth` file. "detr-digits" (or None,
+                with a warning) is the small model that ships with the package and finds handwritten digits. Also what
+                `detr-hf export` wrote: a `.onnx` or `.pt2` file, or an OpenVINO folder.
             task: "detection" for boxes alone, "instance" for masks too, "panoptic" (the default where the checkpoint
                 has masks) for both and a map of segments; "semantic" for boxes and a map of classes, which needs the
                 masks of all queries, where the others need those of the objects found.
@@ -92,28 +98,31 @@ class Detector:
             **loading: further arguments of `DETRForObjectDetection.from_pretrained`, such as `subfolder`, `variant` or
                 `use_safetensors`, or `nheads` of a weight file that does not show it.
         """
+        if name_or_path is None:
+            logger.warning("No model is named: %s", ABOUT)
         source = embedded_model_path() if name_or_path is None else name_or_path
         artefact = find_artefact(source)
         if artefact is not None:
             if loading:
                 raise TypeError(f"{source} is an exported model, for which {', '.join(loading)} cannot be given.")
             return cls.on(ArtefactBackend.from_artefact(artefact, task=task, device=device, dtype=dtype))
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        of_hub = Hub(loading.get("subfolder") or "", **hub)
+        find_file(source, "config.json", of_hub)  # a name of nothing is refused before seconds of imports
         import torch
 
         from ..checkpoints.model_classes import load_model
         from ..checkpoints.processors import processor_of
-        from ..checkpoints.weight_files import Hub
         from ..model.compiling_detr import warn_of_slow_bfloat16
         from ..model.modeling_detr import DETRForObjectDetection
 
-        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         load = DETRForObjectDetection.from_pretrained if task == "detection" else load_model
         model = load(source, dtype=dtype or torch.float32, **hub, **loading)
         chosen_task(task, model.has_mask_head, str(source))  # before anything moves to a device
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         warn_of_slow_bfloat16(model.dtype, device)
-        return cls(model.to(device), processor_of(source, Hub(loading.get("subfolder") or "", **hub)), task)
+        return cls(model.to(device), processor_of(source, of_hub), task)
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:
         """Returns the objects that score more than `threshold`: one `Detections` for one picture, a list for several.
@@ -145,14 +154,17 @@ class Detector:
         batch_size: int = 8,
         on_error: OnError | None = None,
         panoptic_threshold: float | None = None,
+        masks_from: float | None = None,
     ) -> Iterator[Detections]:
         """Yields the detections of each picture, in order, while threads read the next ones.
 
         Only a few batches are held at a time. A picture that cannot be read is an error; with `on_error` it is
         left out instead, after `on_error(picture, error)` was called. `panoptic_threshold` is of the scores of
-        panoptic segments, where it is another than that of boxes, as in an evaluation.
+        panoptic segments, where it is another than that of boxes, as in an evaluation; and objects that do not score
+        more than `masks_from` have an empty mask, which costs nothing.
         """
-        outcomes = self.outcomes(images, threshold, batch_size, panoptic_threshold=panoptic_threshold)
+        of_masks = {"panoptic_threshold": panoptic_threshold, "masks_from": masks_from}
+        outcomes = self.outcomes(images, threshold, batch_size, **of_masks)
         return self._without_errors(outcomes, on_error)
 
     def outcomes(
@@ -163,6 +175,7 @@ class Detector:
         *,
         unchanging: bool = False,
         panoptic_threshold: float | None = None,
+        masks_from: float | None = None,
     ) -> Iterator[Detections | Failure]:
         """Yields for each picture, in order, its detections or what is wrong with it.
 
@@ -173,16 +186,20 @@ class Detector:
             raise ValueError(f"threshold is a score between 0 and 1, got {threshold}.")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
-        thresholds = (threshold,) if panoptic_threshold is None else (threshold, panoptic_threshold)
-        return self._outcomes(images, thresholds, batch_size, unchanging)
+        given = {"panoptic_threshold": panoptic_threshold, "masks_from": masks_from}
+        of_masks = {name: value for name, value in given.items() if value is not None}
+        return self._outcomes(images, threshold, batch_size, unchanging, of_masks)
 
     def _outcomes(
-        self, images: Iterable[Any], thresholds: tuple[float, ...], batch_size: int, unchanging: bool
+        self, images: Iterable[Any], threshold: float, batch_size: int, unchanging: bool, of_masks: dict[str, float]
     ) -> Iterator[Detections | Failure]:
+        mind_fork()
         alone = isinstance(images, list | tuple) and len(images) == 1
         with nullcontext() if alone else preparing_threads() as pool:
             prepared = prepare_ahead(images, self._prepare, pool, batch_size * BATCHES_PREPARED, unchanging)
-            yield from ordered_outcomes(prepared, lambda batch: self._detect_each(batch, *thresholds), batch_size)
+            yield from ordered_outcomes(
+                prepared, lambda batch: self._detect_each(batch, threshold, **of_masks), batch_size
+            )
 
     def _without_errors(
         self, outcomes: Iterator[Detections | Failure], on_error: OnError | None
@@ -198,6 +215,7 @@ class Detector:
     def _prepare(self, index: int, source: Any) -> Prepared:
         """Returns one picture, read and processed, with what shows it again: its file, its bytes, or a copy of it."""
         plain, name = plain_source(source, f"image {index}")
+        refuse_many(plain, name)
         stamp = stamp_of_source(plain)
         pixels = read_pixels(plain, name, expects_0_255=self.backend.expects_0_255, takes_options=False)
         try:
@@ -211,13 +229,13 @@ class Detector:
         size_hw = (pixels.shape[0], pixels.shape[1])
         return Prepared(index, source, size_hw, pixel_values, pixel_mask, stamp, shown)
 
-    def _detect_each(self, batch: list[Prepared], *thresholds: float) -> list[Detections | Failure]:
+    def _detect_each(self, batch: list[Prepared], threshold: float, **of_masks: float) -> list[Detections | Failure]:
         """Returns what is found in a batch; where outputs are not finite, each picture runs alone, to find whose."""
         try:
-            results = self.backend.results(batch, *thresholds)
+            results = self.backend.results(batch, threshold, **of_masks)
         except ValueError as error:
             if len(batch) > 1:
-                return [outcome for item in batch for outcome in self._detect_each([item], *thresholds)]
+                return [outcome for item in batch for outcome in self._detect_each([item], threshold, **of_masks)]
             (item,) = batch
             why = ValueError(f"In the batch of image {item.index} ({path_of(item.source) or 'in memory'}): {error}")
             why.__cause__ = error
@@ -244,6 +262,14 @@ class Detector:
 
     def _name_of(self, label: int) -> str:
         return self.id2label.get(label, str(label))
+
+    def resize_to(self, shortest_edge: int) -> None:
+        """Changes the size of pictures for the model: so many pixels of the shorter side, the longer in proportion.
+
+        Raises:
+            ValueError: the image processor makes all pictures one size, or the exported model takes one size only.
+        """
+        self.backend.resize_to(shortest_edge)
 
     @property
     def task(self) -> str:

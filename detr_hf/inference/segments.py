@@ -36,7 +36,9 @@ def chosen_task(task: str | None, has_masks: bool, model: str) -> str:
     return task
 
 
-def segmented(masks: ImageMasks, task: str, threshold: float, fused_labels: set[int]) -> dict[str, Any]:
+def segmented(
+    masks: ImageMasks, task: str, threshold: float, fused_labels: set[int], masks_from: float | None = None
+) -> dict[str, Any]:
     """Returns what a task gives of a picture beside boxes: `segmentations`, `panoptic` and `semantic`, as it holds.
 
     Args:
@@ -44,11 +46,16 @@ def segmented(masks: ImageMasks, task: str, threshold: float, fused_labels: set[
         task: of `TASKS`.
         threshold: of the scores of panoptic segments.
         fused_labels: the classes of which a picture has one panoptic segment at most.
+        masks_from: queries that do not score more have an empty mask.
     """
     if task == "semantic":
         return {"semantic": semantic(masks, with_scores=False)[0]}
     found: dict[str, Any] = {}
-    found["segmentations"] = [run_lengths(masks.mask(query, MASK_THRESHOLD)) for query in range(len(masks.logits))]
+    wanted = masks.best()[0] > (-1.0 if masks_from is None else masks_from)
+    empty = run_lengths(np.zeros(masks.target_hw, dtype=bool))
+    found["segmentations"] = [
+        run_lengths(masks.mask(query, MASK_THRESHOLD)) if wanted[query] else empty for query in range(len(wanted))
+    ]
     if task == "panoptic":
         found["panoptic"] = panoptic(masks, threshold, MASK_THRESHOLD, OVERLAP_THRESHOLD, fused_labels)
     return found

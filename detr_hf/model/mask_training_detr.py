@@ -104,7 +104,10 @@ def train_masks(
         placed = masks_above(model, decoded, predictions, threshold, queries)
         masks = [of_image[numbers] for of_image, numbers in zip(placed, queries, strict=True)]
     count = sum(len(masks) if has_mask is None else has_mask.sum() for masks, has_mask in known)
-    sizes = [tuple(size) for size in sizes_hw.tolist()]
+    finite = torch.stack([of_image.float().sum().isfinite() for of_image in masks])
+    rows = torch.cat([sizes_hw, finite[:, None].to(sizes_hw)], dim=1).tolist()  # one copy to the host
+    targets.refuse_not_finite({"masks": [row[2] for row in rows]})
+    sizes = [tuple(row[:2]) for row in rows]
     return placed, *criterion.loss_masks(masks, wanted, torch.as_tensor(count), padded_hw, sizes)
 
 

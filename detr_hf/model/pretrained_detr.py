@@ -33,6 +33,8 @@ logger = logging.get_logger(__name__)
 HEADS = ("class_embed.", "bbox_embed.")
 MASK_PARTS = ("bbox_attention.", "mask_head.")
 BOX_PARTS = re.compile(r"^box_queries\.|\.multihead_attn\.(prior|where)\.|^transformer\.decoder\.box_embed\.")
+# What a save replaces together: with one shard of an older model beside it a new one would not be what was saved.
+WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # A new mask head on a trained detector reads attention so many times as strongly as the original's. Attention sums to
 # 1 over all heads and cells, a hundredth of what other channels are: the masks of all queries are alike until these
 # weights have grown. On digit scenes, 200 steps of the head alone give mask AP 0.53 in place of 0.02.
@@ -192,7 +194,7 @@ class DETRPreTrainedModel(PreTrainedModel):
         """Returns name, config and state dict to load: as given for an own checkpoint that fits, else translated."""
         if cls.workshop is None:  # this file travelled alone with a checkpoint: it reads its own layout only
             return name, config, None
-        return cls.workshop.prepare_loading(name, config, kwargs, cls.has_mask_head)
+        return cls.workshop.prepare_loading(name, config, kwargs, cls.has_mask_head, cls.config_class)
 
     def _fill_new_parts(self, missing: set[str]) -> set[str]:
         """Gives what is new by design its first values, says what it is, and returns those tensors' names.
@@ -246,6 +248,9 @@ class DETRPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Writes weights and configuration, and the code as well after `register_for_auto_class`.
 
+        With the package they are moved into the folder when all are written, the configuration last: a process that is
+        killed leaves the model that was there, or none.
+
         Raises:
             NotADirectoryError: when `save_directory` is a file.
         """
@@ -257,7 +262,13 @@ class DETRPreTrainedModel(PreTrainedModel):
         self.config.__dict__.pop("auto_map", None)
         if self._auto_class is not None:
             self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
+        if self.workshop is None or kwargs.get("distributed_checkpoint"):  # to which every process writes its part
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", os.path.basename(os.path.abspath(save_directory)))
+        with self.workshop.whole_folder(save_directory, WEIGHT_FILES) as folder:
+            super().save_pretrained(folder, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs):
         """Publishes the model with processor, card, code and digests in one commit, and returns its `CommitInfo`.

@@ -271,9 +271,15 @@ def forward_with_aids(
     answers = model.predict(decoded.states, queries.reference)  # of all groups, then of the denoising queries
     groups, length = config.num_query_groups, config.num_query_groups * config.num_queries
     by_group = Predictions(*(values[:, :, :length].unflatten(2, (groups, -1)).flatten(1, 2) for values in answers[:2]))
-    loss, parts = model.loss_of(by_group, [target for target in labels for _ in range(groups)])
     if known is not None:
         noisy = Predictions(*(values[:, :, length:] for values in answers[:2]))
+        # 0, or NaN for an image with an answer that is not finite: the matcher's one look at all of them finds it
+        sums = sum(values.detach().float().sum(dim=(0, 2, 3)) for values in noisy[:2]) * 0  # (B,)
+        sums = sums.repeat_interleave(groups)[:, None, None].to(by_group.logits.dtype)
+        by_group = by_group._replace(logits=by_group.logits + sums)
+    placed = [{**target, "place_in_batch": place} for place, target in enumerate(labels)]
+    loss, parts = model.loss_of(by_group, [target for target in placed for _ in range(groups)])
+    if known is not None:
         its_loss, its_parts = model.criterion().known_assignment(noisy, known)
         loss = loss + its_loss
         parts |= {f"{name}_dn": value for name, value in its_parts.items()}

@@ -191,8 +191,8 @@ def _checked_annotation(annotation: Any, index: int, keys: tuple[str, ...]) -> d
     missing = [key for key in keys if annotation.get(key) is None]
     if missing:
         raise ValueError(
-            f"The annotation of image {index} has no {' and no '.join(map(repr, missing))}; its keys are "
-            f"{sorted(map(str, annotation))}. Expected {expected}."
+            f"The annotation of image {index} {' and '.join(lacks(annotation, key) for key in missing)}. "
+            f"Expected {expected}."
         )
     image_id = _image_id(annotation["image_id"], index)
     objects = annotation[objects_key]
@@ -207,6 +207,11 @@ def _checked_annotation(annotation: Any, index: int, keys: tuple[str, ...]) -> d
                 "expected a dict."
             )
     return {**annotation, "image_id": image_id}
+
+
+def lacks(item: Mapping[str, Any], key: str) -> str:
+    """Returns in words that there is no value for a key: that it is None, or what keys there are."""
+    return f"has {key!r}: None" if key in item else f"has no {key!r}; its keys are {sorted(map(str, item))}"
 
 
 def _is_crowd(item: Mapping[str, Any], name: str) -> bool:
@@ -239,7 +244,7 @@ def _object_name(index: int, item: Mapping[str, Any], image_name: str) -> str:
 def _class_label(item: Mapping[str, Any], name: str) -> int:
     """Returns the category id; raises for anything that is not a whole number from 0 up."""
     if "category_id" not in item:
-        raise ValueError(f"{name} has no 'category_id'; its keys are {sorted(map(str, item))}.")
+        raise ValueError(f"{name} {lacks(item, 'category_id')}.")
     label = _whole(item["category_id"])
     if label is None:
         raise TypeError(f"{name} has category_id {_plain(item['category_id'])!r}: expected a whole number from 0 up.")
@@ -251,7 +256,7 @@ def _class_label(item: Mapping[str, Any], name: str) -> int:
 def _box(item: Mapping[str, Any], name: str) -> list[float]:
     """Returns x, y, width, height as finite floats."""
     if item.get("bbox") is None:
-        raise ValueError(f"{name} has no 'bbox'; its keys are {sorted(map(str, item))}.")
+        raise ValueError(f"{name} {lacks(item, 'bbox')}.")
     box = item["bbox"]
     values = box.tolist() if isinstance(box, (np.ndarray, Tensor)) else box
     if not isinstance(values, (list, tuple)) or len(values) != 4:

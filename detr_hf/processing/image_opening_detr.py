@@ -25,6 +25,10 @@ PICTURE_SUFFIXES = frozenset({
 })
 # fmt: on
 
+# A picture of more pixels a byte is refused where it is large as well: photographs have one to ten, a page with little
+# on it a hundred. Large is what has more than half of the pixels at which Pillow warns.
+BOMB_PIXELS_PER_BYTE = 200
+
 _EXIF_ORIENTATION_TAG = 0x0112
 _EXIF_TRANSPOSITIONS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,7 +74,18 @@ def _open(source: Path | io.BytesIO, name: str) -> PIL.Image.Image:
     except Exception as error:  # damaged headers surface as OSError, SyntaxError, struct.error and more
         raise ValueError(f"{name} is not an image that can be read: {error}") from error
     with image:
+        refuse_bomb(image, os.path.getsize(source) if isinstance(source, Path) else len(source.getbuffer()), name)
         return _frame(image, name)
+
+
+def refuse_bomb(image: PIL.Image.Image, size: int, name: str) -> None:
+    """Raises a ValueError for a picture, not decoded yet, that `size` bytes blow up to an amount of memory."""
+    pixels, most = image.width * image.height, PIL.Image.MAX_IMAGE_PIXELS
+    if most is not None and pixels > most / 2 and pixels > size * BOMB_PIXELS_PER_BYTE:
+        raise ValueError(
+            f"{name} has {image.width}x{image.height} pixels in {size} bytes, as a decompression bomb has: it is not "
+            f"decoded. If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS (now {most})."
+        )
 
 
 def _frame(image: PIL.Image.Image, name: str) -> PIL.Image.Image:

@@ -6,6 +6,7 @@ level, but for isolated pixels that are two apart at some ratios of sizes.
 """
 
 import torch
+import torchvision
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv_functional
 from torchvision.transforms.v2.functional import InterpolationMode
@@ -21,6 +22,8 @@ _INTERPOLATION_OF = {
     PILImageResampling.BICUBIC: InterpolationMode.BICUBIC,
     PILImageResampling.LANCZOS: InterpolationMode.LANCZOS,
 }
+if tuple(map(int, torchvision.__version__.split(".")[:2])) < (0, 27):  # which has it for images of Pillow alone
+    del _INTERPOLATION_OF[PILImageResampling.LANCZOS]
 
 
 class DETRImageProcessor(DETRImageProcessingMixin, TorchvisionBackend):

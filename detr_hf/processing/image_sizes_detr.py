@@ -56,6 +56,20 @@ def resized_hw(
     )
 
 
+def scaled_size(settings: Mapping, shortest: int) -> dict[str, int]:
+    """Returns the `size` of an image processor with these settings, in proportion, its shortest side being `shortest`.
+
+    Raises:
+        ValueError: it does not resize, or pads to a canvas of one size.
+    """
+    pad_size = settings.get("pad_size") if settings.get("do_pad", True) else None
+    if pad_size or not settings.get("do_resize", True):
+        what = f"pads all images to {dict(pad_size)}" if pad_size else "leaves images as they are (do_resize)"
+        raise ValueError(f"Images cannot get a shorter side of {shortest} pixels: the image processor {what}.")
+    size = {key: int(side) for key, side in dict(settings["size"]).items() if side}
+    return {key: max(1, round(side * shortest / min(size.values()))) for key, side in size.items()}
+
+
 def check_resize_rule(rule: str) -> str:
     """Returns the rule, or raises a ValueError that lists the choices."""
     if rule not in RESIZE_RULES:

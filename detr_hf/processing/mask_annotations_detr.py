@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from .image_opening_detr import refuse_bomb
 from .run_lengths_detr import run_length_mask
 
 logger = logging.get_logger(__name__)
@@ -218,6 +219,8 @@ def read_segment_ids(source: Any, image_hw: tuple[int, int], image_name: str, pn
     """
     try:
         with source if isinstance(source, PIL.Image.Image) else PIL.Image.open(source) as image:
+            if isinstance(source, str | os.PathLike):
+                refuse_bomb(image, os.path.getsize(source), png_name)
             image.load()
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, zlib.error and more
         raise ValueError(f"{image_name}: {png_name} cannot be read: {error}") from error

@@ -5,7 +5,7 @@ There are four sets of rates. `scratch` is the original's (facebookresearch/detr
 masks on a frozen detector. `finetune` starts from weights that can detect already: smaller steps, a faster class head,
 a cosine. `precise` is for a new transformer with box queries (`DETRConfig.from_preset("precise")`), which stands rates
 at which plain DETR diverges. An argument that is given is kept; one that is not is filled in from the recipe, which
-`DETRTrainer` picks by what learns and whether the model was loaded (`recipe="auto"`).
+`DETRTrainer` picks by what learns and whether the transformer's weights are trained ones (`recipe="auto"`).
 What differs on purpose from transformers' defaults is every field below.
 """
 
@@ -102,12 +102,12 @@ class DETRTrainingArguments(TrainingArguments):
     recipe: str = _option(
         "auto",
         "Where arguments that are not given come from: 'scratch' (the original's), 'finetune', 'mask_head' (the "
-        "original's for masks), or 'auto': 'mask_head' on a frozen detector, 'finetune' when the model's weights were "
-        "loaded, else 'scratch'. 'fast' is 'auto' with losses that only training has (on the encoder, and denoising "
-        "queries), matching in which the class counts four times as much, and averaged weights: DETR learns in fewer "
-        "steps and stays plain; 'fast_ref' adds a reference point to each query, which stays; 'detr' is 'auto'. "
-        "'precise' is for models with box queries (the preset of that name) whose transformer is new, where 'auto' is "
-        "it too.",
+        "original's for masks), or 'auto': 'mask_head' on a frozen detector, 'finetune' when the transformer's "
+        "weights are trained ones, else 'scratch'. 'fast' is 'auto' with losses that only training has (on the "
+        "encoder, and denoising queries), matching in which the class counts four times as much, and averaged "
+        "weights: DETR learns in fewer steps and stays plain; 'fast_ref' adds a reference point to each query, which "
+        "stays; 'detr' is 'auto'. 'precise' is for models with box queries (the preset of that name) whose "
+        "transformer is new, where 'auto' is it too.",
     )
     learning_rate: float | None = _option(
         None,
@@ -203,7 +203,9 @@ class DETRTrainingArguments(TrainingArguments):
         "checkpoint is deleted in favour of theirs.",
     )
     load_best_model_at_end: bool | None = _option(
-        None, "On when checkpoints are saved as often as they are evaluated."
+        None,
+        "Keep an earlier step in the place of the last, where it is better by more than noise (`keeping.py`). On when "
+        "checkpoints are saved as often as they are evaluated.",
     )
     metric_for_best_model: str | None = _option(
         None,
@@ -308,16 +310,16 @@ class DETRTrainingArguments(TrainingArguments):
         if has_box_queries and self.recipe == "auto" and self.ema_is_open:
             self.ema_decay = AVERAGED["ema_decay"]
 
-    def apply_recipe(self, loaded: bool, frozen: bool = False, has_box_queries: bool = False) -> str:
+    def apply_recipe(self, trained: bool, frozen: bool = False, has_box_queries: bool = False) -> str:
         """Returns the name of the recipe that the arguments that were not given are now filled from.
 
         Args:
-            loaded: whether the model's weights were loaded.
+            trained: whether the transformer's weights are trained ones.
             frozen: whether its mask head learns alone.
             has_box_queries: whether its queries are boxes.
         """
         new = "precise" if has_box_queries else "scratch"
-        by_model = "mask_head" if frozen else "finetune" if loaded else new
+        by_model = "mask_head" if frozen else "finetune" if trained else new
         name = self.recipe if self.recipe in RECIPES else by_model
         self._fill(RECIPES[name])
         self.keep_given_schedule()

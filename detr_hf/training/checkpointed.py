@@ -20,6 +20,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
 from ..errors import CheckpointError
+from ..whole_files import open_to_umask
 from .checkpointing import (
     STATE_NAME,
     cannot_write,
@@ -32,7 +33,18 @@ from .checkpointing import (
     start_writing,
 )
 from .ema import TRAINING_WEIGHTS, EMACallback
-from .runs import Run, check_resumed, chosen_checkpoint, clear_the_way, new_id, off_the_way, refuse_others
+from .keeping import FoundByStep, Kept, choose
+from .runs import (
+    Run,
+    check_resumed,
+    chosen_checkpoint,
+    clear_the_way,
+    leave_folder,
+    new_id,
+    off_the_way,
+    refuse_others,
+    take_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +57,10 @@ class WholeCheckpoints:
     _ema: EMACallback | None = None  # where weights are averaged
     _run: Run | None = None  # from its start
     _resumed: Path | None = None  # what it goes on from
+    _taken: Path | None = None  # the folder that no other training may write into until it ends
+    kept: Kept | None = None  # of the last training, where there was a choice
+    _found: FoundByStep
+    command: dict[str, Any] | None = None  # noted in checkpoints, for whoever asks whether a run is theirs
 
     def _begin_run(self, wanted: str | Path | bool | None, trial: Any) -> str | None:
         """Returns the checkpoint that Trainer shall resume from, see `DETRTrainer.train`, or None to start.
@@ -53,10 +69,17 @@ class WholeCheckpoints:
         (`runs.py`). Every process comes to the same.
 
         Raises:
-            CheckpointError: what is wanted is not there, is of other classes, or another run's are to be refused.
+            CheckpointError: what is wanted is not there, is of other classes, or another run's are to be refused;
+                another training writes into the folder, or nobody can.
         """
         output_dir = Path(self._get_output_dir(trial))
-        self.accelerator.wait_for_everyone()
+        fault = None
+        if self.args.should_save and self.args.save_strategy != SaveStrategy.NO:
+            fault = take_folder(output_dir)
+            self._taken = None if fault else output_dir
+        faults = [each for each in gather_object([fault]) if each]
+        if faults:
+            raise CheckpointError(faults[0])
         if self.args.should_save:
             remove_leftovers(output_dir)
         self.accelerator.wait_for_everyone()
@@ -74,13 +97,20 @@ class WholeCheckpoints:
         self._resumed = checkpoint
         return None if checkpoint is None else str(checkpoint)
 
+    def _end_run(self) -> None:
+        """Lets others train into the folder."""
+        if self._taken is not None:
+            leave_folder(self._taken)
+            self._taken = None
+
     def _plan_run(self, output_dir: Path, wanted: str | Path | bool | None) -> tuple[Run, Path | None, list[Path]]:
         """Returns the run, the checkpoint that it goes on from, and those that it does not lie on."""
         # with model_init there is no model before the run has begun
         config = None if self.model is None else self.accelerator.unwrap_model(self.model).config
         names = getattr(config, "id2label", None) or {}
         pictures = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
-        run = Run("", [str(names[label]) for label in sorted(names)], pictures, self.args.metric_for_best_model)
+        classes = [str(names[label]) for label in sorted(names)]
+        run = Run("", classes, pictures, self.args.metric_for_best_model, self.command)
         checkpoint = chosen_checkpoint(output_dir, wanted)
         if checkpoint is not None:
             check_resumed(checkpoint, run)
@@ -175,6 +205,9 @@ class WholeCheckpoints:
         if self._ema and self._ema.average is not None and self.args.should_save:
             own = self.accelerator.unwrap_model(self.model).state_dict()
             save_file({name: own[name].contiguous() for name in self._ema.average.average}, folder / TRAINING_WEIGHTS)
+            open_to_umask(folder / TRAINING_WEIGHTS)
+        if self.args.should_save:
+            self._found.write(self.state.global_step, folder)
         if self.state.best_global_step:
             best = final.with_name(f"checkpoint-{self.state.best_global_step}")
             if best == final or best.is_dir():
@@ -223,10 +256,30 @@ class WholeCheckpoints:
                 raise ValueError(f"{own} is of another model: it has {result.unexpected_keys[:3]}.")
 
     def _load_best_model(self) -> None:
+        """Keeps the last step, or loads the best where it is better by more than noise, see `keeping.py`."""
+        state = self.state
+        self.kept = broadcast_object_list([self._choose()])[0]
+        state.log_history.append({"step": state.global_step, "kept_step": self.kept.step, "kept": self.kept.text})
+        if self.kept.step == state.global_step:
+            last = Path(state.best_model_checkpoint).with_name(f"checkpoint-{state.global_step}")
+            if last.is_dir():  # what Trainer spares where one checkpoint may stay
+                state.best_model_checkpoint = str(last)
+            return
         super()._load_best_model()
         self._evaluated_step = None
         if self._ema is not None:
             self._ema.best_is_loaded = True
+
+    def _choose(self) -> Kept:
+        """Returns what is kept; the last step is measured if it was not."""
+        state, metric = self.state, (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        name = f"eval_{metric}"
+        if not any(entry.get("step") == state.global_step and name in entry for entry in state.log_history):
+            self.evaluate()
+        values = {entry["step"]: entry[name] for entry in state.log_history if name in entry}
+        best, last = state.best_global_step, state.global_step
+        found = {best: self._found.of(best, state.best_model_checkpoint), last: self._found.of(last, None)}
+        return choose(values, best, metric, bool(self.args.greater_is_better), found, self._found.truth)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuses a checkpoint that does not fill the model by exact name; Trainer would go on with what it has."""

@@ -29,6 +29,7 @@ from ..evaluation.segments import SegmentEvaluator
 from ..evaluation.truth import ground_truth_of
 from ..model.loss_detr import SetCriterion
 from ..model.predictions_detr import Predictions
+from .keeping import FoundByStep
 from .monitoring import MASK_LOSSES, LossParts, loss_divisors
 
 
@@ -49,6 +50,7 @@ class StreamingEvaluation:
     _eval_window: LossParts
     _evaluated_step: int | None = None  # of the weights as they are
     _evaluator: DetectionEvaluator | None = None  # of the evaluation that is running
+    _found: FoundByStep  # in the pictures of the evaluation, for the choice of what is kept
     _truths: list[tuple[Any, dict[str, Any] | None]] = []  # noqa: RUF012 - sets, and their ground truth
 
     def evaluate(
@@ -126,6 +128,9 @@ class StreamingEvaluation:
             self.last_evaluation, self._evaluated_step = self._evaluator.compute(), self.state.global_step
             self.last_mask_evaluation = self._evaluator.compute_masks()
             self.last_panoptic_evaluation = self._evaluator.compute_panoptic()
+            if self.is_in_train and metric_key_prefix == "eval" and self.args.load_best_model_at_end:
+                found, truth = self._evaluator.coco_detections(), self._evaluator.coco_ground_truth()
+                self._found.add(self.state.global_step, found, truth, self.state.best_global_step)
             output.metrics.update(_named(self.last_evaluation, metric_key_prefix))
             output.metrics.update(_named(self.last_mask_evaluation, f"{metric_key_prefix}_mask"))
             output.metrics.update(_named(self.last_panoptic_evaluation, metric_key_prefix))

@@ -6,6 +6,7 @@ from torch import nn
 
 from ..model.backbone_detr import Backbone
 from .arguments import MODEL_OPTIONS
+from .starting import transformer_is_trained
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,6 @@ def freeze_detector(model: nn.Module, wanted: bool | None, recipe: str) -> None:
             f"recipe={recipe!r} helps a detector to learn, and this one is frozen (freeze_detector): leave the recipe "
             "out."
         )
-    if frozen and not model.config.name_or_path:
-        logger.warning("The detector is frozen and was not loaded from a checkpoint: are its weights trained ones?")
+    if frozen and not transformer_is_trained(model):
+        logger.warning("The detector is frozen, and its transformer has first values: it was never trained.")
     logger.info("The detector is frozen: the mask head learns alone." if frozen else "Detector and mask head learn.")

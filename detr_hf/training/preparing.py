@@ -13,7 +13,9 @@ from ..data.detection_data import split_kind
 from ..data.preparing.transform import prepare
 from ..evaluation.coco import METRIC_NAMES
 from ..evaluation.panoptic import QUALITIES
+from ..model.timm_body_detr import pixel_statistics
 from .monitoring import LossParts
+from .starting import transformer_is_trained
 
 logger = logging.getLogger(__name__)
 
@@ -242,3 +244,18 @@ def check_classes(model: Any, id2label: Mapping[int, str] | None) -> None:
     if different:
         label = different[0]
         raise ValueError(f"Class {label} is {ours.get(label)!r} to the model and {theirs[label]!r} in the data. {fix}")
+
+
+def check_pixels(model: Any, processor: Any) -> None:
+    """Warns where pictures get another mean or deviation than the backbone of a new model was trained with."""
+    config = getattr(model, "config", None)
+    if processor is None or not getattr(config, "backbone_weights", None) or transformer_is_trained(model):
+        return
+    known = pixel_statistics(config)
+    ours = [list(getattr(processor, name, None) or ()) for name in ("image_mean", "image_std")]
+    if known and all(ours) and not all(np.allclose(a, b, atol=1e-3) for a, b in zip(known, ours, strict=True)):
+        logger.warning(
+            "The image processor has mean %s and deviation %s, and the backbone's weights were trained with %s and "
+            "%s: set them, or leave processing_class out.",
+            *(*ours, *known),
+        )

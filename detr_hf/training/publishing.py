@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
@@ -23,6 +24,7 @@ from ..hub.facts import data_facts_of, facts_of, hardware_name
 from ..hub.pushing import Publication, commit_folder, lay_out, make_repository
 from ..hub.staging import CARD
 from ..model.pretrained_detr import DETRPreTrainedModel
+from ..whole_files import drop_folder, start_folder
 from .freezing import has_frozen_detector
 
 logger = logging.getLogger(__name__)
@@ -112,12 +114,12 @@ class HubPublishing:
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        scratch = Path(tempfile.mkdtemp(prefix="detr_hf_push_"))
+        scratch = start_folder(Path(tempfile.gettempdir()) / "push")
         try:
             self._lay_out(scratch, self.args.output_dir, known, with_pictures=True)
             shutil.copyfile(scratch / CARD, Path(self.args.output_dir, CARD))
         except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+            drop_folder(scratch)
             raise
         commit = partial(
             _commit,
@@ -143,7 +145,7 @@ class HubPublishing:
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         steps = self.args.save_strategy == SaveStrategy.STEPS
         where = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch or 0)}"
-        scratch = Path(tempfile.mkdtemp(prefix="detr_hf_push_"))
+        scratch = start_folder(Path(tempfile.gettempdir()) / "push")
         checkpoint = None
         try:
             self._lay_out(scratch / "model", checkpoint_folder, {}, with_pictures=False)
@@ -154,7 +156,7 @@ class HubPublishing:
                 last = strategy == HubStrategy.CHECKPOINT
                 checkpoint = (scratch / "state", "last-checkpoint" if last else Path(checkpoint_folder).name)
         except OSError as error:
-            shutil.rmtree(scratch, ignore_errors=True)
+            drop_folder(scratch)
             logger.warning(
                 "%s was not pushed, training goes on: %s", where, explain(error, self.hub_model_id) or error
             )
@@ -213,7 +215,7 @@ class HubPublishing:
     def _evaluation_facts(self, data: dict[str, Any] | None) -> dict[str, Any] | None:
         """Returns the numbers of the weights as they are: of the last evaluation, or the best step's logged ones."""
         name = data["name"] if data else "the validation split"
-        where = {"dataset": name, "type": str((data or {}).get("hub_id") or name)}
+        where = {"dataset": name, "type": str((data or {}).get("hub_id") or name), "note": self._used_twice()}
         if self._evaluated_step == self.state.global_step and self.last_evaluation is not None:
             if not self.last_evaluations:
                 return where | self.last_evaluation.to_dict()
@@ -227,6 +229,19 @@ class HubPublishing:
             return None
         pictures = len(self.eval_dataset) if hasattr(self.eval_dataset, "__len__") else 0
         return where | {name: logged[0].get(f"eval_{name.lower()}") for name in METRICS} | {"num_images": pictures}
+
+    def _used_twice(self) -> str | None:
+        """Returns a sentence where the pictures that are measured have chosen something before."""
+        stops = any(isinstance(one, EarlyStoppingCallback) for one in self.callback_handler.callbacks)
+        chosen = ["when to stop"] * stops
+        if self.kept and self.kept.evaluations > 1:
+            chosen.append(f"which of {self.kept.evaluations} steps to keep")
+        if not chosen:
+            return None
+        return (
+            f"These pictures were used twice: to choose {' and '.join(chosen)}, and for these numbers. On pictures "
+            "that chose nothing, such as a test split, they may be lower."
+        )
 
     def _training_facts(self) -> dict[str, Any] | None:
         if not self.state.global_step:
@@ -243,6 +258,8 @@ class HubPublishing:
         )
         if has_frozen_detector(self.accelerator.unwrap_model(self.model)):
             text += " The mask head learnt alone, on a frozen detector."
+        if self.kept:
+            text += f" {self.kept.text}"
         values = [(what, getattr(args, name, None)) for what, name in SHOWN_ARGUMENTS]
         rows = [[what, str(getattr(value, "value", value))] for what, value in values if value not in (None, 0, "")]
         return {"text": text, "rows": rows, "hardware": hardware, "minutes": seconds[-1] / 60 if seconds else None}
@@ -258,4 +275,4 @@ def _commit(scratch: Path, repo_id: str, where: str | None = None, **commit: Any
         logger.warning("%s was not pushed, training goes on: %s", where, error)
         return None
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        drop_folder(scratch)

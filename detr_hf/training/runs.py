@@ -9,11 +9,15 @@ refused before the first step, as `earlier_checkpoints` says.
 
 import json
 import logging
+import os
+import socket
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
+from ..whole_files import hold, let_go
 from .checkpointing import (
     EARLIER,
     MANIFEST,
@@ -31,6 +35,8 @@ from .checkpointing import (
 
 logger = logging.getLogger(__name__)
 
+LOCK = "_training.lock"  # transformers leaves names with an underscore out of what it pushes
+
 
 @dataclass
 class Run:
@@ -41,16 +47,44 @@ class Run:
         classes: the model's class names, by label.
         pictures: of the training set; None for a stream.
         metric: that the best checkpoint is chosen by.
+        command: what `detr-hf train` was told, see `cli/train_again.py`.
     """
 
     id: str
     classes: list[str]
     pictures: int | None
     metric: str | None
+    command: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> None:
         """Notes in a checkpoint that it is of this run."""
         (folder / RUN_NAME).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+
+def take_folder(output_dir: Path) -> str | None:
+    """Keeps other trainings out of a folder until `leave_folder`; returns in words why that cannot be, else None."""
+    lock = output_dir / LOCK
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+        if hold(lock):
+            lock.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            return None
+        who = lock.read_text(encoding="utf-8") or "another process"
+    except FileNotFoundError:  # the other one has just ended
+        return take_folder(output_dir)
+    except OSError as error:
+        return f"{output_dir} cannot be written ({error}): choose another output_dir."
+    return (
+        f"{output_dir} is being trained into by {who}, and each would delete the other's checkpoints. Choose another "
+        "output_dir, or wait until that training has ended."
+    )
+
+
+def leave_folder(output_dir: Path) -> None:
+    """Lets others train into a folder that this process has taken."""
+    (output_dir / LOCK).unlink(missing_ok=True)
+    let_go(output_dir / LOCK)
 
 
 def new_id() -> str:

@@ -5,8 +5,8 @@ What it does besides or differently, on purpose:
 
 - data, image processor and collator come from `load_detection_dataset`'s result and the model's checkpoint, and their
   classes are compared;
-- the backbone and the class head have learning rates of their own, and the recipe depends on whether weights were
-  loaded;
+- the backbone and the class head have learning rates of their own, and the recipe depends on whether the
+  transformer's weights are trained ones;
 - evaluation gives COCO's AP, of a model with masks theirs too and panoptic quality, streaming: Trainer's own keeps
   every output, and mixes the targets of different pictures;
 - checkpoints are whole or absent, and a resumed run is the straight run, bit for bit;
@@ -27,27 +27,30 @@ from ..checkpoints.processors import processor_of
 from ..data.preparing.collate import DetectionCollator
 from ..errors import NonFiniteLossError
 from ..evaluation.collecting import image_id_of
+from ..model.matcher_detr import ADVICE, NonFiniteError
 from .arguments import MODEL_OPTIONS, DETRTrainingArguments
 from .checkpointed import WholeCheckpoints
 from .checkpointing import last_complete_checkpoint
 from .ema import EMACallback
 from .evaluating import StreamingEvaluation
 from .freezing import freeze_backbone, freeze_detector, has_frozen_detector
+from .keeping import FoundByStep
 from .monitoring import LossParts, describe_batch, describe_parts
 from .optimizing import drop_schedule, parameter_groups
-from .preparing import check_classes, check_metric, nothing_to_train_on, splits_of_run
+from .preparing import check_classes, check_metric, check_pixels, nothing_to_train_on, splits_of_run
 from .publishing import HubPublishing
 from .sampling import balanced_sampler
 from .searching import HyperparameterSearch
 from .seeding import SeedingCallback, seeded
+from .starting import choose_average, transformer_is_trained
+from .watching import Watch, head_lines
 
 logger = logging.getLogger(__name__)
 
 GPU_PADDING = 128  # sides of training batches on a GPU are multiples of this
 FROM_SCRATCH = (
-    "Training from scratch: DETR needs some 10,000 pictures and 300 epochs before it finds most objects. With less, "
-    "start from a checkpoint: DETRForObjectDetection.from_pretrained('facebook/detr-resnet-50', id2label=...). "
-    "recipe='fast' learns in fewer steps."
+    "The transformer is new: plain DETR needs some 10,000 pictures and 300 epochs before it finds most objects. Start "
+    "from a trained one, as facebook/detr-resnet-50 is; recipe='fast' and the preset 'precise' are for less."
 )
 
 
@@ -101,11 +104,11 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         train_dataset, eval_dataset = splits_of_run(args, train_dataset, eval_dataset, data, processing_class, masks)
         self._data, self._id2label = data, getattr(data, "id2label", None)
         self._seeding = SeedingCallback()
-        if isinstance(args, DETRTrainingArguments) and first is not None:
-            args.average_box_queries(getattr(first.config, "box_queries", False))
+        choose_average(args, first)
         self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
         self._window, self._eval_window = LossParts(), LossParts(as_one_batch=True)
         self._step_labels, self._group_rates = [], {}
+        self._found = FoundByStep()
         super().__init__(
             model=model,
             args=args,
@@ -124,15 +127,20 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         if model_init is None:
             self._fit_model(self.model)
         self._apply_arguments()
+        check_pixels(self.model, self.processing_class)
+        self.watch = Watch(
+            lambda: head_lines(self, self._recipe, self._is_trained), lambda: self.kept and self.kept.text
+        )
+        self.watch.take_place_in(self)
 
     def _apply_arguments(self) -> None:
         """Completes the arguments, now that the model is known, and does what they say of it."""
+        self._is_trained, self._recipe = transformer_is_trained(self.model), ""
         if isinstance(self.args, DETRTrainingArguments):
-            loaded = bool(getattr(self.model.config, "name_or_path", ""))
             has_box_queries = getattr(self.model.config, "box_queries", False)
-            recipe = self.args.apply_recipe(loaded, has_frozen_detector(self.model), has_box_queries)
-            logger.info("Recipe %r: %s", recipe, {name: getattr(self.args, name) for name in self.args.unset})
-            if recipe == "scratch":
+            frozen = has_frozen_detector(self.model)
+            self._recipe = self.args.apply_recipe(self._is_trained, frozen, has_box_queries)
+            if self._recipe == "scratch":
                 logger.warning(FROM_SCRATCH)
         sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         is_panoptic = any(self._things(rows) is not None for rows in sets)
@@ -185,9 +193,13 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             CheckpointError: what is wanted is not there or not whole, was trained with other classes, or could be of
                 several runs.
         """
-        checkpoint = self._begin_run(resume_from_checkpoint, trial)
-        self._step_labels, self._window = [], LossParts()
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        try:
+            checkpoint = self._begin_run(resume_from_checkpoint, trial)
+            self._step_labels, self._window = [], LossParts()
+            self._found, self.kept = FoundByStep(), None
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self._end_run()
 
     # --- data ---
 
@@ -289,16 +301,20 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         """
         labels = inputs.get("labels") or []
         batch = dict(inputs)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        options = {"return_outputs": True, "num_items_in_batch": num_items_in_batch}
+        try:
+            loss, outputs = super().compute_loss(model, inputs, **options)
+        except NonFiniteError as error:
+            raise NonFiniteLossError(f"{error} {self._where_and_what_is_safe(batch, labels)}") from error
         parts = outputs.get("loss_dict") or {} if isinstance(outputs, dict) else {}
         if model.training:
             self._window.add(parts, labels)
+            self.watch.note_loss(loss)
             self._step_labels.append(labels)
             if not torch.isfinite(loss).all():
                 raise NonFiniteLossError(
-                    f"The loss is {float(loss.detach())} at step {self.state.global_step + 1} "
-                    f"({describe_parts(parts)}). The batch: {describe_batch(batch, self._file_names(labels))}. "
-                    f"{self._what_is_safe()}"
+                    f"The loss is {float(loss.detach())} ({describe_parts(parts)}). {ADVICE} "
+                    f"{self._where_and_what_is_safe(batch, labels)}"
                 )
         return (loss, outputs) if return_outputs else loss
 
@@ -313,16 +329,25 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
             )
             raise NonFiniteLossError(
                 f"The gradient is not finite (norm {float(grad_norm)}) at step {self.state.global_step + 1}, though "
-                f"the loss is. The step's pictures: {pictures}. {self._what_is_safe()}"
+                f"the loss is. The step's pictures: {pictures}. {ADVICE} {self._what_is_safe()}"
             )
         self._step_labels = []
         return grad_norm
 
+    def _where_and_what_is_safe(self, batch: Mapping[str, Any], labels: list[Any]) -> str:
+        pictures = describe_batch(batch, self._file_names(labels))
+        return f"This is step {self.state.global_step + 1}. The batch: {pictures}. {self._what_is_safe()}"
+
     def _what_is_safe(self) -> str:
         last = last_complete_checkpoint(self.args.output_dir)
         saved = f"The last checkpoint, {last}, is good" if last else "No checkpoint was written yet"
-        advice = "If the pictures are sound, lower learning_rate or lengthen the warm-up."
-        return f"The weights were not changed by it. {saved}. {advice}"
+        broken = [name for name, weight in self.model.named_parameters() if not weight.isfinite().all()]
+        weights = (
+            f"{len(broken)} weights were not finite before this step ({broken[0]}, ...)"
+            if broken
+            else "The weights were not changed by it"
+        )
+        return f"{weights}. {saved}."
 
     def _file_names(self, labels: list[Any]) -> dict[Any, str]:
         """Returns file names by image id, as far as the training set has them: a search, for when something failed."""

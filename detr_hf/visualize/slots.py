@@ -26,15 +26,15 @@ def query_slots(detector: "Detector", pictures: Iterable[Any], batch_size: int =
     """Returns every box that each object query gives for the pictures, whatever its score.
 
     Learned queries keep to places and sizes of their own. Box queries are chosen anew from each picture, the most
-    promising first: their numbers are ranks, and say nothing of places. Load a model with masks as
-    `task="detection"`; nothing here needs them.
+    promising first: their numbers are ranks, and say nothing of places. Masks
+    are not made.
 
     Raises:
         ValueError: no picture, one that cannot be read, or a detector that does not tell which query found what.
     """
     pictures = [pictures] if isinstance(pictures, str | os.PathLike | bytes) else pictures
     of_pictures = []
-    for found in detector.stream(pictures, 0.0, batch_size):
+    for found in detector.stream(pictures, 0.0, batch_size, masks_from=1.0):
         if found.queries is None:
             raise ValueError(f"{detector!r} does not tell which query found an object.")
         height, width = found.size_hw

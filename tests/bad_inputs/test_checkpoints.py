@@ -1,5 +1,6 @@
 """Checkpoints and arguments as people have them: the same weights, or a refusal that says what is wrong."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,29 @@ def cut(root: Path) -> None:
     (root / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
+def changed_header(root: Path) -> None:
+    """A header of the right length, two of whose tensors lie in one place."""
+    own(root)
+    content = (root / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    first, second = [name for name in header if name != "__metadata__"][:2]
+    header[first]["data_offsets"] = header[second]["data_offsets"]
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(length)
+    (root / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+def nested_header(root: Path) -> None:
+    own(root)
+    text = b"[" * 100_000
+    (root / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+
+
+def nested_config(root: Path) -> None:
+    own(root)
+    (root / "config.json").write_text('{"model_type": ' + "[" * 100_000)
+
+
 READ = {"nheads": 8, "dilation": False}  # what an original's file does not tell
 NOT_WHOLE = [
     Kind(f"no {part}", without(part), load(), Refused("lacks", part))
@@ -71,6 +95,9 @@ NOT_WHOLE += [
     Kind("a NaN", weights_with(one_nan), load(), Refused("not finite", "query_embed.weight")),
     Kind("a tensor of another model", weights_with(one_more), load(), Refused("query_scale.weight")),
     Kind("half a file", cut, load(), Refused("model.safetensors")),
+    Kind("a header that does not fit together", changed_header, load(), Refused("model.safetensors is damaged")),
+    Kind("a header nested too deeply", nested_header, load(), Refused("model.safetensors is damaged")),
+    Kind("a configuration nested too deeply", nested_config, load(), Refused("config.json")),
 ]
 ROADS = [
     Kind("own folder", own, load(), SAME),

@@ -1,5 +1,6 @@
 """Data sets as people have them: read with the right value, or refused by name, and `check` says the same."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -212,6 +213,70 @@ COMMANDS = [
 ]
 
 
-@each(SOUND, FAULTY, DROPPED, HARMLESS, COMMANDS)
+def yaml_of(text: str) -> Callable[[Path], None]:
+    return lambda root: (yolo(root), write(root / "data.yaml", text))[0] and None
+
+
+def aliases(key: str) -> str:
+    """Returns the YAML of half a kilobyte that written out has 9 to the 9th names, under a key."""
+    pairs = zip("abcdefgh", "bcdefghi", strict=True)
+    lists = "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairs)
+    return f"a: &a [{', '.join('xxxxxxxxx')}]\n{lists}{key}: *i\n"
+
+
+def grown(name: str, size: int) -> Callable[[Path], None]:
+    """Returns a `make`: a VOC data set with a file of so many bytes, none of which takes room."""
+    return lambda root: (voc(root, ("train",)), os.truncate(root / name, size))[1]
+
+
+def without_value(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda content: [annotation.update({key: None}) for annotation in content["annotations"]]
+
+
+def yolo_names(text: str) -> Callable[[Path], None]:
+    return yaml_of(f"train: images/train\nnames: {text}\n")
+
+
+NAMES = [
+    Kind("YOLO: a name twice", yolo_names("[cat, cat]"), load(), Refused("0, 1", "'cat'", "name them apart")),
+    *(
+        Kind(f"YOLO: {text}", yolo_names(text), road, words("data.yaml", "class 1", "no name"))
+        for text in ("[cat, '']", "{0: cat, 1: ~}", "[cat, [dog]]")
+        for road, words in ((load(), Refused), (checked, Holds))
+    ),
+    Kind("YOLO: null", yolo_names("[cat, null]"), load(), {"train": 2}, ["class 1 is called 'null'"]),
+    Kind("YOLO: two names of a class", yolo_names("{0: cat, 0.0: dog}"), load(), Refused("class 0 more than once")),
+    *(
+        Kind(f"COCO: {key} is null", coco_with(without_value(key)), load(), Refused(f"has '{key}': null, no value"))
+        for key in ("bbox", "category_id")
+    ),
+]
+STRANGERS = [
+    Kind("names of nested aliases", yaml_of("train: images/train\n" + aliases("names")), load(), Refused("aliases")),
+    Kind("a split of nested aliases", yaml_of(aliases("train") + "names: [cat, dog]\n"), checked, Holds("aliases")),
+    Kind(
+        "an alias of itself", yaml_of("train: &a [*a]\nnames: [cat, dog]\n"), load(), Refused("data.yaml", "aliases")
+    ),
+    Kind(
+        "aliases as people use them",
+        yaml_of("train: &a images/train\nval: *a\nnames: [cat, dog]\n"),
+        load(),
+        {"train": 2, "val": 2},
+    ),
+    Kind("YAML nested too deeply", yaml_of("[" * 5000), load(), Refused("data.yaml")),
+    Kind(
+        "JSON nested too deeply",
+        lambda root: write(coco(root), '{"images": ' + "[" * 99_999) and None,
+        load(),
+        Refused("instances_train.json", "RecursionError"),
+    ),
+    Kind(
+        "an XML file without end", grown("Annotations/train_a.xml", 1 << 30), load(), Refused("train_a.xml", "bytes")
+    ),
+    Kind("a list without end", grown("ImageSets/Main/train.txt", 1 << 30), load(), Refused("train.txt", "bytes")),
+]
+
+
+@each(STRANGERS, NAMES, SOUND, FAULTY, DROPPED, HARMLESS, COMMANDS)
 def test_data_sets(kind: Kind, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     try_out(kind, tmp_path, caplog)

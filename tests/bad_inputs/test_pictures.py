@@ -14,8 +14,9 @@ from torchvision import tv_tensors
 from typer.testing import CliRunner
 
 from detr_hf import Detections, Detector
+from detr_hf.checkpoints.embedded import demo_scene_path
 from detr_hf.cli.main import app
-from detr_hf.inference.embedded import demo_scene_path
+from detr_hf.data.pictures import load_pixels
 
 from .kinds import Holds, Kind, Refused, each, picture, try_out
 
@@ -132,7 +133,21 @@ READ = [
 ]
 
 
-@each(ONE, READ)
+def bomb(root: Path) -> Path:
+    Image.new("1", (8000, 8000)).save(root / "bomb.png")
+    return root / "bomb.png"
+
+
+LARGE = [
+    Kind("49 megapixels in 8 kB", bomb, looked_at, Refused("bomb.png", "8000x8000", "decompression bomb")),
+    Kind("the same in memory", lambda root: bomb(root).read_bytes(), looked_at, Refused("decompression bomb")),
+    Kind(
+        "the same as training reads it", bomb, lambda path: load_pixels(path, "a row"), Refused("decompression bomb")
+    ),
+]
+
+
+@each(ONE, READ, LARGE)
 def test_pictures(kind: Kind, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     try_out(kind, tmp_path, caplog)
 

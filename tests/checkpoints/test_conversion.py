@@ -19,7 +19,7 @@ from tests.checkpoints.foreign import (
     their_detr,
     their_table_transformer,
 )
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import small_files, tiny_config, tiny_model
 
 
 @pytest.mark.parametrize("make", [their_detr, their_table_transformer])
@@ -131,6 +131,14 @@ def test_a_failure_while_writing_keeps_the_old_model(tmp_path, monkeypatch):
         convert(tmp_path / "a", tmp_path / "b", overwrite=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("to", ["detr_hf", "transformers"])
+def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path, to):
+    narrow_model(backbone="test_resnet", backbone_kwargs=None).save_pretrained(tmp_path / "a")
+    with small_files(1 << 12), pytest.raises(OSError, match=rf"{tmp_path}/.* cannot be written: .*File too large"):
+        convert(tmp_path / "a", tmp_path / "b", to=to)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_formats_are_those_of_the_config(tmp_path):

@@ -11,8 +11,8 @@ from transformers import DetrConfig
 from detr_hf import DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.checkpoints.coco_names import id2label_for
 from detr_hf.checkpoints.conversion import processor_for_transformers
+from detr_hf.checkpoints.finding import Hub
 from detr_hf.checkpoints.processors import processor_of
-from detr_hf.checkpoints.weight_files import Hub
 from tests.conftest import tiny_config, tiny_model
 
 from .foreign import NARROW, original_state_dict
@@ -42,6 +42,17 @@ def test_where_there_is_none_the_originals_is_taken_and_said(tmp_path, warnings)
         warnings.clear()
         assert processor_of(model).size["shortest_edge"] == 800
         assert reason in warnings.text
+
+
+def test_mean_and_deviation_are_those_of_the_backbones_weights(warnings):
+    for backbone, mean in (("resnet18", 0.485), ("tf_efficientnet_lite0", 0.5)):
+        model = tiny_model(backbone=backbone)
+        assert processor_of(model).image_mean[0] == 0.485  # weights from nothing
+        model.config.backbone_weights = "imagenet"
+        warnings.clear()
+        processor = processor_of(model)
+        assert processor.image_mean[0] == mean
+        assert f"mean {processor.image_mean}" in warnings.text
 
 
 def test_a_named_checkpoint_and_the_model_loaded_from_it_agree(tmp_path, warnings):

@@ -137,7 +137,7 @@ def test_a_web_address():
 
 @pytest.mark.parametrize("name", ["nobody/no-such-detr-anywhere", "no-such-detr-anywhere"])
 def test_a_hub_id_that_cannot_be_reached(name, tmp_path):
-    with pytest.raises(OSError, match="was not reached"):
+    with pytest.raises(OSError, match="was not asked"):
         read_checkpoint(name, cache_dir=tmp_path, local_files_only=True)
 
 

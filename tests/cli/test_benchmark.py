@@ -133,7 +133,7 @@ def test_masks_of_as_many_queries_as_are_asked_for(stand_in, checkpoint, monkeyp
     monkeypatch.setattr(benchmarking.Detector, "from_pretrained", detector)
     asked = {None: "masks of all queries", 3: "masks of 3 queries", 0: "64x85, 10 timings"}
     for count, shown in asked.items():
-        done = run("segmenter", "--runtimes", "torch", *(() if count is None else ("--mask-queries", str(count))))
+        done = run(checkpoint, "--runtimes", "torch", *(() if count is None else ("--mask-queries", str(count))))
         assert done.exit_code == 0 and shown in done.output, done.output
         assert stand_in.loaded[-1] == count
     pixels = np.zeros((2, 3, 64, 96), np.float32)

@@ -7,8 +7,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from detr_hf import Detector
+from detr_hf.checkpoints.embedded import demo_scene_path
 from detr_hf.cli.main import app
-from detr_hf.inference.embedded import demo_scene_path
 
 
 def test_draws_what_it_tells(tmp_path):

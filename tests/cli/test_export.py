@@ -51,12 +51,15 @@ def test_what_the_options_say_reaches_the_exporter(checkpoint, tmp_path, monkeyp
     done = CliRunner().invoke(app, ["export", str(checkpoint)])
     assert done.exit_code == 0 and "checkpoint.onnx (1.5 MB)" in done.output
     CliRunner().invoke(app, ["export", str(checkpoint), "--static", "--to", "torch-export", "--batch", "2"])
-    CliRunner().invoke(app, ["export", str(checkpoint), "--static", "--size", "64x128", "--no-mask"])
+    CliRunner().invoke(
+        app, ["export", str(checkpoint), "--static", "--size", "64x128", "--no-mask", "--accept-difference"]
+    )
     (name, to, options), (second, kind, fixed), (_, _, sized) = calls
     assert (name, to, options["batch"], options["size_hw"]) == ("checkpoint.onnx", "onnx", None, None)
     # 480x640 at a shortest side of 64
     assert (second, kind, fixed["batch"], tuple(fixed["size_hw"])) == ("checkpoint.pt2", "torch-export", 2, (64, 85))
     assert sized["size_hw"] == (64, 128) and not sized["masked"] and options["masked"]
+    assert sized["accept_difference"] and not options["accept_difference"]
 
 
 def test_masks_are_exported_unless_told_otherwise(tmp_path, monkeypatch):
@@ -103,7 +106,7 @@ def test_the_shipped_training_scenes_calibrate(monkeypatch, tmp_path):
 def test_export_and_predict(tmp_path, monkeypatch):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    from detr_hf.inference.embedded import demo_scene_path
+    from detr_hf.checkpoints.embedded import demo_scene_path
 
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["export", "--to", "onnx"])

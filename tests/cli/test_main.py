@@ -1,10 +1,15 @@
 """The command as a whole: help, version, and how an error looks."""
 
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
 import detr_hf
+from detr_hf.cli.flags import without_python
 from detr_hf.cli.main import app, main
+from detr_hf.errors import EXTRA_OF, lacking
 
 
 def test_help_names_the_verbs():
@@ -46,3 +51,70 @@ def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["detr-hf", "predict", str(tmp_path), str(tmp_path / "a.png")])
     with pytest.raises(Exception, match="bert"):
         main()
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Choose another name, or pass overwrite=True (--overwrite).", "Choose another name, or pass --overwrite."),
+        ("mask_queries=5 (--mask-queries) is for masks.", "--mask-queries is for masks."),
+        ("Name one with image_column (--image-column).", "Name one with --image-column."),
+        ("use task='panoptic' (--task).", "use --task."),
+        ("a cache (--cache) that", "a --cache that"),
+        ("without what it requires (--no-deps)", "without what it requires (--no-deps)"),
+    ],
+)
+def test_the_command_line_names_its_flags_alone(said, shown):
+    assert without_python(said) == shown
+
+
+# A plain install lacks the extras; one without dependencies lacks nearly all.
+LACKING = """
+import sys
+from importlib.abc import MetaPathFinder
+absent, verbs = sys.argv[1].split(","), sys.argv[2].split(";")
+class Lacking(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Lacking())
+import detr_hf
+from detr_hf.cli.main import main
+for verb in verbs:
+    sys.argv = ["detr-hf", *verb.split()]
+    try:
+        main()
+    except SystemExit as stop:
+        assert stop.code == 1, verb
+for name in ("load_detection_dataset", "check"):
+    try:
+        getattr(detr_hf, name)
+    except ImportError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+"""
+EXTRAS = ",".join(EXTRA_OF)
+BARE = EXTRAS + ",torch,transformers,timm,torchvision,huggingface_hub,scipy"
+
+
+@pytest.mark.parametrize(
+    ("absent", "verbs", "said"),
+    [
+        (EXTRAS, "check data", "the package datasets, which is not installed: pip install 'detr-hf[train,eval]'."),
+        (BARE, "predict .;export;convert detr-digits x;eval detr-digits d", "--no-deps` does not: pip install"),
+    ],
+)
+def test_a_verb_that_lacks_a_package_says_what_to_install(absent, verbs, said, tmp_path):
+    (tmp_path / "a.png").touch()
+    command = [sys.executable, "-c", LACKING, absent, verbs]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Model: ")]
+    assert len(lines) == verbs.count(";") + 3 and done.returncode == 0, done.stderr
+    assert all(said in line for line in lines[:-2]), done.stderr
+    assert all("pip install 'detr-hf[train,eval]'" in line for line in lines[-2:]), done.stderr
+
+
+def test_the_extra_of_trainer_is_ours():
+    assert "detr-hf[train,eval]" in lacking(
+        ImportError("Using the `Trainer` requires `accelerate>=1.1.0`: install it")
+    )
+    assert lacking(ImportError("something else")) is lacking(ValueError("`accelerate`")) is None

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from detr_hf import Detector, DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
-from detr_hf.cli.predict import split_model
+from detr_hf.cli.naming import split_model
 from detr_hf.cli.predict_run import duration, process_device, process_name, progress_text
 from detr_hf.inference.runs.drawings import DRAWING_OF, drawing_paths
 from detr_hf.inference.runs.prediction import Progress, read_predictions
@@ -77,6 +77,17 @@ def test_a_folder_to_pictures_and_json(model, photos, tmp_path):
         assert line.startswith(str(photos))
 
 
+def test_attention_is_drawn_beside_the_boxes(model, photos, tmp_path):
+    drawn = tmp_path / "drawn"
+    for _ in range(2):  # written over by itself
+        assert predict(model, photos / "a.png", "-t", 0.1, "--save", drawn, "--attention").exit_code == 0
+    assert sorted(path.name for path in drawn.iterdir()) == ["a_attention.png", "a_boxes.png"]
+    with Image.open(drawn / "a_attention.png") as picture:
+        assert picture.width > 320
+    assert "ignored 2" in (done := predict(model, photos, drawn)).stderr or len(done.stdout.splitlines()) == 3
+    assert "--save" in predict(model, photos, "--attention").stderr
+
+
 def test_bad_files_are_named_and_the_rest_goes_on(model, photos, tmp_path):
     (photos / "broken.jpg").write_bytes(b"not a picture")
     done = predict(model, photos, tmp_path / "missing.png", "--json", tmp_path / "found.json")
@@ -125,12 +136,79 @@ def test_which_argument_is_the_model(model, photos, tmp_path, monkeypatch):
         [str(photos), picture],
         ["missing.jpg", picture],
         ["phot*/x", picture],
-        ["./gone", picture],
+        ["https://host/a", picture],
     ):
         assert split_model(arguments, None) == (None, arguments)
     assert split_model([str(model), picture], "other") == ("other", [str(model), picture])
     with pytest.raises(BadParameter, match="pictures are missing"):
         split_model([str(model)], None)
+
+
+def test_what_is_neither_a_model_nor_a_picture_is_refused_by_name(model, photos, tmp_path, monkeypatch):
+    """The shipped model would answer in place of the one that was meant."""
+    monkeypatch.chdir(tmp_path)
+    for path in ("empty", "notes", "weights", "out/checkpoint-5", "my-model"):
+        Path(path).mkdir(parents=True)
+    Path("notes/a.txt").touch()
+    for path in ("weights/model.safetensors", "out/checkpoint-5/config.json", "my-model/config.json"):
+        Path(path).touch()
+    for wrong, said in (
+        ("empty", "empty holds no checkpoint"),
+        ("notes", r"notes holds no checkpoint.*1 \.txt \(a\.txt\)"),
+        ("weights", "weights holds model.safetensors and no config.json"),
+        ("out", "out is no model, and holds some: name out/checkpoint-5"),
+        ("./gone", "no file or folder './gone'"),
+        ("my-modle/", "no file or folder 'my-modle/'. Did you mean my-model?"),
+    ):
+        for arguments in ([wrong, "photos"], ["photos", wrong], [wrong]):
+            with pytest.raises(BadParameter, match=said):
+                split_model(arguments, None)
+        assert split_model([wrong, "photos"], str(model)) == (str(model), [wrong, "photos"])
+    for named in (str(model), "detr-digits"):
+        with pytest.raises(BadParameter, match="is a model: name it before the pictures"):
+            split_model(["photos", named], None)
+        assert split_model([named, "photos"], None) == (named, ["photos"])
+    with pytest.raises(BadParameter, match="no file or folder 'facebook/detr-resnet-50'"):
+        split_model(["photos", "facebook/detr-resnet-50"], None)
+
+
+def test_pictures_of_the_web_are_fetched_and_what_was_made_is_named(model, photos, tmp_path, monkeypatch):
+    content = (photos / "a.png").read_bytes()
+
+    def fetched(url, name, timeout):
+        if "gone" in url:
+            raise ValueError(f"{name} could not be fetched")
+        return content
+
+    monkeypatch.setattr("detr_hf.processing.image_sources_detr._fetched", fetched)
+    url, gone, save = "https://host/at/a%20b.png?x=1", "http://host/gone.png", tmp_path / "boxes"
+    done = predict(
+        model, url, photos / "a.png", gone, "--threshold", 0.1, "--save", save, "--json", tmp_path / "f.json"
+    )
+    assert done.exit_code == 1 and f"Drawn pictures: {save}" in done.stderr and f"Left out {gone}: " in done.stderr
+    assert sorted(path.name for path in save.iterdir()) == ["a b_boxes.png", "a_boxes.png"]
+    written = json.loads((tmp_path / "f.json").read_text())
+    file, fetched_one = sorted(written["pictures"], key=lambda one: one["path"], reverse=True)[::-1]
+    assert {one["path"] for one in written["pictures"]} == {url, str(photos / "a.png")}
+    assert file["objects"] == fetched_one["objects"] != []
+    nothing = predict(model, gone, "--save", tmp_path / "none")
+    assert nothing.exit_code == 1 and "Drawn pictures" not in nothing.stderr and not (tmp_path / "none").exists()
+    refused = predict(model, url, "--out", tmp_path / "run")
+    assert isinstance(refused.exception, ValueError) and f"{url} is a web address" in str(refused.exception)
+
+
+def test_limit_and_image_size(model, photos, tmp_path):
+    done = predict(model, photos, "--limit", 2, "--image-size", 32, "--threshold", 0.1, "--json", tmp_path / "f.json")
+    assert done.exit_code == 0 and "The first 2 of 3 pictures (--limit)." in done.stderr
+    found = json.loads((tmp_path / "f.json").read_text())["pictures"]
+    detector = Detector.from_pretrained(model)
+    detector.resize_to(32)
+    assert dict(detector.image_processor.size) == {"shortest_edge": 32, "longest_edge": 48}
+    assert [Path(one["path"]).name for one in found] == ["a.png", "b.jpg"]
+    scores = detector(photos / "a.png", threshold=0.1).scores.tolist()
+    assert [one["score"] for one in found[0]["objects"]] == pytest.approx(scores, abs=1e-5)
+    run = predict(model, photos, "--limit", 2, "--out", tmp_path / "run")
+    assert run.exit_code == 0 and len(list(read_predictions(tmp_path / "run"))) == 2
 
 
 def test_a_run_into_a_folder_and_the_same_command_again(model, photos, tmp_path):

@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from detr_hf import DETRForSegmentation, DETRImageProcessor
+from detr_hf.checkpoints.embedded import embedded_model_path
 from detr_hf.cli.main import app
 from detr_hf.errors import IntegrityError
 from detr_hf.hub.pushing import Publication, lay_out
-from detr_hf.inference.embedded import embedded_model_path
 
 from ..conftest import tiny_config
 

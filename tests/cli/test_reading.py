@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from detr_hf.cli.flags import with_nearest
 from detr_hf.cli.main import app
 from detr_hf.cli.reading import FLAG_OF, PYTHON_NAMES, Reading, class_names, in_flags, speaking_of_flags
-from detr_hf.cli.train import parse
+from detr_hf.cli.train import DataArguments, parse
 from detr_hf.data import load_detection_dataset
 from detr_hf.data.read_options import ReadOptions
 from detr_hf.training.arguments import DETRTrainingArguments
@@ -70,7 +70,7 @@ NOT_ADVICE = {"classes", "d", "bbox_params", "label_fields"}
 def test_every_argument_that_a_message_names_is_a_flag():
     advised = advised_arguments() - PYTHON_ONLY
     assert {"image_root", "box_format", "on_fault", "id2label", "validation_share"} <= advised
-    of_training = {one.name for one in dataclasses.fields(DETRTrainingArguments)}
+    of_training = {one.name for kind in (DETRTrainingArguments, DataArguments) for one in dataclasses.fields(kind)}
     assert advised - NOT_ADVICE <= set(FLAG_OF) | of_training, "add an option to Reading, or the name to PYTHON_ONLY"
 
 
@@ -150,10 +150,13 @@ def test_check_drops_and_shares(tmp_path):
     assert "2 of 10 pictures of split 'train' are set aside" in said and "validation: 2 images" in said
 
 
+NEW = ("--model", "scratch", "--backbone_weights", "none")
+
+
 def test_training_names_the_split_that_is_there(tmp_path):
     coco(tmp_path, "default")
     with pytest.raises(ValueError, match="--split train=default"):
-        CliRunner().invoke(app, ["train", "--data", str(tmp_path), "--output_dir", "x"], catch_exceptions=False)
+        CliRunner().invoke(app, ["train", "--data", str(tmp_path), "--output_dir", "x", *NEW], catch_exceptions=False)
 
 
 def test_image_root_by_split(tmp_path):

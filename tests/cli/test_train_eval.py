@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from detr_hf import DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
-from detr_hf.cli.train import build, parse, resume_choice
+from detr_hf.cli.train import build, parse
 
 from ..conftest import tiny_config, tiny_model
 from ..data import layouts
@@ -114,6 +114,28 @@ def test_transformers_own_checkpoint_is_evaluated_alike(folder):
     ours, theirs = (json.loads((folder / f"{name}.json").read_text()) for name in ("start", "theirs"))
     assert ours["AR100"] == pytest.approx(theirs["AR100"], abs=1e-6)
     assert ours["mistakes"] == theirs["mistakes"]
+
+
+def test_limit_and_image_size(folder, tmp_path):
+    given = ("--limit", 2, "--image-size", 32, "--json", tmp_path / "m.json", "--results", tmp_path / "r.json")
+    done = run("eval", folder / "start", folder / "data", *given)
+    assert done.exit_code == 0, done.output
+    assert "The first 2 of 3 pictures of split 'val' (--limit)." in done.stderr
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert {one["image_id"] for one in found} == {1, 2}
+    whole = tmp_path / "whole.json"
+    assert run("eval", folder / "start", folder / "data", "--results", whole).exit_code == 0
+    same_pictures = [one["score"] for one in json.loads(whole.read_text()) if one["image_id"] < 3]
+    assert sorted(same_pictures) != sorted(one["score"] for one in found)  # 48 pixels, not 32
+    refused = run("eval", whole, folder / "data", "--limit", 1)
+    assert refused.exit_code == 2 and "--image-size, --limit: is for a model" in refused.output
+
+
+def test_the_shipped_model_on_the_shipped_scenes(tmp_path, monkeypatch):
+    monkeypatch.setattr("detr_hf.data.readers.digit_data.SCENES", {"train": 2, "validation": 3})
+    done = run("eval", "detr-digits", "digits", "--json", tmp_path / "m.json")
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "m.json").read_text())["AP50"] > 0.8
 
 
 @pytest.mark.parametrize(
@@ -224,31 +246,3 @@ def test_the_task_decides_about_masks_and_without_one_the_checkpoint(start, data
 def test_a_switch_that_may_be_left_undecided_needs_no_value(flags, value):
     _, _, args = parse(["--data", "x", "--output_dir", "x", "--use_cpu", *flags])
     assert args.freeze_detector is value
-
-
-def test_help_lists_every_flag_and_a_wrong_flag_is_an_error(capsys):
-    with pytest.raises(SystemExit) as left:
-        parse(["--help"])
-    assert left.value.code == 0
-    text = capsys.readouterr().out
-    assert all(
-        flag in text
-        for flag in ("--data ", "--ema_decay", "--gradient_accumulation_steps", "--torch_compile", "--fsdp")
-    )
-    with pytest.raises((SystemExit, ValueError)):
-        parse(["--data", "x", "--output_dir", "y", "--lerning_rate", "1"])
-
-
-@pytest.mark.parametrize(
-    ("flag", "choice"),
-    [
-        (None, None),
-        ("true", True),
-        ("True", True),
-        ("auto", "auto"),
-        ("out/checkpoint-3", "out/checkpoint-3"),
-        ("false", None),
-    ],
-)
-def test_resume_choice(flag, choice):
-    assert resume_choice(flag) == choice

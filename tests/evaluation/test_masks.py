@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -254,6 +255,34 @@ def test_without_rows_the_targets_masks_are_the_truth(caplog):
     evaluator.update(found, [label])
     assert evaluator.compute_masks().summary["AP50"] == pytest.approx(1)
     assert "of their resized targets" in caplog.text
+
+
+def filled(pictures: int) -> DetectionEvaluator:
+    """Returns what was added of pictures with six objects, each found, among a hundred detections."""
+    evaluator = DetectionEvaluator(NAMES, {"images": []}, segments=SegmentEvaluator(NAMES))
+    for number in range(pictures):
+        masks = [run_lengths(rectangle((64, 128), number, left, 60, 100 + left)) for left in range(6)]
+        objects = {"bbox": [[0.5, 1.5, 30.0, 40.0]] * 6, "category": [0] * 6, "area": [1200.5] * 6, "iscrowd": [0] * 6}
+        objects["segmentation"] = [json.dumps(mask) for mask in masks]
+        evaluator.add(number, (64, 128), np.linspace(0.9, 0, 100), np.zeros(100), np.ones((100, 4)))
+        evaluator.segments.add(number, {TRUTH: PictureTruth(f"{number}.png", (64, 128), objects)}, None)
+        evaluator.add_masks(number, np.linspace(0.9, 0, 100), [*masks, *[None] * 94])
+    return evaluator
+
+
+def test_memory_is_that_of_what_has_a_mask():
+    """Kept packed, and in the end none is of detections without a mask, which as results take half a kB each."""
+    assert filled(2).compute_masks().summary["AP"] == pytest.approx(1)  # what is loaded once, is
+    tracemalloc.start()
+    try:
+        evaluator = filled(24)
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        evaluator.compute_masks()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 24 * 6000 and most - kept < 24 * 20000, (kept / 24, (most - kept) / 24)
 
 
 # --- evaluate_masks

@@ -271,8 +271,8 @@ def test_a_detector_with_masks_is_measured_alike():
     class Segments:
         task, id2label = "panoptic", {0: "temple", 5: "flower", **{20 + digit: str(digit) for digit in range(10)}}
 
-        def stream(self, images, threshold, panoptic_threshold):
-            assert (threshold, panoptic_threshold) == (0.0, 0.6)
+        def stream(self, images, threshold, panoptic_threshold, masks_from):
+            assert (threshold, panoptic_threshold, masks_from) == (0.0, 0.6, MASKS_FROM)
             label_of = {name: label for label, name in self.id2label.items()}
             for number, _ in enumerate(images):
                 truth = PictureTruth.of(scenes[number])
@@ -296,6 +296,9 @@ def test_a_detector_with_masks_is_measured_alike():
 
     found = evaluate(Segments(), scenes, panoptic_threshold=0.6)
     assert found.masks.summary["AP"] == pytest.approx(1) and found.panoptic.summary["PQ"] == 1
+    Segments.task = "semantic"
+    with pytest.raises(TypeError, match="masks_from"):  # is not asked for masks
+        evaluate(Segments(), scenes)
     assert len(found.results()) - sum("segmentation" in one for one in found.results()) == 4, "of 0.01"
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from detr_hf.export import ArtefactInfo, find_artefact
+from detr_hf.export.runtimes import load_runtime
 
 from .artefacts import info_of, small_model, small_processor, small_segmenter
 
@@ -46,6 +47,25 @@ def test_foreign_and_later_files_are_refused(info):
     later = json.dumps({**json.loads(info.to_json()), "schema_version": 99})
     with pytest.raises(ValueError, match="version 99"):
         ArtefactInfo.from_json(later, "a.onnx")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema_version": 2}', "[" * 100_000, '{"schema_version": "2"}'])
+def test_damaged_metadata_is_refused_with_the_file(text):
+    with pytest.raises(ValueError, match=r"a\.onnx: what it says of itself is damaged"):
+        ArtefactInfo.from_json(text, "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("a.onnx", "onnxruntime"), ("openvino_model.xml", "openvino"), ("a.pt2", "torch")]
+)
+@pytest.mark.parametrize("content", [b"", b"no model", b"PK\x03\x04 cut short"], ids=["empty", "text", "cut"])
+def test_a_file_that_its_runtime_cannot_read_is_named(tmp_path, name, package, content):
+    pytest.importorskip(package)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"{name} \({len(content)} bytes\) cannot be loaded: \S.* export the model again"
+    ):
+        load_runtime(tmp_path / name)
 
 
 def test_what_is_an_artefact(tmp_path):

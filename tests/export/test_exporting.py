@@ -14,6 +14,7 @@ from detr_hf.export import check_parity, export_model, exporting as exporting_mo
 from detr_hf.export.artefact import SUFFIX_OF
 from detr_hf.export.exporting import PACKAGES_OF
 from detr_hf.export.parity import smooth_images
+from detr_hf.export.writers import only_of_masks
 
 from ..model.test_box_queries_detr import box_model
 from .artefacts import ModelRuntime, info_of, other_cases, small_model, small_processor
@@ -220,9 +221,35 @@ def readers_of(value) -> set[str]:
     return {reader.get_node().get_type_name() for reader in value.get_target_inputs()}
 
 
+def the_mask_head_is_not_rounded(path) -> None:
+    """Asserts that what masks alone come of is not in int8, and that other convolutions are."""
+    import openvino
+
+    graph = openvino.Core().read_model(path)
+    kind_of = {node.get_friendly_name(): node.get_type_name() for node in graph.get_ordered_ops()}
+    kinds_of_masks = [kind_of[name] for name in only_of_masks(graph)]
+    assert "FakeQuantize" in kind_of.values() and "FakeQuantize" not in kinds_of_masks
+    assert kinds_of_masks.count("Convolution") >= 13  # adapters, what queries share and what they do not
+
+
+@pytest.mark.slow
+def test_a_traced_model_whose_mask_head_is_not_found_is_refused():
+    openvino = pytest.importorskip("openvino")
+    from openvino import opset13 as operators
+
+    pixels = operators.parameter([1, 3, 4, 4], np.float32, name="pixel_values")
+    outputs = {name: operators.relu(pixels).output(0) for name in ("logits", "pred_masks")}
+    for name, output in outputs.items():
+        output.set_names({name})
+    with pytest.raises(ValueError, match=r"mask head was not found .* come of \['Relu', 'Result'\].*dtype='bfloat16'"):
+        only_of_masks(openvino.Model(list(outputs.values()), [pixels]))
+
+
 WITH_MASKS = [
     ("openvino", {}),
     ("openvino", {"dtype": "bfloat16", "mask_queries": 3}),
+    ("openvino", {"dtype": "int8"}),
+    ("openvino", {"dtype": "int8", "mask_queries": 3, "batch": 1, "size_hw": (64, 97), "masked": False}),
     ("torch-export", {"mask_queries": 3}),
     ("torch-export", {"dtype": "bfloat16", "mask_queries": 7}),
     ("torch-export", {"dtype": "float16", "batch": 1, "size_hw": (64, 97)}),
@@ -237,13 +264,22 @@ WITH_MASKS = [
 @pytest.mark.parametrize(("to", "options"), WITH_MASKS)
 def test_masks_of_every_format_are_the_models(segmenter, tmp_path, to, options):
     """On batches, odd sizes and padding that the export does not check itself; float32 to 1e-3 in the logits."""
-    for package in PACKAGES_OF[to]:
+    in_int8 = options.get("dtype") == "int8"
+    for package in (*PACKAGES_OF[to], *(["nncf"] if in_int8 else [])):
         pytest.importorskip(package)
     output = tmp_path / f"masks{SUFFIX_OF[to]}"
+    segmenter = copy.deepcopy(segmenter)
+    if in_int8:  # scores that were made to differ show its rounding in the backbone tenfold
+        segmenter.class_embed.weight.data.mul_(0.3)
     model = copy.deepcopy(segmenter)
     model.config.mask_score_threshold = 0.9  # a pipeline's, of which an artefact knows nothing
-    path, _ = export_model(model, small_processor(), output, to, **options)
+    pictures = smooth_images(np.random.default_rng(1), (8, 3, 64, 96)) if in_int8 else ()
+    path, _ = export_model(model, small_processor(), output, to, calibration=pictures, **options)
+    if in_int8:
+        the_mask_head_is_not_rounded(path)
     runtime = load_runtime(path)
+    if to == "openvino" and "batch" in options:
+        assert runtime.compiled.input("pixel_values").get_partial_shape() == [1, 3, 64, 97]
     shape = options.get("batch"), options.get("size_hw")
     cases = [case for case in other_cases(*shape) if options.get("masked", True) or case.pixel_mask is None]
     parity = check_parity(segmenter, runtime, cases)

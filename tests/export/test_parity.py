@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detr_hf.export import check_parity
-from detr_hf.export.parity import parity_cases
+from detr_hf.export.parity import Difference, Parity, parity_cases, refuse_far
 
 from .artefacts import ModelRuntime, info_of, other_cases, small_model
 
@@ -43,6 +43,13 @@ def test_each_precision_has_its_tolerance(model, dtype, passes):
     check_parity(model, ModelRuntime(model, info, noise=passes))
     with pytest.raises(ValueError, match=f"exported {dtype} model differs"):
         check_parity(model, ModelRuntime(model, info, noise=100 * passes))
+
+
+def test_a_mean_that_hides_a_lost_object_is_refused_unless_accepted():
+    far, near = (Parity(24, {"logits": Difference(9.0, largest, 2.7e-3)}) for largest in (0.89, 0.3))
+    refuse_far(near)
+    with pytest.raises(ValueError, match=r"differs by 0\.89.*Nothing was kept.*--accept-difference"):
+        refuse_far(far)
 
 
 def test_nan_is_refused(model):

@@ -13,11 +13,11 @@ import yaml
 
 from detr_hf import DETRConfig, DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.checkpoints.coco_names import id2label_for
+from detr_hf.checkpoints.embedded import embedded_model_path
 from detr_hf.evaluation.coco import CocoMetrics
 from detr_hf.evaluation.panoptic import PanopticMetrics
 from detr_hf.hub.card import METRICS, cell, render_card
 from detr_hf.hub.facts import facts_of, model_facts
-from detr_hf.inference.embedded import embedded_model_path
 from model_cards.render import FOLDER, render_all
 
 from ..conftest import tiny_config

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from detr_hf import DETRForObjectDetection
+from detr_hf.checkpoints.embedded import embedded_model_path
 from detr_hf.errors import IntegrityError
 from detr_hf.hub import verify, write_manifest
-from detr_hf.inference.embedded import embedded_model_path
 
 from .actions import thin_model
 

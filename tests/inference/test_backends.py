@@ -97,6 +97,15 @@ def test_precision_and_device_belong_to_the_artefact(onnx_artefact):
     assert shown.startswith("Detector(small.onnx") and "3 classes" in shown and "float32" in shown
 
 
+def test_another_size_of_pictures(onnx_artefact, exported_model):
+    detector = Detector.from_pretrained(onnx_artefact)
+    detector.resize_to(32)
+    assert detector.backend.processed(np.zeros((40, 50, 3), np.uint8))[0].shape == (1, 3, 32, 40)
+    fixed = ArtefactBackend(ModelRuntime(exported_model, info_of(exported_model, size_hw=(64, 96))), "fixed.onnx")
+    with pytest.raises(ValueError, match=r"takes images of 64x96 only: export the model with --dynamic"):
+        fixed.resize_to(32)
+
+
 def test_the_fingerprint_is_the_files(onnx_artefact, tmp_path):
     copy = tmp_path / "other.onnx"
     copy.write_bytes(onnx_artefact.read_bytes())

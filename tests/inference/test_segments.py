@@ -88,6 +88,23 @@ def test_a_task_gives_what_it_says_and_pays_for_no_more():
     assert detector().task == "panoptic" and not detector()(picture, 0.99).masks.size
 
 
+def test_masks_are_made_from_a_score_of_their_own():
+    """An evaluation wants the boxes of all and the masks of some."""
+    every, some = detector(do_resize=False), detector(do_resize=False)
+    (expected,), (found,) = (
+        list(one.stream(pictures()[:1], 0.0, panoptic_threshold=0.85, **options))
+        for one, options in ((every, {}), (some, {"masks_from": 0.75}))
+    )
+    assert (some.model.asked, every.model.asked) == ([0.75], [pytest.approx(-0.01)]) and len(found) == len(OBJECTS)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    np.testing.assert_array_equal(found.panoptic.segmentation, expected.panoptic.segmentation)
+    assert found.segmentations[:3] == expected.segmentations[:3] and expected.masks[4:].any(axis=(1, 2)).all()
+    assert found.masks.shape == expected.masks.shape and not found.masks[3:].any()
+    semantic = detector("semantic", do_resize=False)
+    (found,) = semantic.stream(pictures()[:1], masks_from=0.75)
+    assert semantic.model.asked == [-1.0] and found.semantic is not None
+
+
 def test_masks_that_are_missing_or_random_are_refused_when_the_detector_is_made():
     with pytest.raises(ValueError, match="mask head is new"):
         Detector(Rectangles(OBJECTS, mask_head_is_new=True), DETRImageProcessor())

@@ -1,11 +1,15 @@
 """The backbone is frozen where the original's is, and its masks and weights are right."""
 
+import ast
+import re
+
 import pytest
+import timm
 import torch
 from torch import nn
 
 from detr_hf import DETRForObjectDetection
-from detr_hf.model.backbone_detr import FrozenBatchNorm2d, Joiner
+from detr_hf.model.backbone_detr import Backbone, FrozenBatchNorm2d, Joiner
 
 from ..conftest import outputs_differ_by, padded_batch, some_labels, tiny_config, tiny_model
 
@@ -102,6 +106,34 @@ def test_a_backbone_whose_channels_come_last_is_turned():
     features, _ = model.backbone(torch.randn(1, 3, 224, 224), None)
     assert features[-1][0].shape == (1, 192, 7, 7)
     assert model(torch.randn(1, 3, 224, 224)).logits.isfinite().all()
+
+
+SWIN = {"backbone": "swin_tiny_patch4_window7_224", "backbone_kwargs": {"depths": [2, 1, 1, 1], "embed_dim": 24}}
+
+
+@torch.no_grad()
+def test_swin_takes_images_of_any_size_and_gives_timms_numbers_at_its_own():
+    backbone = Backbone(tiny_config(**SWIN)).eval()
+    images = torch.randn(1, 3, 224, 224)
+    theirs = timm.create_model(SWIN["backbone"], features_only=True, out_indices=(-1,), **SWIN["backbone_kwargs"])
+    theirs.eval().load_state_dict(backbone.body.state_dict())
+    torch.testing.assert_close(
+        backbone(images, None)[-1][0], theirs(images)[-1].permute(0, 3, 1, 2), atol=1e-5, rtol=0
+    )
+    assert backbone(torch.randn(1, 3, 75, 101), None)[-1][0].shape == (1, 192, 3, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2", "efficientformerv2_s0"])
+def test_a_backbone_for_one_size_is_refused_when_it_is_built(name):
+    small = {} if name == "efficientformerv2_s0" else {"depth": 2}
+    with pytest.raises(ValueError, match=r"does not take images of 101x139.*resnet50") as caught:
+        Backbone(tiny_config(backbone=name, backbone_kwargs=small))
+    remedy = re.search(r"backbone_kwargs=(\{.*?\}) makes it take them", str(caught.value))
+    assert bool(remedy) == bool(small)
+    if remedy:
+        backbone = Backbone(tiny_config(backbone=name, backbone_kwargs=small | ast.literal_eval(remedy[1])))
+        assert backbone(torch.randn(1, 3, 50, 70), None)[-1][0].isfinite().all()
 
 
 @torch.no_grad()

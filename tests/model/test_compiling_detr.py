@@ -15,7 +15,7 @@ from detr_hf.export import runtimes
 from detr_hf.model import compiling_detr
 from detr_hf.model.compiling_detr import SLOW_BFLOAT16, bfloat16_hardware, optimize_for_inference
 
-from ..conftest import padded_batch, tiny_model
+from ..conftest import NARROW, padded_batch, tiny_model
 from ..export.artefacts import info_of
 
 
@@ -58,7 +58,7 @@ def test_bfloat16_stays_near_float32(model):
 @pytest.fixture
 def shallow() -> DETRForObjectDetection:
     """A model that is traced quickly."""
-    return tiny_model(enc_layers=1, dec_layers=1)
+    return tiny_model(enc_layers=1, dec_layers=1, **NARROW)
 
 
 def test_one_graph_serves_every_size_and_batch(shallow, counting_backend):

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detr_hf import DETRForSegmentation
 
-from ..conftest import some_labels, tiny_config, tiny_model
+from ..conftest import NARROW, some_labels, tiny_config, tiny_model
 from ..training.scenes import filled
 
 # Objects of the images of each process.
@@ -35,9 +35,9 @@ CASES = [*SHARES, *(f"{name}, {kind}" for kind, names in KINDS.items() for name 
 def model_of(case: str):
     kind = case.rpartition(", ")[2]
     if kind not in ("masked", "frozen"):
-        return tiny_model(dropout=0.0, **(AIDS if kind == "aided" else {})).train()
+        return tiny_model(dropout=0.0, **NARROW, **(AIDS if kind == "aided" else {})).train()
     torch.manual_seed(0)
-    model = DETRForSegmentation(tiny_config(dropout=0.0, freeze_detector=kind == "frozen"))
+    model = DETRForSegmentation(tiny_config(dropout=0.0, freeze_detector=kind == "frozen", **NARROW))
     model.freeze()
     return model.train()
 

@@ -174,26 +174,29 @@ def test_half_precision_predictions_are_matched_and_scored_in_float32(dtype):
     assert torch.equal(total, expected)
 
 
-def test_predictions_that_are_not_finite_are_matched_last_and_make_the_loss_nan():
-    logits, boxes = predictions()
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("part", [0, 1], ids=["class logits", "boxes"])
+def test_predictions_that_are_not_finite_are_refused_with_the_image(part, value):
+    answers, targets = predictions(), some_labels(3, 2)
+    targets[1]["image_id"] = torch.tensor([139])
     with torch.no_grad():
-        boxes[:, 0, 3] = torch.nan
-        logits[:, 0, 5] = torch.inf
-    targets = some_labels(3, 2)
-    matches = HungarianMatcher()(logits, boxes, PackedTargets.from_list(targets, 2, logits.device))
-    assert not {3, 5} & set(matches.query[matches.image == 0].tolist())
-    with torch.no_grad():
-        boxes.fill_(torch.nan)
-    total, _ = criterion()(logits, boxes, targets)
-    assert total.isnan()
+        answers[part][0, 1, 3, 0] = value  # an earlier layer, and a query that nothing need be matched with
+    name = ("class logits", "boxes")[part]
+    words = rf"loss is not finite: the {name} that .* image 1 \(image_id 139\) of the batch .* learning rate"
+    with pytest.raises(FloatingPointError, match=words) as caught:
+        criterion()(*answers, targets)
+    assert isinstance(caught.value, ValueError)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"class_labels": torch.tensor([0, 3])}, r"class_labels of image \[1\] .* not in 0..2.*no-object"),
-        ({"class_labels": torch.tensor([0, -1])}, r"class_labels of image \[1\]"),
-        ({"class_labels": torch.tensor([0, 2**40])}, r"class_labels of image \[1\]"),
+        (
+            {"class_labels": torch.tensor([0, 3])},
+            r"labels of image 1 \(image_id 7\) .* not in 0..2 \(object 1 .* 3\).*no-object",
+        ),
+        ({"class_labels": torch.tensor([0, -1])}, r"class_labels of image 1 .*object 1"),
+        ({"class_labels": torch.tensor([0, 2**40])}, r"class_labels of image 1 .*object 1"),
         ({"class_labels": torch.tensor([0.0, 1.0])}, r"labels\[1\].*must be integers"),
         (
             {"class_labels": torch.tensor([1])},
@@ -201,15 +204,21 @@ def test_predictions_that_are_not_finite_are_matched_last_and_make_the_loss_nan(
         ),
         (
             {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [40.0, 30.0, 9.0, 9.0]])},
-            r"boxes of image \[1\].*not normalised",
+            r"boxes of image 1 .*not normalised \(object 1 .*\[40.0, .* not in \[0, 1\]",
         ),
-        ({"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, -0.2, 0.2]])}, r"boxes of image \[1\]"),
-        ({"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [torch.nan, 0.5, 0.2, 0.2]])}, r"boxes of image \[1\]"),
+        (
+            {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, -0.2, 0.2]])},
+            r"boxes of image 1 .*object 1.*is negative",
+        ),
+        (
+            {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [torch.nan, 0.5, 0.2, 0.2]])},
+            r"boxes of image 1 .*object 1.*is not finite",
+        ),
     ],
 )
 def test_targets_that_cannot_be_meant_are_refused_by_image(change, message):
     targets = some_labels(2, 2)
-    targets[1] = {**targets[1], **change}
+    targets[1] = {**targets[1], "image_id": 7, **change}
     with pytest.raises(ValueError, match=message):
         criterion()(*predictions(), targets)
 
@@ -220,6 +229,8 @@ def test_targets_that_cannot_be_meant_are_refused_by_image(change, message):
         ([], "labels has 0 entries for a batch of 2"),
         (some_labels(1), "labels has 1 entries for a batch of 2"),
         ([{"boxes": torch.rand(1, 4)}] * 2, r"labels\[0\] has no \['class_labels'\]"),
+        ([*some_labels(1), None], r"labels\[1\] is of .*NoneType.* one dictionary an image"),
+        ([{"class_labels": [0], "boxes": torch.rand(1, 4)}] * 2, r"labels\[0\]\['class_labels'\] is of .*list"),
     ],
 )
 def test_labels_that_do_not_fit_the_batch_are_refused(targets, message):

@@ -6,7 +6,7 @@ import torch
 from detr_hf import DETRForObjectDetection
 from detr_hf.model.queries_detr import DecoderQueries
 
-from ..conftest import outputs_differ_by, padded_batch, some_labels, tiny_config, tiny_model
+from ..conftest import NARROW, outputs_differ_by, padded_batch, some_labels, tiny_config, tiny_model
 
 # ---------------------------------------------------------------------------------------------------------- structure
 
@@ -149,7 +149,7 @@ def test_autocast_trains():
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_training_forward_has_no_graph_break(masked):
     torch._dynamo.reset()
-    model = tiny_model(dropout=0.0).train()
+    model = tiny_model(dropout=0.0, enc_layers=1, dec_layers=2, **NARROW).train()  # is traced quickly
     pixel_values, pixel_mask = padded_batch()
     batch = (pixel_values, pixel_mask) if masked else (pixel_values,)
     compiled = torch.compile(model, backend="eager", fullgraph=True)  # fullgraph raises at a graph break

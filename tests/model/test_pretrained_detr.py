@@ -2,11 +2,13 @@
 
 import logging
 import math
+import os
 
 import pytest
 import torch
+from transformers.configuration_utils import PreTrainedConfig
 
-from detr_hf import DETRForObjectDetection, DETRModel
+from detr_hf import DETRConfig, DETRForObjectDetection, DETRModel
 from detr_hf.model.backbone_detr import FrozenBatchNorm2d
 
 from ..conftest import tiny_config
@@ -32,12 +34,55 @@ def test_saving_and_loading_keeps_every_tensor_and_every_name(model, tmp_path):
     assert all(torch.equal(reloaded[name], tensor) for name, tensor in in_memory.items())
 
 
+def test_a_save_is_whole_readable_by_whom_the_umask_lets_and_has_no_shard_of_an_older_one(
+    model, tmp_path, monkeypatch
+):
+    before = os.umask(0o027)
+    try:
+        model.save_pretrained(tmp_path, max_shard_size="100KB")
+    finally:
+        os.umask(before)
+    shards = [path.name for path in tmp_path.glob("model-*-of-*.safetensors")]
+    assert len(shards) > 1 and {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+    monkeypatch.setattr(PreTrainedConfig, "save_pretrained", lambda *_, **__: 1 / 0)
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ZeroDivisionError):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+    monkeypatch.undo()
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(model, tmp_path):
     with torch.no_grad():
         model.class_embed.bias[0] = torch.nan
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"not finite in 1 tensors, for example \['class_embed.bias'\]"):
         DETRForObjectDetection.from_pretrained(tmp_path)
+
+
+class MyConfig(DETRConfig):
+    model_type = "my_detr"
+    margin: float = 0.5
+
+
+class MyDETR(DETRForObjectDetection):
+    config_class = MyConfig
+
+
+def test_a_class_of_ones_own_is_loaded_again(tmp_path):
+    fields = {name: value for name, value in tiny_config().to_dict().items() if name != "model_type"}
+    own = MyDETR(MyConfig(**fields, margin=2.0))
+    own.save_pretrained(tmp_path)
+    loaded = MyDETR.from_pretrained(tmp_path)
+    assert type(loaded) is MyDETR and type(loaded.config) is MyConfig and loaded.config.margin == 2.0
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in own.state_dict().items())
+    with pytest.raises(ValueError, match=r"a model of type 'my_detr', not of a DETR.*config_class"):
+        DETRForObjectDetection.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        MyDETR.from_pretrained(tmp_path)
 
 
 def test_a_loaded_model_knows_where_it_came_from(model, tmp_path):

@@ -57,6 +57,25 @@ def test_more_objects_than_queries_only_warn(aided):
     assert torch.isfinite(loss)
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_fault_is_that_of_the_image_however_many_groups_of_queries_it_has(broken, aided):
+    pixels, mask = padded_batch()
+    labels = some_labels(2, 3)
+    labels[broken]["class_labels"][1] = 3
+    with pytest.raises(ValueError, match=rf"class_labels of image {broken} of the batch"):
+        aided.train()(pixels, mask, labels=labels)
+    pixels[broken] = torch.nan
+    with pytest.raises(FloatingPointError, match=rf"boxes that the model gives for image {broken} of the batch"):
+        aided(pixels, mask, labels=some_labels(2, 3))
+
+
+def test_denoising_queries_that_are_not_finite_are_no_secret():
+    model = tiny_model(num_denoising=12).train()
+    model.training_aids.denoising.label_embed.weight.data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="loss is not finite"):
+        model(*padded_batch(), labels=some_labels(2, 3))
+
+
 def test_callers_see_the_object_queries_alone(aided):
     pixels, mask = padded_batch()
     out = aided.train()(pixels, mask, labels=some_labels(2, 3))

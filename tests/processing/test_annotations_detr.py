@@ -120,7 +120,7 @@ REFUSED = [
     ("label None", changed(category_id=None), TypeError, "category_id None"),
     ("label a bool", changed(category_id=True), TypeError, "category_id True"),
     ("no bbox", changed(bbox=...), ValueError, "no 'bbox'"),
-    ("bbox None", changed(bbox=None), ValueError, "no 'bbox'"),
+    ("bbox None", changed(bbox=None), ValueError, "has 'bbox': None"),
     ("no category_id", changed(category_id=...), ValueError, "no 'category_id'"),
     ("three numbers", changed(bbox=[10, 10, 30]), ValueError, "four numbers"),
     ("five numbers", changed(bbox=[10, 10, 30, 20, 0.9]), ValueError, "four numbers"),
@@ -204,7 +204,7 @@ def test_string_image_ids():
 UNUSABLE = [
     ("no image_id", {"annotations": []}, ValueError, "no 'image_id'"),
     ("no annotations", {"image_id": 5, "objects": []}, ValueError, "no 'annotations'; its keys are"),
-    ("annotations None", {"image_id": 5, "annotations": None}, ValueError, "no 'annotations'"),
+    ("annotations None", {"image_id": 5, "annotations": None}, ValueError, "has 'annotations': None"),
     ("raw list", [GOOD], ValueError, "Gather the objects of one image"),
     ("raw lists", [[GOOD]], TypeError, "is a list: expected a dict like"),
     ("too many", [annotation(GOOD)] * 2, ValueError, "1 images and 2 annotations"),

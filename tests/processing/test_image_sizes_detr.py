@@ -6,7 +6,7 @@ import pytest
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import SizeDict
 
-from detr_hf.processing.image_sizes_detr import resized_hw
+from detr_hf.processing.image_sizes_detr import resized_hw, scaled_size
 
 DEFAULT = SizeDict(shortest_edge=800, longest_edge=1333)
 
@@ -91,3 +91,28 @@ def test_absurd_aspect_ratios_keep_both_sides():
 def test_refused_sizes(size, message):
     with pytest.raises(ValueError, match=message):
         resized_hw((30, 40), SizeDict(**size))
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"),
+    [
+        ({"shortest_edge": 800, "longest_edge": 1333}, {"shortest_edge": 600, "longest_edge": 1000}),
+        ({"shortest_edge": 800, "longest_edge": None}, {"shortest_edge": 600}),
+        ({"height": 480, "width": 640}, {"height": 600, "width": 800}),
+        ({"longest_edge": 1000}, {"longest_edge": 600}),
+    ],
+)
+def test_another_size_keeps_the_proportion(size, scaled):
+    assert scaled_size({"size": size, "pad_size": None}, 600) == scaled
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"do_resize": False}, "leaves images as they are"),
+        ({"pad_size": {"height": 9, "width": 9}}, "pads all images"),
+    ],
+)
+def test_another_size_that_would_change_nothing_or_not_fit_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        scaled_size({"size": dict(DEFAULT), **changes}, 600)

@@ -30,6 +30,13 @@ def micro_model(seed: int = 0, masks: bool = False, **changes):
     return model
 
 
+@torch.no_grad()
+def trained(model):
+    """The model, whose transformer has other than first values."""
+    model.transformer.decoder.norm.bias += 0.01
+    return model
+
+
 class Scenes(torch.utils.data.Dataset):
     """Pictures of noise with random boxes; with `noise`, another picture each time it is read (from torch's, numpy's
     and python's generators). With `masks` the boxes are filled."""

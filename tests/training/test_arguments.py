@@ -13,12 +13,12 @@ def arguments(**changes):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "loaded", "name"),
+    ("recipe", "trained", "name"),
     [("auto", True, "finetune"), ("auto", False, "scratch"), ("scratch", True, "scratch")],
 )
-def test_what_is_not_given_comes_from_the_recipe(recipe, loaded, name):
+def test_what_is_not_given_comes_from_the_recipe(recipe, trained, name):
     args = arguments(recipe=recipe)
-    assert args.apply_recipe(loaded) == name
+    assert args.apply_recipe(trained) == name
     assert {field: getattr(args, field) for field in RECIPES[name]} == RECIPES[name]
 
 
@@ -54,7 +54,7 @@ def test_fast_recipes_average_the_weights_unless_told_otherwise(changes, decay):
 
 def test_what_is_given_is_kept():
     args = arguments(learning_rate=3e-4, warmup_steps=7, num_train_epochs=2, lr_drop=0.5, lr_scheduler_type="constant")
-    args.apply_recipe(loaded=False)
+    args.apply_recipe(trained=False)
     given = (args.learning_rate, args.warmup_steps, args.num_train_epochs, args.lr_drop, args.lr_scheduler_type)
     assert given == (3e-4, 7, 2, 0.5, "constant")
     assert args.backbone_learning_rate == 1e-5
@@ -108,7 +108,7 @@ def test_what_makes_no_sense_is_refused(changes, message):
 def test_a_drop_needs_a_constant_schedule():
     args = arguments(lr_drop=0.5, lr_scheduler_type="cosine")
     with pytest.raises(ValueError, match="lr_drop goes with a constant schedule"):
-        args.apply_recipe(loaded=True)
+        args.apply_recipe(trained=True)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_drop_needs_a_constant_schedule():
 def test_a_schedule_that_is_given_stays_as_it_is(given, drop):
     """Only the recipe's own schedule has the recipe's drop."""
     args = arguments(**given)
-    args.apply_recipe(loaded=False)
+    args.apply_recipe(trained=False)
     assert args.lr_drop == drop
     assert args.lr_scheduler_type == given.get("lr_scheduler_type", "constant_with_warmup")
     for name in set(given) - {"lr_drop", "lr_scheduler_type"}:
@@ -140,8 +140,8 @@ def test_a_schedule_that_is_given_stays_as_it_is(given, drop):
 def test_schedule_options_without_their_schedule_are_refused():
     args = arguments(lr_scheduler_kwargs={"num_cycles": 2})
     with pytest.raises(ValueError, match="would be ignored"):
-        args.apply_recipe(loaded=False)
-    assert arguments(lr_scheduler_kwargs={"num_cycles": 2}).apply_recipe(loaded=True) == "finetune"  # a cosine
+        args.apply_recipe(trained=False)
+    assert arguments(lr_scheduler_kwargs={"num_cycles": 2}).apply_recipe(trained=True) == "finetune"  # a cosine
 
 
 @pytest.mark.parametrize(

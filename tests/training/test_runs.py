@@ -7,6 +7,8 @@ import pytest
 
 from detr_hf.errors import CheckpointError
 from detr_hf.training.checkpointing import MANIFEST, RUN_NAME, checkpoints_in, last_complete_checkpoint, run_of
+from detr_hf.training.runs import LOCK, take_folder
+from detr_hf.whole_files import let_go
 
 from .scenes import Scenes, digest, micro_model, trainer
 
@@ -42,6 +44,22 @@ def five_steps(tmp_path_factory):
 @pytest.fixture
 def out(five_steps, tmp_path):
     return shutil.copytree(five_steps, tmp_path / "out")
+
+
+def test_two_trainings_at_once_do_not_share_a_folder(tmp_path):
+    lock = tmp_path / "out" / LOCK
+    assert take_folder(tmp_path / "out") is None
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"out is being trained into by process \d+ on .* another output_dir"
+        ):
+            train(tmp_path / "out", 1)
+    finally:
+        let_go(lock)  # as the system does for a process that was killed
+    assert lock.exists() and train(tmp_path / "out", 1).state.global_step == 1
+    assert not lock.exists() and names(tmp_path / "out") == ["checkpoint-1"]
+    (tmp_path / "file").touch()
+    assert "file/out cannot be written" in take_folder(tmp_path / "file" / "out")
 
 
 # the second run -> its steps, and what differs
@@ -176,7 +194,7 @@ def test_a_run_at_its_end_takes_no_further_step(steps, out, caplog):
     assert names(out) == ["checkpoint-4", "checkpoint-5"]
 
 
-def test_the_best_is_this_runs_wherever_its_folder_is(tmp_path):
+def test_the_best_is_this_runs_wherever_its_folder_is(best_is_kept, tmp_path):
     """The output folder was moved, and another run has a checkpoint at the old place."""
     changes = {"evaluation": Scenes(2, noise=False), "eval_strategy": "steps", "eval_steps": 1}
     first = trainer(tmp_path / "out", max_steps=3, save_total_limit=2, **changes)

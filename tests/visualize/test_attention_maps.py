@@ -80,8 +80,8 @@ def test_what_is_saved_is_whole_and_never_the_picture(tmp_path):
 class Seer:
     """A detector of three queries, of which the last is of no use in every other picture."""
 
-    def stream(self, pictures, threshold, batch_size):
-        assert threshold == 0
+    def stream(self, pictures, threshold, batch_size, masks_from):
+        assert threshold == 0 and masks_from == 1
         for place, _ in enumerate(pictures):
             boxes = [[10, 10, 20, 20], [0, 0, 100, 20], [0, 0, 20, 50]][: 3 - place % 2]
             order = list(range(len(boxes)))[::-1]

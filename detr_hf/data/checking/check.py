@@ -4,7 +4,7 @@ The pictures are `picture_checks`' part; here are the classes, counts and sizes 
 """
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import islice, pairwise
 from typing import Any
 
@@ -20,25 +20,12 @@ from ..readers.recognising import ReadData, judge, read_source
 from ..readers.records import JudgedSplit
 from ..readers.shares import set_aside
 from .mask_checks import check_masks, check_segment_pictures
+from .object_sizes import DEFAULT_QUERIES, STRIDE, ModelSide, check_object_sizes
 from .picture_checks import check_pictures
 from .report import CheckReport, SplitSummary
 from .splits import check_splits, objects_per_image
 
-DEFAULT_QUERIES = 100
-STRIDE = 32
-# Share of objects below one feature cell: worth a note, worth a warning.
-SMALL_NOTE, SMALL_WARNING = 0.05, 0.25
 IMBALANCE = 20
-
-
-@dataclass(frozen=True)
-class ModelSide:
-    """What a check must know of the model: queries, pixels a feature cell, and the sides of resized images."""
-
-    num_queries: int = DEFAULT_QUERIES
-    stride: int = STRIDE
-    shortest: int = 800
-    longest: int = 1333
 
 
 def check(
@@ -102,13 +89,12 @@ def check(
     check_classes(read, judged)
     for split in judged.values():
         check_counts(split, read, side)
-    check_object_sizes(read, judged, side)
+    sizes = check_object_sizes(read, judged, side)
     summaries = {name: summarise(split, read.categories) for name, split in judged.items()}
     mapping = data.mapping if isinstance(data, DetectionData) else read.categories.index_of
     id2label = dict(enumerate(read.categories.names))
-    return CheckReport(
-        read.source, read.format, summaries, read.log, id2label, dict(mapping), time.perf_counter() - started
-    )
+    seconds = time.perf_counter() - started
+    return CheckReport(read.source, read.format, summaries, read.log, id2label, dict(mapping), seconds, side, sizes)
 
 
 def _options(given: dict[str, Any]) -> ReadOptions:
@@ -124,7 +110,8 @@ def _options(given: dict[str, Any]) -> ReadOptions:
 def model_side(model_config: Any, num_queries: int | None, size: tuple[int, int] | None) -> ModelSide:
     """Returns the numbers of a model that matter to a check, the original's where nothing is given."""
     queries = num_queries or getattr(model_config, "num_queries", None) or DEFAULT_QUERIES
-    stride = STRIDE // 2 if getattr(model_config, "dilation", False) else STRIDE
+    levels = getattr(model_config, "num_feature_levels", 1)  # each halves the cells of the finest
+    stride = STRIDE >> (levels - 1) if levels > 1 or not getattr(model_config, "dilation", False) else STRIDE // 2
     shortest, longest = size or (800, 1333)
     return ModelSide(queries, stride, shortest, longest)
 
@@ -203,26 +190,6 @@ def check_counts(split: JudgedSplit, read: ReadData, side: ModelSide) -> None:
             "num_queries"
         )
         read.log.add("more-objects-than-queries", "warning", message, **split.records.place(int(rows[index])))
-
-
-def check_object_sizes(read: ReadData, judged: dict[str, JudgedSplit], side: ModelSide) -> None:
-    """Compares objects with the cells of the feature map, once their pictures are resized."""
-    for name, split in judged.items():
-        rows = np.array(split.records.rows, dtype=np.int64)[split.used]
-        sizes = split.records.sizes_wh()[rows]
-        known = (sizes > 0).all(axis=1)
-        if not known.any() or any(code.startswith("boxes-look") for code in split.records.log.counts):
-            continue
-        sizes, boxes = sizes[known], split.boxes[split.used][known]
-        scale = np.minimum(side.shortest / sizes.min(axis=1), side.longest / sizes.max(axis=1))
-        share = float((boxes[:, 2:].max(axis=1) * scale < side.stride).mean())
-        if share >= SMALL_NOTE:
-            message = (
-                f"{share:.0%} of the objects are smaller than one {side.stride}-pixel cell of the feature map when "
-                f"pictures are resized to a shortest side of {side.shortest}: DETR finds such objects badly; larger "
-                "pictures, tiles or dilation=True help"
-            )
-            read.log.add("objects-small", "warning" if share >= SMALL_WARNING else "info", message, split=name)
 
 
 def summarise(split: JudgedSplit, categories: Categories) -> SplitSummary:

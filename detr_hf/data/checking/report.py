@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..findings import SEVERITIES, Finding, FindingLog
+from .object_sizes import ClassSize, ModelSide
+
+SHOWN_SIZES = 12  # classes, the smallest
 
 
 @dataclass
@@ -22,7 +25,8 @@ class SplitSummary:
 
 @dataclass
 class CheckReport:
-    """Findings by severity and code, and a summary of each split."""
+    """Findings by severity and code, a summary of each split, and the sizes of the training split's objects by class
+    as the model, `side`, sees them."""
 
     source: str
     format: str | None
@@ -31,6 +35,8 @@ class CheckReport:
     id2label: dict[int, str] = field(default_factory=dict)
     mapping: dict[int | str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    side: ModelSide = field(default_factory=ModelSide)
+    sizes: dict[str, ClassSize] = field(default_factory=dict)
 
     @property
     def findings(self) -> list[Finding]:
@@ -71,6 +77,8 @@ class CheckReport:
             "id2label": {str(index): name for index, name in self.id2label.items()},
             "category_mapping": [{"source_id": source, "id": index} for source, index in self.mapping.items()],
             "splits": {name: vars(summary) for name, summary in self.splits.items()},
+            "model": vars(self.side),
+            "object_sizes": {name: vars(size) for name, size in self.sizes.items()},
             "counts": {severity: self.log.of(severity) for severity in SEVERITIES},
             "findings": [vars(finding) for finding in self.findings],
         }
@@ -94,12 +102,13 @@ class CheckReport:
                 f"{f' and {split.crowds} crowds' if split.crowds else ''}; per image {fewest} to {most}, median "
                 f"{median:g}"
             )
-        lines += self._class_lines()
+        lines += [*self._class_lines(), *self._size_lines()]
         for severity in SEVERITIES:
             found = self.log.lines(severity, limit)
             if found:
                 lines += ["", f"{severity}s:" if severity != "info" else "notes:", *(f"  {line}" for line in found)]
-        totals = ", ".join(f"{sum(self.log.of(severity).values())} {severity}s" for severity in ("error", "warning"))
+        counts = {severity: sum(self.log.of(severity).values()) for severity in ("error", "warning")}
+        totals = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items())
         return "\n".join([*lines, "", f"{totals}."])
 
     def _class_lines(self) -> list[str]:
@@ -114,6 +123,23 @@ class CheckReport:
         if len(shown) > 16:
             shown = [*shown[:8], f"... {len(shown) - 16} more ...", *shown[-8:]]
         return [f"  objects by class: {', '.join(shown)}"]
+
+    def _size_lines(self) -> list[str]:
+        """Returns a line a class, the smallest first."""
+        if not self.sizes:
+            return []
+        side, shown = self.side, list(self.sizes.items())[:SHOWN_SIZES]
+        more = f", {SHOWN_SIZES} of {len(self.sizes)} classes" if len(self.sizes) > SHOWN_SIZES else ""
+        lines = [
+            f"  objects to learn, at a shortest side of {side.shortest} pixels (median width x height; a cell of the "
+            f"feature map is {side.stride}{more}):"
+        ]
+        width = max(len(name) for name, _ in shown)
+        for name, one in shown:
+            cells = f"{one.width / side.stride:.1f} x {one.height / side.stride:.1f} cells"
+            pixels = f"{one.width:.0f} x {one.height:.0f} pixels"
+            lines.append(f"    {name:<{width}}  {pixels:>16}  {cells:>16}  {one.under_cell:4.0%} under a cell")
+        return lines
 
     def __str__(self) -> str:
         return self.text()

@@ -254,8 +254,9 @@ class CocoFile:
         )
         for key, value, code in (("bbox", bbox, "box-missing"), ("category_id", category_id, "category-missing")):
             if value is None:
-                shown = ", ".join(sorted(map(str, annotation))[:8])
-                records.fault(code, f"the annotation has no {key!r}; it has {shown}", row, object_id)
+                lacks = f"has no {key!r}; it has {', '.join(sorted(map(str, annotation))[:8])}"
+                words = f"has {key!r}: null, no value" if key in annotation else lacks
+                records.fault(code, f"the annotation {words}", row, object_id)
                 return
         if type(category_id) is not int:
             category_id = self._plain(row, object_id, annotation, "category_id", plain_id)

@@ -11,7 +11,6 @@ Three shapes are read:
 Boxes that are not there are measured on the masks.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from ...processing.run_lengths_detr import run_length_mask, run_lengths
 from ..detection_data import NO_MASK
 from ..pictures import open_undecoded
 from .mask_text import Faulty
+from .text import parse_json
 
 BOX_KEYS = ("bbox", "boxes", "bboxes", "box")
 CATEGORY_KEYS = ("category", "category_id", "categories", "label", "labels", "class", "classes")
@@ -162,7 +162,7 @@ def objects_of(
 
     ids, masks = optional(*ID_KEYS), [None] * count
     if columns.panoptic and not columns.box:
-        found, _, measured = measure_segments(segment_ids(row, columns, size_wh))
+        found, _, measured = measure_segments(segment_ids_of_row(row, columns, size_wh))
         place = {identity: box for identity, box in zip(found.tolist(), measured.tolist(), strict=True)}
         boxes = [_as_xywh(place.get(identity, (0, 0, 0, 0))) for identity in ids]
     elif not columns.panoptic:
@@ -175,7 +175,7 @@ def objects_of(
     return RowObjects(boxes, categories, ids, optional("area"), optional("iscrowd"), masks, optional(*THING_KEYS))
 
 
-def segment_ids(row: Mapping[str, Any], columns: Columns, size_wh: tuple[int, int]) -> np.ndarray:
+def segment_ids_of_row(row: Mapping[str, Any], columns: Columns, size_wh: tuple[int, int]) -> np.ndarray:
     """Returns the segment ids (H, W) of a row's second picture.
 
     Raises:
@@ -190,7 +190,7 @@ def segment_ids(row: Mapping[str, Any], columns: Columns, size_wh: tuple[int, in
 
 def _instances(row: Mapping[str, Any], columns: Columns, size_wh: tuple[int, int]) -> RowObjects:
     """Returns the objects of a picture of classes (red) and instances (green)."""
-    ids = segment_ids(row, columns, size_wh) & 0xFFFF
+    ids = segment_ids_of_row(row, columns, size_wh) & 0xFFFF
     found, areas, boxes = measure_segments(np.where(ids >> 8, ids, 0))
     masks = [run_lengths(ids == identity) for identity in found]
     rest = [None] * len(found)
@@ -202,7 +202,7 @@ def as_segmentation(value: Any) -> Any:
     """Returns a mask of a row as COCO's JSON has it (`NO_MASK` as it stands), or None."""
     if isinstance(value, str) and value != NO_MASK:
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError as error:
             return Faulty(f"the segmentation is a text and no JSON ({error})")
     if _holds_picture(value):

@@ -13,6 +13,7 @@ import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Image as ImageFeature, IterableDataset, IterableDatasetDict
 
 from ...errors import LayoutError, PictureError
+from ...reaching import unreached_data_set
 from ..detection_data import NO_MASK, Categories
 from ..findings import FindingLog
 from ..pictures import upright_size
@@ -31,6 +32,8 @@ def load_hf(path: str, local: bool, streaming: bool, **load_options: Any) -> dic
     Raises:
         LayoutError: `datasets` cannot load it; its own words are repeated.
     """
+    if not local and (unreached := unreached_data_set(path)) is not None:
+        raise LayoutError(unreached)
     try:
         if local and ((Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file()):
             splits = as_splits(datasets.load_from_disk(path))

@@ -9,6 +9,7 @@ from typing import Any
 from ...errors import LayoutError
 from .text import read_text
 
+LARGEST_JSON = 8 << 30  # bytes; the whole text stands in memory
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -18,7 +19,7 @@ def iterate_lists(path: Path) -> Iterator[tuple[str, Any, str | None]]:
     Raises:
         LayoutError: the file is not JSON, or no object at its top level; the message has line and column.
     """
-    text = read_text(path)
+    text = read_text(path, LARGEST_JSON)
     try:
         yield from _iterate_text(text)
     except json.JSONDecodeError as error:

@@ -4,7 +4,6 @@
 its own checks, are the image processor's. Run lengths are COCO's: column-major, starting with zeros.
 """
 
-import json
 import math
 from typing import Any
 
@@ -15,6 +14,7 @@ from ...errors import AnnotationError
 from ...processing.mask_annotations_detr import object_masks
 from ..detection_data import NO_MASK
 from .faults import plain_id
+from .text import parse_json
 
 LARGEST_COORDINATE = 1e6
 LARGEST_PICTURE = 2**28
@@ -83,7 +83,7 @@ def decode_masks(segmentations: list[str | None], height: int, width: int, names
     parsed = []
     for text, name in ((segmentations[index], names[index]) for index in drawn):
         try:
-            segmentation = json.loads(text)
+            segmentation = parse_json(text)
         except ValueError as error:
             raise AnnotationError(f"{name}: the segmentation is no JSON ({error}).") from error
         fault = segmentation_fault(segmentation, height, width)

@@ -17,6 +17,7 @@ from ..pictures import read_header
 from ..read_options import ReadOptions
 from . import coco, coco_classes, coco_layout, hf_objects, voc, voc_layout, yolo
 from .coco_pictures import PictureSearch
+from .digit_data import DIGITS, digit_splits
 from .mask_checks import check_masks, check_segments
 from .other_tools import is_archive, what_else
 from .records import (
@@ -128,6 +129,8 @@ def _read(source: Any, options: ReadOptions) -> ReadData:
         return _read_hf("a data set in memory", hf_objects.as_splits(source), options)
     path = Path(source).expanduser()
     if not path.exists():
+        if str(source) == DIGITS:
+            return _read_hf(DIGITS, digit_splits(options.splits, options.task), options)
         return _read_hub(str(source), options)
     name = options.format
     if path.is_file():

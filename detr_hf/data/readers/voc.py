@@ -16,7 +16,7 @@ from ..detection_data import Categories
 from ..pictures import read_header
 from .paths import PictureFinder, list_pictures
 from .records import SplitRecords
-from .text import name_key
+from .text import LARGEST_XML, name_key, read_bytes
 from .voc_layout import VocSplit, other_tool
 
 
@@ -43,14 +43,14 @@ def read_voc(splits: list[VocSplit]) -> dict[str, SplitRecords]:
 
 def _parse(path: Path) -> ElementTree.Element:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise AnnotationError(f"{path} cannot be read: {error}") from error
+        content = read_bytes(path, LARGEST_XML)
+    except LayoutError as error:
+        raise AnnotationError(str(error)) from error
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise AnnotationError(f"{path} defines entities, which VOC never needs and which can exhaust memory: refused")
     try:
         root = ElementTree.fromstring(content)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
         raise AnnotationError(f"{path} is not XML that can be read: {error}") from error
     if root.tag != "annotation":
         raise AnnotationError(f"{path.name} is not VOC: {other_tool(root.tag)}")

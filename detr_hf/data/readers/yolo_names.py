@@ -19,6 +19,7 @@ from .yolo_lines import is_label_file
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "notes.json", "labels.txt", "predefined_classes.txt")
 # labelImg's list of proposals, which says nothing about the labels that lie beside it while there is another file.
 PROPOSALS = "predefined_classes.txt"
+NO_NAME = ("", "~")
 WHOLE_NUMBER = re.compile(r"\d+(\.0+)?")
 
 
@@ -26,7 +27,7 @@ def names_of_yaml(content: dict[str, Any], path: Path) -> dict[int, str]:
     """Returns the names by id that a data.yaml gives; none where it has no `names`.
 
     Raises:
-        LayoutError: `names` is no list and no mapping from integers.
+        LayoutError: `names` is no list and no mapping from integers, or does not name each class once.
     """
     names = content.get("names")
     if is_no_value(names):
@@ -35,11 +36,18 @@ def names_of_yaml(content: dict[str, Any], path: Path) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     elif isinstance(names, dict) and all(WHOLE_NUMBER.fullmatch(key) for key in names):
+        keys = Counter(int(key.partition(".")[0]) for key in names)
+        twice = [key for key, count in keys.items() if count > 1]
+        if twice:
+            raise LayoutError(f"{path}: names has the class {twice[0]} more than once; correct one of them.")
         names = {int(key.partition(".")[0]): name for key, name in names.items()}
     else:
         raise LayoutError(expected)
-    if not all(isinstance(name, str) and name.strip() for name in names.values()):
-        raise LayoutError(expected)
+    nameless = [key for key, name in names.items() if not isinstance(name, str) or name.strip() in NO_NAME]
+    if nameless:
+        raise LayoutError(
+            f"{expected} The class {nameless[0]} has {str(names[nameless[0]])[:40]!r}, which is no name."
+        )
     return {key: name.strip() for key, name in names.items()}
 
 

@@ -318,6 +318,11 @@ def _names(layout: YoloLayout, content: dict[str, Any], path: Path, places: Plac
         names = read_names_file(entry.place)
     else:
         names = names_of_yaml(content, path)
+        for number in [number for number, name in names.items() if is_no_value(name)]:
+            message = (
+                f"{path.name}: class {number} is called {names[number]!r}: correct it if it is to have another name"
+            )
+            layout.remark(None, "class-name-null", "warning", message)
         for beside in name_files(folders) if names else ():
             _compare_names(layout, names, path, beside)
     names = names or find_names(folders)

@@ -14,12 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...whole_files import whole_file
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from ...whole_files import is_leftover, lock, named, whole_file
 
 SETTINGS_FILE = "run.json"
 UNFINISHED = "unfinished"
@@ -55,7 +50,8 @@ class RunFolder:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; results need a folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        foreign = [name for name in os.listdir(self.folder) if not name.startswith((SETTINGS_FILE, UNFINISHED))]
+        others = [path for path in self.folder.iterdir() if path.name not in (SETTINGS_FILE, UNFINISHED)]
+        foreign = [path.name for path in others if not is_leftover(path)]
         if foreign and read_settings(self.folder) is None:
             raise ValueError(
                 f"{self.folder} holds no run, but other files ({foreign[0]}, ...). Choose a new or an empty folder."
@@ -103,7 +99,11 @@ class PartWriter:
         self.part = part
         self._journal = run.journal_path(part)
         self._file = self._journal.open("ab+")
-        _lock(self._file, self._journal)
+        if lock(self._file.fileno()) is False:
+            self._file.close()
+            raise RuntimeError(
+                f"Another process is writing {self._journal}. Let it end, or stop it, before this run goes on."
+            )
         self._file.seek(0)
         self.count, self.last, end = 0, None, 0
         for line, end_of_line in whole_lines(self._file):
@@ -114,8 +114,9 @@ class PartWriter:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one picture; from here on it survives the death of this process."""
-        self._file.write(json_line(record))
-        self._file.flush()
+        with named(self._journal):
+            self._file.write(json_line(record))
+            self._file.flush()
         self.count += 1
 
     def finish(self, convert: Callable[[Iterable[dict[str, Any]], Path], None] | None = None) -> None:
@@ -167,7 +168,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{folder / SETTINGS_FILE} is not JSON ({error}). Choose a new or an empty folder."
         ) from error
@@ -185,18 +186,3 @@ def _refuse_other_settings(folder: Path, written: Mapping[str, Any], given: Mapp
             f"{folder} belongs to a run with other settings: {differences}. Results of both must not be mixed: use "
             "the same settings to go on, or another folder for a new run."
         )
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Holds the part for this process while the file is open. Where the system has no locks, nothing is held."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise RuntimeError(
-            f"Another process is writing {path}. Let it end, or stop it, before this run goes on."
-        ) from error
-    except OSError:  # a network file system without locks
-        return

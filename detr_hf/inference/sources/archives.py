@@ -16,6 +16,7 @@ from .searching import HIDDEN, LeftOut, is_harmless, kind_of
 
 logger = logging.getLogger(__name__)
 
+LARGEST_PICTURE = 1 << 30  # bytes of a member, which a few of a compressed file can stand for
 LINKED = "linked inside the archive"
 
 
@@ -38,7 +39,9 @@ def _tar_pictures(path: Path, ending: str | None, start: int) -> Iterator[Pictur
                     if reason:
                         left_out.add(reason, member.name)
                     continue
-                if count >= start:
+                if count >= start and member.size > LARGEST_PICTURE:
+                    yield Picture(f"{path}/{member.name}", ValueError(f"{member.size} bytes are more than are read"))
+                elif count >= start:
                     content = tar.extractfile(member).read()
                     yield Picture(f"{path}/{member.name}", content or ValueError("an empty file (0 bytes)"))
                 count += 1

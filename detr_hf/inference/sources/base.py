@@ -7,7 +7,8 @@ any of them, so a run that was stopped goes on where it was.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 PARQUET_HINT = "Parquet files need pyarrow: pip install 'detr-hf[predict]'."
@@ -33,6 +34,11 @@ class Piece:
     size: int | None
     pictures: Callable[[int], Iterator[Picture]]
 
+    def first(self, limit: int) -> "Piece":
+        """Returns the first so many of its pictures."""
+        size = None if self.size is None else min(self.size, limit)
+        return replace(self, size=size, pictures=lambda start: islice(self.pictures(start), max(limit - start, 0)))
+
 
 @dataclass(frozen=True)
 class Source:
@@ -44,6 +50,17 @@ class Source:
     def __post_init__(self) -> None:
         if not self.pieces:
             raise ValueError("There is nothing to predict: the source has no pictures.")
+
+    def first(self, limit: int) -> "Source":
+        """Returns the first so many pictures. A piece that does not say how many it has is the last one."""
+        pieces: list[Piece] = []
+        left = limit
+        for piece in self.pieces:
+            if left <= 0:
+                break
+            pieces.append(piece if piece.size is not None and piece.size <= left else piece.first(left))
+            left -= left if piece.size is None else piece.size
+        return Source(pieces, {**self.identity, "limit": limit})
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
+from ..pictures import path_of
 from .archives import tar_piece
 from .base import Picture, Piece, Source, SourceOptions
-from .searching import PictureSearch
+from .searching import GLOB_SIGNS, PictureSearch
 from .tables import from_dataset, parquet_piece
 from .video import video_piece
 
@@ -47,10 +48,16 @@ def open_source(source: Any, options: SourceOptions, results: Path | None = None
 
 
 def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | None = None) -> Source:
-    """Returns the pictures behind files, folders and patterns.
+    """Returns the pictures behind files, folders and patterns; an error of type ValueError for a URL.
 
     Tar files, Parquet files and videos among them each make a piece of their own.
     """
+    for path in paths:
+        if path_of(path) is None:
+            raise ValueError(
+                f"{path} is a web address, which a run over many pictures does not read: download the picture, or "
+                "detect in it without a folder for results (--out)."
+            )
     pictures: list[str] = []
     whole: list[Piece] = []
     seen = hashlib.blake2b(digest_size=16)
@@ -77,6 +84,27 @@ def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | 
 def holds_many(path: Path) -> bool:
     """Whether a file is one of those that hold many pictures, by its ending."""
     return _opener(path) is not None
+
+
+def refuse_many(source: Any, name: str) -> None:
+    """Raises an OSError for a folder, pattern, archive or film in the place of a picture; says what reads it."""
+    if not isinstance(source, str | os.PathLike):
+        return
+    path = Path(os.fsdecode(source))
+    if path.suffix.lower() in PICTURE_SUFFIXES and not set(path.name) & set("*?["):
+        return
+    if path.is_dir():
+        what = "a folder"
+    elif not os.path.lexists(path) and GLOB_SIGNS.search(str(path)):
+        what = "a pattern"
+    elif path.is_file() and holds_many(path):
+        what = "a film, an archive or a table"
+    else:
+        return
+    raise IsADirectoryError(
+        f"{name} is {what} and not one picture. `detr_hf.predict_to_shards(detector, {str(path)!r}, 'results')` and "
+        f"`detr-hf predict MODEL {path} --out results` read the pictures in it; of a few, give their paths as a list."
+    )
 
 
 def _opener(path: Path) -> Callable[[Path, SourceOptions], Piece] | None:

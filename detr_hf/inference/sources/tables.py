@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import install_hint
+from ...errors import HubError, install_hint
+from ...reaching import unreached_data_set
 from .base import PARQUET_HINT, Picture, Piece, Source, SourceOptions
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def load_dataset_source(name: str, options: SourceOptions) -> Source:
             loaded = {options.split: loaded[options.split]}
     else:
         chosen = {"split": options.split, "revision": options.revision}
+        if not folder.exists() and (unreached := unreached_data_set(name)) is not None:
+            raise HubError(unreached)
         loaded = datasets.load_dataset(name, options.config, streaming=True, **chosen)
     return from_dataset(loaded, options, name)
 

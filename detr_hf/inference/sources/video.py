@@ -22,10 +22,13 @@ def video_piece(path: Path, options: SourceOptions) -> Piece:
     """Returns every `every`-th frame of a video, upright.
 
     Raises:
-        ImportError: PyAV is missing.
+        ImportError: PyAV is missing, or does not tell which side of a film is up.
     """
-    with install_hint("Videos need PyAV: pip install av, or pip install 'detr-hf[video]'."):
+    with install_hint("Videos need PyAV 14.1 or later: pip install 'av>=14.1', or pip install 'detr-hf[video]'."):
         import av
+
+        if not hasattr(av.VideoFrame, "rotation"):
+            raise ImportError(f"PyAV {av.__version__}")
     try:
         with av.open(str(path)) as container:
             frames = container.streams.video[0].frames  # 0 where the file does not say
@@ -71,5 +74,5 @@ def _decoded(path: Path) -> Iterator["av.VideoFrame | Exception"]:
 def upright_pixels(frame: Any) -> np.ndarray:
     """Returns the frame as (H, W, 3) RGB bytes, turned as the file says: phones write upright films lying down."""
     pixels = frame.to_ndarray(format="rgb24")  # (H, W, 3)
-    quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels

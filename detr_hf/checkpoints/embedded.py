@@ -1,15 +1,27 @@
-"""Where the files are that ship inside the package: the default checkpoint and the scene of the demo."""
+"""What ships inside the package: the default checkpoint, by a name like any other, and the scene of the demo."""
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 EMBEDDED_MODEL = "detr-digits"
 DEMO_SCENE = "digits_scene.png"
+ABOUT = (
+    f"{EMBEDDED_MODEL}, which comes with detr_hf, finds handwritten digits, and takes other things for digits. For "
+    "other objects name a checkpoint, such as facebook/detr-resnet-50."
+)
 
 
 def embedded_model_path() -> Path:
     """Returns the folder of the default checkpoint: a small DETR that finds handwritten digits."""
     return _asset(EMBEDDED_MODEL)
+
+
+def shipped(name_or_path: Any) -> Any:
+    """Returns the folder of the default checkpoint for its name, unless something here is called so; else what is
+    given."""
+    is_its_name = str(name_or_path) == EMBEDDED_MODEL and not Path(EMBEDDED_MODEL).exists()
+    return embedded_model_path() if is_its_name else name_or_path
 
 
 def demo_scene_path() -> Path:

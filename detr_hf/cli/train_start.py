@@ -1,0 +1,119 @@
+"""What `detr-hf train` starts from: a checkpoint, or a new model on a backbone's weights; and its image processor."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+DEFAULT_MODEL = "facebook/detr-resnet-50"
+DEFAULT_BACKBONE = "resnet50"
+
+
+def _flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class Start:
+    """What is trained, and on pictures of which size."""
+
+    _argument_group_name = "what to start from"
+
+    model: str | None = _flag(
+        None,
+        f"A checkpoint to start from: a folder, a .pth file or a Hub id; {DEFAULT_MODEL} by default. 'scratch' builds "
+        "a new model, as --backbone does.",
+    )
+    backbone: str | None = _flag(
+        None, f"Build a new model on this backbone of timm's ({DEFAULT_BACKBONE} for 'scratch')."
+    )
+    backbone_weights: str | None = _flag(
+        None,
+        "A new model's backbone starts from these: 'imagenet' (timm's, the default), a FILE with the state dict of "
+        "timm's model, or 'none', random ones.",
+    )
+    preset: str | None = _flag(
+        None,
+        "Build a new model of this kind: 'detr', the paper's, or 'precise', for small objects and boxes that fit.",
+    )
+    num_queries: int | None = _flag(None, "Another number of object queries: the first are kept, or all are tiled.")
+    shortest_edge: int | None = _flag(None, "Resize pictures so; the checkpoint's by default, else 800.")
+    longest_edge: int | None = _flag(None, "At most this; in proportion by default.")
+
+    @property
+    def is_new(self) -> bool:
+        """Whether a new model is built."""
+        return self.model == "scratch" or (self.model is None and bool(self._of_new))
+
+    @property
+    def _of_new(self) -> list[str]:
+        """Returns the flags that are given of those that only a new model has."""
+        return [f"--{name}" for name in ("backbone", "backbone_weights", "preset") if getattr(self, name) is not None]
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Returns the checkpoint to start from; None for a new model."""
+        return None if self.is_new else self.model or DEFAULT_MODEL
+
+    def check(self) -> None:
+        """Raises where there is nothing to start from: before the data are read, which may take long.
+
+        Raises:
+            ValueError: arguments contradict each other, or a name is not known.
+            OSError: the backbone's weights cannot be had.
+        """
+        if self.is_new:
+            from ..model.timm_body_detr import create_timm_body
+
+            config, timm_logger = self.new_config(), logging.getLogger("timm")
+            level = timm_logger.level
+            timm_logger.setLevel(logging.ERROR)  # what it says of a classifier's head, it says when the model is built
+            try:
+                create_timm_body(config, (-1,), load_weights=config.backbone_weights is not None)
+            finally:
+                timm_logger.setLevel(level)
+        elif self._of_new:
+            raise ValueError(
+                f"{', '.join(self._of_new)} build{'s' * (len(self._of_new) == 1)} a new model, and --model "
+                f"{self.model} is a whole one, with a backbone and of a kind: give one of the two."
+            )
+
+    def new_config(self, **changes: Any) -> Any:
+        """Returns the configuration of a new model."""
+        from ..model.configuration_detr import DETRConfig
+
+        weights = self.backbone_weights or "imagenet"
+        fields = {"backbone": self.backbone or DEFAULT_BACKBONE, **changes}
+        return DETRConfig.from_preset(
+            self.preset or "detr", **fields, backbone_weights=None if weights == "none" else weights
+        )
+
+    def needs_masks(self, task: str | None) -> bool:
+        """Whether masks are trained: as the task says, and without one where the checkpoint has a mask head."""
+        from ..checkpoints.model_classes import has_mask_head
+
+        if task is not None:
+            return task != "detection"
+        return not self.is_new and has_mask_head(self.checkpoint)
+
+    def load_model(self, id2label: dict[int, str], with_masks: bool) -> Any:
+        """Returns the model with the data's classes, and with a mask head, which is new on a detector, or without."""
+        from ..model.modeling_detr import DETRForObjectDetection, DETRForSegmentation
+
+        model_class = DETRForSegmentation if with_masks else DETRForObjectDetection
+        changes: dict[str, Any] = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
+        if self.num_queries is not None:
+            changes["num_queries"] = self.num_queries
+        if self.is_new:
+            return model_class(self.new_config(**changes))
+        return model_class.from_pretrained(self.checkpoint, **changes)
+
+    def processor(self, model: Any) -> Any:
+        """Returns the checkpoint's image processor, or one for the backbone's weights, at the size of the run."""
+        from ..checkpoints.processors import new_processor, processor_of
+
+        processor = new_processor(model.config) if self.is_new else processor_of(model)
+        if self.shortest_edge or self.longest_edge:
+            shortest = self.shortest_edge or round(self.longest_edge * 800 / 1333)
+            longest = self.longest_edge or round(shortest * 1333 / 800)
+            processor.size = {"shortest_edge": shortest, "longest_edge": longest}
+        return processor
