@@ -7,7 +7,7 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from detr_hf import Detector, DETRImageProcessor, visualize
-from detr_hf.inference.embedded import demo_scene_path
+from detr_hf.checkpoints.embedded import demo_scene_path
 from detr_hf.inference.looking import Kept, joined_levels, keep_attention
 from detr_hf.visualize.attention_maps import Grid
 
@@ -55,6 +55,7 @@ def test_the_weights_of_any_layer_head_and_picture_are_the_models_own(name, monk
     assert not model._forward_hooks and not model.transformer.decoder.layers[-1].multihead_attn._forward_hooks
 
 
+@pytest.mark.slow
 def test_they_equal_those_of_transformers():
     ours = tiny_model()  # transformers cannot store the smaller backbone
     theirs = ours.to_transformers().eval()
