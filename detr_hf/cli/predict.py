@@ -44,6 +44,12 @@ def predict(
         ),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Draw each picture into this folder.")] = None,
+    attention: Annotated[
+        bool,
+        typer.Option(
+            "--attention", help="With --save: also draw what the model attended to for each object, NAME_attention."
+        ),
+    ] = False,
     font: Annotated[
         Path | None, typer.Option(help="With --save: the file of the font for names, if not one that is found.")
     ] = None,
@@ -94,6 +100,8 @@ def predict(
             raise typer.BadParameter(f"{folder} is not a folder", param_hint=option)
     if font is not None and not font.is_file():
         raise typer.BadParameter(f"there is no file {font}", param_hint="--font")
+    if attention and save is None:
+        raise typer.BadParameter("draws pictures, which need a folder: --save", param_hint="--attention")
     if out is not None:
         from ..inference.runs.prediction import predict_to_shards, read_predictions
         from ..inference.runs.result_formats import FORMATS, suffix_of
@@ -124,7 +132,9 @@ def predict(
         if save is not None:
             refuse_unwritable("--save", save)
         detector = load_detector(model, device, dtype, task, image_size)
-        predict_files(detector, found, threshold, save, json_file, batch_size, font, model or "detr-digits")
+        if attention and not hasattr(detector.model, "transformer"):
+            raise typer.BadParameter("an exported model gives none: name the checkpoint", param_hint="--attention")
+        predict_files(detector, found, threshold, save, json_file, batch_size, font, model or "detr-digits", attention)
 
 
 def search_pictures(paths: list[str], save: Path | None, limit: int | None) -> dict[Path | str, Path]:
@@ -161,6 +171,7 @@ def predict_files(
     batch_size: int,
     font: Path | None,
     model: str,
+    attention: bool = False,
 ) -> None:
     """Detects in pictures and writes a line for each; draws them and writes them to one file if asked."""
     from ..inference.results import Detections
@@ -168,6 +179,7 @@ def predict_files(
     from ..inference.sources.searching import one_line
 
     targets = drawing_paths(pictures, save, json_file, DRAWING_OF[detector.task]) if save is not None else {}
+    seen = drawing_paths(pictures, save, json_file, "attention") if attention and save is not None else {}
     failed: list[dict[str, str]] = []
     records: list[dict[str, Any]] = []
     outcomes = detector.outcomes(with_progress(pictures, failed), threshold, batch_size)
@@ -178,6 +190,8 @@ def predict_files(
         typer.echo(f"{one_line(picture)}: {summary(outcome)}")
         if save is not None:
             outcome.save(targets[picture], font, what=detector.task)
+        if picture in seen:
+            detector.attention(picture, threshold).save(seen[picture], font=font)
         if json_file is not None:
             records.append(outcome.to_dict() | {"path": str(picture)})
     if json_file is not None:

@@ -148,7 +148,7 @@ class NumpyProcessor:
 def detections_of(
     predictions: Predictions, threshold: float, sizes_hw: list[tuple[int, int]]
 ) -> list[dict[str, np.ndarray]]:
-    """Returns for each image `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
+    """Returns for each image `scores`, `labels`, `queries` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
 
     `predictions` are of the last decoder layer, `sizes_hw` those of the upright images; higher scores are kept.
 
@@ -166,7 +166,8 @@ def detections_of(
         keep = scores[index] > threshold
         sides = np.array([width, height, width, height], dtype=np.float32)
         boxes = np.clip(boxes_xyxy_norm[index][keep] * sides, 0, sides)
-        results.append({"scores": scores[index][keep], "labels": labels[index][keep], "boxes": boxes})
+        of_each = {"scores": scores[index][keep], "labels": labels[index][keep], "queries": np.flatnonzero(keep)}
+        results.append(of_each | {"boxes": boxes})
     return results
 
 

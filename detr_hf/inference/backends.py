@@ -80,7 +80,7 @@ class ModelBackend:
         panoptic_threshold: float | None = None,
         masks_from: float | None = None,
     ) -> list[dict[str, np.ndarray]]:
-        """Returns for each picture `scores` (N,), `labels` (N,) and `boxes` (N, 4), xyxy in its pixels.
+        """Returns for each picture `scores`, `labels`, `queries` (N,) and `boxes` (N, 4), xyxy in its pixels.
 
         Besides, whatever `segmented` gives for the task, of the same queries in the same order; those that do not
         score more than `masks_from` need no mask.
@@ -103,12 +103,16 @@ class ModelBackend:
             results = self.image_processor.post_process_object_detection(
                 boxes, threshold=threshold, target_sizes=torch.tensor([item.size_hw for item in batch])
             )
-            results = [{name: values.numpy() for name, values in result.items()} for result in results]
+            scores = boxes.logits.float().softmax(-1)[..., :-1].amax(-1)  # (B, Q), as post-processing has them
+            results = [
+                {**{name: values.numpy() for name, values in result.items()}, "queries": np.flatnonzero(kept)}
+                for result, kept in zip(results, scores > threshold, strict=True)
+            ]
             if self.task == "detection":
                 return results
             of_segments = threshold if panoptic_threshold is None else panoptic_threshold
             sizes_hw = [item.size_hw for item in batch]
-            masks = self._masks(outputs, threshold, of_segments, masks_from, sizes_hw)
+            masks = self._masks(outputs, results, of_segments, masks_from, sizes_hw)
             return [result | of_image for result, of_image in zip(results, masks, strict=True)]
 
     def _asked_masks(self, threshold: float, masks_from: float | None) -> dict[str, float]:
@@ -125,22 +129,24 @@ class ModelBackend:
     def _masks(
         self,
         outputs: Any,
+        results: list[dict[str, np.ndarray]],
         threshold: float,
-        panoptic_threshold: float,
         masks_from: float | None,
         sizes_hw: list[tuple[int, int]],
     ) -> Iterator[dict[str, Any]]:
+        import torch
+
         from ..processing.mask_post_processing_detr import images_of
 
         fused_labels = set(self.stuff_labels)
-        scores = outputs.logits.cpu().float().softmax(-1)[..., :-1].amax(-1)  # (B, Q), as post-processing has them
-        kept = scores > (-1.0 if self.task == "semantic" else threshold)
+        every_query = np.arange(outputs.logits.shape[1])
         for image, size_hw in enumerate(sizes_hw):
-            queries = kept[image].nonzero()[:, 0].to(outputs.pred_masks.device)
+            kept = every_query if self.task == "semantic" else results[image]["queries"]
+            queries = torch.from_numpy(kept).to(outputs.pred_masks.device)
             of_image = {name: outputs[name][image : image + 1] for name in ("image_sizes_hw", "padded_sizes_hw")}
             of_image |= {name: outputs[name][image, queries][None] for name in ("logits", "pred_masks")}
             (masks,) = images_of(of_image, [size_hw])
-            yield segmented(masks, self.task, panoptic_threshold, fused_labels, masks_from)
+            yield segmented(masks, self.task, threshold, fused_labels, masks_from)
 
     def resize_to(self, shortest_edge: int) -> None:
         """Changes the size of pictures, see `Detector.resize_to`."""

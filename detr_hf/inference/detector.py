@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..model.modeling_detr import DETRForObjectDetection
+    from ..visualize.attention_maps import Attention
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,12 @@ class Detector:
             (detections,) = self.stream([images], threshold, batch_size)
             return detections
         return list(self.stream(images, threshold, batch_size))
+
+    def attention(self, picture: Any, threshold: float = 0.7, layer: int = -1, head: int | None = None) -> "Attention":
+        """Returns what `visualize.attention` does, which says what it means."""
+        from .looking import look
+
+        return look(self, picture, threshold, layer, head)
 
     def stream(
         self,
@@ -237,7 +244,7 @@ class Detector:
 
     def _detections(self, item: Prepared, result: dict[str, np.ndarray]) -> Detections:
         order = np.argsort(-result["scores"], kind="stable")
-        found = {name: result[name][order] for name in ("scores", "labels", "boxes")}
+        found = {name: result[name][order] for name in ("scores", "labels", "boxes", "queries") if name in result}
         if "segmentations" in result:
             found["segmentations"] = [result["segmentations"][index] for index in order]
         if "panoptic" in result:

@@ -39,15 +39,19 @@ class _Object(NamedTuple):
 class Detection(_Object):
     """One object: its class, the model's score in [0, 1], and its box `(x0, y0, x1, y1)` in pixels.
 
-    Unpacks into these four. `segmentation` is its mask as COCO run lengths, None where the model has no masks.
+    Unpacks into these four. `segmentation` is its mask as COCO run lengths, None where the model has no masks; `query`
+    the number of the object query that found it.
     """
 
     segmentation: dict[str, Any] | None = None
+    query: int | None = None
 
-    def __new__(cls, *args: Any, segmentation: dict[str, Any] | None = None, **kwargs: Any) -> Detection:
-        """Returns the tuple, with its mask beside it."""
+    def __new__(
+        cls, *args: Any, segmentation: dict[str, Any] | None = None, query: int | None = None, **kwargs: Any
+    ) -> Detection:
+        """Returns the tuple, with its mask and its query beside it."""
         one = super().__new__(cls, *args, **kwargs)
-        one.segmentation = segmentation
+        one.segmentation, one.query = segmentation, query
         return one
 
 
@@ -106,7 +110,7 @@ class Field:
         one: its name in `Detection`, in dictionaries, records and tables, where a single object is meant.
         held: makes what `Detections` holds, of what is given for all objects.
         value: makes of one of these what `Detection` holds.
-        column: returns its type in a table, given the module `pyarrow`.
+        column: returns its type in a table, given the module `pyarrow`; None for what is in no file and no dictionary.
         digits: the decimals that the results of a run keep; None for what is not rounded.
         plain: makes of the value what JSON holds, rounded to so many decimals or not (None).
     """
@@ -114,7 +118,7 @@ class Field:
     one: str
     held: Callable[[Any], Any]
     value: Callable[[Any], Any]
-    column: Callable[[Any], Any]
+    column: Callable[[Any], Any] | None = None
     digits: int | None = None
     plain: Callable[[Any, int | None], Any] = plain_value
 
@@ -130,6 +134,9 @@ class Detections:
     `boxes (N, 4)` float32 xyxy pixels, `scores (N,)` float32, `labels (N,)` int64, `names` a list of N class names,
     `size_hw` the picture's `(height, width)`, `path` its file if it came from one, `stamp` how that file stood, and
     `source` the picture itself (PIL image, array, tensor or bytes) if no file shows it.
+
+    `queries (N,)` int64 are the object queries that found them, None where nobody told: beside a model's outputs for
+    one picture they say which row belongs to which object.
 
     A model with masks gives `segmentations`, a list of N COCO run lengths (`masks` are they as arrays; one may have no
     pixel), and `panoptic` or `semantic`, `SegmentMap`s of the whole picture. These are made of more than the objects
@@ -159,6 +166,9 @@ class Detections:
         kw_only=True,
         metadata={"of_each": Field("segmentation", list, lambda run_lengths: run_lengths, _mask_column)},
     )
+    queries: np.ndarray | None = field(
+        default=None, kw_only=True, metadata={"of_each": Field("query", _array(np.int64, (-1,)), int)}
+    )
     panoptic: SegmentMap | None = field(default=None, kw_only=True)
     semantic: SegmentMap | None = field(default=None, kw_only=True)
     size_hw: tuple[int, int] = field(kw_only=True)
@@ -186,7 +196,7 @@ class Detections:
 
     def _known(self) -> list[tuple[str, Field]]:
         """Returns the fields that there are, with their names here."""
-        return [(name, each) for name, each in FIELDS.items() if getattr(self, name) is not None]
+        return [(name, each) for name, each in _OF_EACH.items() if getattr(self, name) is not None]
 
     @property
     def masks(self) -> np.ndarray | None:
@@ -274,7 +284,7 @@ class Detections:
 
     def plain_objects(self, rounded: bool = False) -> list[dict[str, Any]]:
         """Returns the objects as dictionaries ready for JSON, with xyxy boxes; rounded as the results of a run are."""
-        known = [(each, each.digits if rounded else None) for _, each in self._known()]
+        known = [(each, each.digits if rounded else None) for name, each in self._known() if name in FIELDS]
         return [{each.one: each.plain(getattr(one, each.one), digits) for each, digits in known} for one in self]
 
     def to_dict(self) -> dict[str, Any]:
@@ -374,7 +384,8 @@ class Detections:
 _OF_EACH: dict[str, Field] = {
     entry.name: entry.metadata["of_each"] for entry in fields(Detections) if "of_each" in entry.metadata
 }
-# The fields of an object by their names in `Detections`, in the order of `Detection`: all forms of results are made of
-# them.
-_ORDER = [*Detection._fields, "segmentation"]
-FIELDS = dict(sorted(_OF_EACH.items(), key=lambda item: _ORDER.index(item[1].one)))
+_ORDER = [*Detection._fields, "segmentation", "query"]
+_OF_EACH = dict(sorted(_OF_EACH.items(), key=lambda item: _ORDER.index(item[1].one)))
+# The fields of an object by their names in `Detections`, in the order of `Detection`: all forms of results that others
+# read are made of them.
+FIELDS = {name: each for name, each in _OF_EACH.items() if each.column is not None}

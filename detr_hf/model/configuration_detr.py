@@ -119,6 +119,7 @@ class DETRConfig(PreTrainedConfig):
         "encoder_last_hidden_state",
         "encoder_hidden_states",
         "encoder_attentions",
+        "feature_sizes_hw",
     ]
     attribute_map = {  # noqa: RUF012
         "hidden_size": "hidden_dim",

@@ -33,7 +33,13 @@ from .loss_detr import SetCriterion
 from .mask_training_detr import FreezesDetector, train_masks
 from .matcher_detr import HungarianMatcher
 from .mlp_detr import MLP
-from .outputs_detr import Decoded, DETRModelOutput, DETRObjectDetectionOutput, DETRSegmentationOutput
+from .outputs_detr import (
+    Decoded,
+    DETRModelOutput,
+    DETRObjectDetectionOutput,
+    DETRSegmentationOutput,
+    sizes_of_maps,
+)
 from .position_encoding_detr import build_position_encoding
 from .predictions_detr import Predictions
 from .pretrained_detr import DETRPreTrainedModel
@@ -129,6 +135,7 @@ class DETRModel(DETRPreTrainedModel):
 
         features, pos = self.backbone(pixel_values, pixel_mask)
         feature_map, mask = features[-1]
+        sizes_hw = sizes_of_maps(features[-self.config.num_feature_levels :])
         projected = self.input_proj(feature_map)  # (B, D, h, w)
         src = projected.flatten(2).transpose(1, 2)  # (B, S, D)
         pos = pos.flatten(2).transpose(1, 2)  # (B or 1, S, D)
@@ -147,7 +154,8 @@ class DETRModel(DETRPreTrainedModel):
             query_pos = queries.query_pos.expand(src.shape[0], -1, -1)
             memory_mask = padding_mask(self.config, query_pos, valid, attentions, memory=src)
             encoded, decoded = self.transformer(src, pos, queries, src_mask, memory_mask, attentions)
-        output = self._collect(encoded, decoded, attentions, hidden_states, every_layer)
+        norm = self.transformer.decoder.norm
+        output = DETRModelOutput.of(encoded, decoded, norm, sizes_hw, attentions, hidden_states, every_layer)
         states = output.intermediate_hidden_states if every_layer else output.last_hidden_state[None]
         return Decoded(output, states, features, projected, queries, found)
 
@@ -155,23 +163,6 @@ class DETRModel(DETRPreTrainedModel):
         """Returns the learned queries (1, Q, D) on `device`."""
         # called as a module, not read as a parameter, so that device_map can keep it anywhere
         return DecoderQueries(self.query_embed(torch.arange(self.config.num_queries, device=device))[None])
-
-    def _collect(self, encoded, decoded, attentions: bool, hidden_states: bool, intermediate: bool) -> DETRModelOutput:
-        memory, encoder_states, encoder_attentions = encoded
-        decoder_states, decoder_attentions, cross_attentions = decoded
-        norm = self.transformer.decoder.norm
-        stacked = norm(torch.stack(decoder_states[1:])) if intermediate else None  # (L, B, Q, D)
-        last = stacked[-1] if intermediate else norm(decoder_states[-1])
-        return DETRModelOutput(
-            last_hidden_state=last,
-            intermediate_hidden_states=stacked,
-            decoder_hidden_states=(*decoder_states[:-1], last) if hidden_states else None,
-            decoder_attentions=tuple(decoder_attentions) if attentions else None,
-            cross_attentions=tuple(cross_attentions) if attentions else None,
-            encoder_last_hidden_state=memory,
-            encoder_hidden_states=tuple(encoder_states) if hidden_states else None,
-            encoder_attentions=tuple(encoder_attentions) if attentions else None,
-        )
 
     def _check_inputs(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
         check_inputs(pixel_values, pixel_mask, self.config.num_channels)

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
 from .predictions_detr import Predictions
@@ -25,6 +26,8 @@ class DETRModelOutput(ModelOutput):
         encoder_last_hidden_state: (B, S, D), the memory.
         encoder_hidden_states: input and output of every encoder layer, (B, S, D).
         encoder_attentions: tensors (B, M, S, S).
+        feature_sizes_hw: (B, levels, 2) int64, height and width of the map whose cells the cross-attention reads, the
+            same in every row; one level, of box queries all of them, finest first. The encoder reads the last.
     """
 
     last_hidden_state: Tensor | None = None
@@ -35,6 +38,46 @@ class DETRModelOutput(ModelOutput):
     encoder_last_hidden_state: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
+    feature_sizes_hw: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        encoded: tuple,
+        decoded: tuple,
+        norm: nn.Module,
+        sizes_hw: Tensor,
+        attentions: bool,
+        hidden_states: bool,
+        intermediate: bool,
+    ) -> "DETRModelOutput":
+        """Returns what encoder and decoder returned, as far as it is wanted.
+
+        `norm` is the decoder's, `sizes_hw` the maps', `intermediate` asks for the states of every decoder layer.
+        """
+        memory, encoder_states, encoder_attentions = encoded
+        decoder_states, decoder_attentions, cross_attentions = decoded
+        stacked = norm(torch.stack(decoder_states[1:])) if intermediate else None  # (L, B, Q, D)
+        last = stacked[-1] if intermediate else norm(decoder_states[-1])
+        return cls(
+            last_hidden_state=last,
+            intermediate_hidden_states=stacked,
+            decoder_hidden_states=(*decoder_states[:-1], last) if hidden_states else None,
+            decoder_attentions=tuple(decoder_attentions) if attentions else None,
+            cross_attentions=tuple(cross_attentions) if attentions else None,
+            encoder_last_hidden_state=memory,
+            encoder_hidden_states=tuple(encoder_states) if hidden_states else None,
+            encoder_attentions=tuple(encoder_attentions) if attentions else None,
+            feature_sizes_hw=sizes_hw,
+        )
+
+
+def sizes_of_maps(features: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Returns height and width (B, levels, 2) int64 of feature maps (B, C', ., .), which come with their masks."""
+    # filled on the device: a copy from the host would wait for it, and CUDA graphs hold none
+    first, sides = features[0][0], [side for feature_map, _ in features for side in feature_map.shape[-2:]]
+    columns = [first.new_full((first.shape[0], 1), side, dtype=torch.int64) for side in sides]
+    return torch.cat(columns, dim=1).unflatten(1, (-1, 2))
 
 
 @dataclass
@@ -66,6 +109,7 @@ class DETRObjectDetectionOutput(ModelOutput):
     encoder_last_hidden_state: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
+    feature_sizes_hw: Tensor | None = None
 
     @classmethod
     def of(

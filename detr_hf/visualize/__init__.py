@@ -6,6 +6,7 @@ from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .architecture import Block as Block, Row as Row, architecture_svg as architecture_svg
+    from .attention_maps import Attention as Attention, attention as attention
     from .boxes import draw_boxes as draw_boxes
     from .comparison import (
         Comparison as Comparison,
@@ -14,5 +15,6 @@ if TYPE_CHECKING:
     )
     from .grids import tile_grid as tile_grid
     from .segments import draw_segments as draw_segments
+    from .slots import QuerySlots as QuerySlots, query_slots as query_slots
 
 __getattr__, __dir__ = lazy_names(__name__)

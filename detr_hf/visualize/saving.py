@@ -9,7 +9,7 @@ from ..whole_files import whole_file
 _EXIF_SOFTWARE_TAG = 0x0131
 DRAWING_MARK = "detr_hf: a drawing"
 # A file is opened to look for the mark only where its name has one of these.
-DRAWING_NAMES = ("boxes", "masks", "panoptic", "semantic", "preview")
+DRAWING_NAMES = ("boxes", "masks", "panoptic", "semantic", "preview", "attention")
 
 
 def picture_format(path: str | Path) -> str:

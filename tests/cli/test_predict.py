@@ -21,6 +21,7 @@ from detr_hf.cli.naming import split_model
 from detr_hf.cli.predict_run import duration, process_device, process_name, progress_text
 from detr_hf.inference.runs.drawings import DRAWING_OF, drawing_paths
 from detr_hf.inference.runs.prediction import Progress, read_predictions
+from detr_hf.visualize.saving import is_drawing
 
 from ..conftest import tiny_config, tiny_model
 
@@ -75,6 +76,17 @@ def test_a_folder_to_pictures_and_json(model, photos, tmp_path):
     assert len(expected) > 0
     for line in done.stdout.splitlines():
         assert line.startswith(str(photos))
+
+
+def test_attention_is_drawn_beside_the_boxes(model, photos, tmp_path):
+    drawn = tmp_path / "drawn"
+    assert predict(model, photos / "a.png", "-t", 0.1, "--save", drawn, "--attention").exit_code == 0
+    assert sorted(path.name for path in drawn.iterdir()) == ["a_attention.png", "a_boxes.png"]
+    with Image.open(drawn / "a_attention.png") as picture:
+        assert picture.width > 320
+    assert is_drawing(drawn / "a_attention.png"), "no picture of the next run"
+    done = predict(model, photos, "--attention")
+    assert done.exit_code == 2 and "--save" in done.stderr
 
 
 def test_bad_files_are_named_and_the_rest_goes_on(model, photos, tmp_path):
