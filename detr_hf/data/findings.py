@@ -109,6 +109,7 @@ CODES = {
     "split-left-out": Code("warning", "a list whose pictures have no annotations makes no split"),
     "image-unlisted": Code("info", "a picture that no annotation names is not read"),
     "class-names-alike": Code("warning", "names of classes differ in case, blanks or Unicode form only"),
+    "class-name-null": Code("warning", "a data.yaml names a class null, which is read as that text"),
     "file-listed-twice": Code("error", "a file is listed twice in a split; the first is kept", "picture"),
     "image-missing": Code("error", "no such file, or no picture in the row", "picture"),
     "image-unreadable": Code("error", "a picture cannot be decoded", "picture"),

@@ -192,7 +192,7 @@ COMMANDS = [
     Kind(
         "train: no split is named so",
         one_split,
-        command("train", "--data", "DATA", "--output_dir", "out"),
+        command("train", "--data", "DATA", "--output_dir", "out", "--model", "scratch", "--backbone_weights", "none"),
         Holds("--split train=a", "exit 1"),
     ),
     Kind(
