@@ -156,6 +156,26 @@ def beside_peers() -> str:
     return protocol("B")
 
 
+def presets() -> str:
+    """Returns what presets cost in inference."""
+    found = record("avx2", "presets")
+    height, width = found["settings"]["size_hw"]
+    held = {name: row["weights_bytes"] + row["peak_memory"] for name, row in found.items() if "peak_memory" in row}
+    rows = [
+        [
+            f"`{name}`",
+            f"{values['parameters'] / 1e6:.1f}",
+            f"{values['operations'] / 1e9:.0f}",
+            f"{values['cpu_time_over_detr']['median']:.2f}" if name != "detr" else "1",
+            f"{held[name] / held['detr']:.2f}",
+        ]
+        for name, values in found.items()
+        if name in held
+    ]
+    heading = f"preset, {found['settings']['backbone']}, one picture of {height}x{width}"
+    return table([heading, "million parameters", "GFLOP", "processor time", "weights and peak memory"], rows)
+
+
 def cost() -> str:
     """Returns what each training aid costs."""
     found = record("avx2", "aids")

@@ -292,6 +292,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "learning-photographs": learning_tables.photographs,
     "learning-narrow": learning_tables.narrow,
     "learning-peers": learning_tables.beside_peers,
+    "learning-presets": learning_tables.presets,
     "learning-cost": learning_tables.cost,
     "learning-masks": learning_tables.masks,
 }
