@@ -216,7 +216,7 @@ def test_backend_is_checked_and_its_absence_explained(monkeypatch):
     with pytest.raises(ValueError, match="'hotcoco', 'pycocotools'"):
         coco.choose_backend("cocoapi")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install detr_hf\[eval\]"):
+    with pytest.raises(ImportError, match=r"pip install 'detr-hf\[eval\]'"):
         coco.choose_backend()
 
 
