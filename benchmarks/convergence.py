@@ -64,7 +64,7 @@ def train(
     if not on_gpu:  # for all arms: transformers convolves channels-first unless told, in 1.3 times the time
         model.to(memory_format=torch.channels_last)
     # the faster on each: of box queries "sdpa" does without the product of all queries and cells
-    is_fused = on_gpu or getattr(model.config, "box_queries", False)
+    is_fused = on_gpu or getattr(getattr(model, "config", None), "box_queries", False)
     model.set_attn_implementation("sdpa" if is_fused else "eager")
     optimizer = _optimizer(model, settings)
     decay = options.get("ema_decay") or options.get("averaged_beside")
@@ -84,7 +84,15 @@ def train(
             group["lr"] = group["full_lr"] * min(1.0, (step + 1) / settings.warmup)
         pixels, mask, targets = task.batch(seed, step, settings.batch, settings.device)
         model.train()
-        loss = model(pixels, mask, labels=targets).loss
+        try:
+            loss = model(pixels, mask, labels=targets).loss
+        except FloatingPointError as error:  # of this package's models: the loss is not finite
+            run.diverged = step + 1
+            run.curve.append(
+                {"step": step + 1, "seconds": round(spent, 2), "loss": None} | dict.fromkeys(SUMMARY, 0.0)
+            )
+            logger.warning("%s seed %d lr %g, step %d: %s", arm, seed, settings.lr, step + 1, error)
+            break
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)

@@ -256,9 +256,7 @@ class HungarianMatcher:
         ).cpu()  # the one host sync of the loss
         finite, faults = on_host[cost.numel() :].split([finite.numel(), faults.numel()])
         targets.refuse_faults(faults.view(-1, 2), num_classes)
-        targets.refuse_not_finite(
-            dict(zip(("class logits", "boxes"), finite.bool().view(2, -1).tolist(), strict=True))
-        )
+        targets.refuse_not_finite(dict(zip(("class logits", "boxes"), finite.view(2, -1).tolist(), strict=True)))
         query, object_ = _assign(on_host[: cost.numel()].view(cost.shape), targets.counts)
         return Matches.of(query, object_, targets, scores)
 

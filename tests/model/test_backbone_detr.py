@@ -93,7 +93,7 @@ def test_backbone_weights_that_do_not_fit_are_refused(tmp_path):
 def test_imagenet_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        OSError, match=r"ImageNet weights of resnet10t could not be had.*give backbone_weights a local file"
+        OSError, match=r"ImageNet weights of resnet10t could not be had.*give a local file \(backbone_weights='FILE'\)"
     ):
         DETRForObjectDetection(tiny_config(backbone="resnet10t", backbone_weights="imagenet"))
 
