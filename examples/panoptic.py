@@ -23,7 +23,6 @@ extras `train` and `eval`.
 import json
 import logging
 import re
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
+from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from detr_hf import (
@@ -47,7 +47,6 @@ from detr_hf import (
     Evaluation,
     evaluate,
 )
-from detr_hf.cli.dataclass_flags import Parser
 from detr_hf.data import DigitScenes, prepare
 from detr_hf.hub import facts_of, render_card, write_manifest
 from detr_hf.visualize import draw_segments, tile_grid
@@ -122,11 +121,13 @@ class DigitsAlone(Dataset):
 
 def parse() -> tuple[Task, DETRTrainingArguments]:
     """Returns the command line, with the defaults of the stage for what it does not say."""
-    parser = Parser([Task, DETRTrainingArguments], description=(__doc__ or "").partition("\n")[0])
+    parser = HfArgumentParser([Task, DETRTrainingArguments], description=(__doc__ or "").partition("\n")[0])
     parser.set_defaults(**{**DEFAULTS, **JOINT})
+    frozen = next(action for action in parser._actions if action.dest == "freeze_detector")
+    frozen.nargs, frozen.const = "?", True  # a flag without a value, as others are
     if parser.parse_known_args()[0].freeze_detector:
         parser.set_defaults(**HEAD_ONLY)
-    task, args = parser.parse(sys.argv[1:])
+    task, args = parser.parse_args_into_dataclasses()
     if args.freeze_detector and task.boxes_only:
         parser.error("--freeze_detector and --boxes_only leave nothing to train.")
     task.model = task.model or (SHIPPED if args.freeze_detector else HEAD_ONLY["output_dir"])

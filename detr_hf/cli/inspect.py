@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from ..visualize.saving import is_marked_svg
 from ..whole_files import is_result, refuse_overwriting, whole_file
 from .export import fixed_size
 
@@ -26,6 +25,8 @@ def inspect(
     """Show a picture's way through a model: each step's shape, parameters, GFLOP, milliseconds and file."""
     if image is not None and size is not None:
         raise typer.BadParameter("give a picture or a size, not both", param_hint="--image, --size")
+    from ..visualize.saving import is_marked_svg
+
     refuse_overwriting({"--svg": svg}, [model, image], is_marked_svg)
     refuse_overwriting({"--json": json, "--svg": svg}, [model, image], lambda path: path == svg or is_result(path))
     size_hw = fixed_size(size, None) if size is not None else None
