@@ -38,8 +38,8 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     "first",
     [
         "import transformers; import detr_hf",
-        "import detr_hf; from transformers import Trainer, pipeline",
         # seconds each, and much the same roads
+        pytest.param("import detr_hf; from transformers import Trainer, pipeline", marks=pytest.mark.slow),
         pytest.param("import detr_hf; from transformers import AutoImageProcessor", marks=pytest.mark.slow),
         pytest.param("import detr_hf; import transformers.models.auto.configuration_auto", marks=pytest.mark.slow),
         pytest.param("from detr_hf.model.modeling_detr import DETRForObjectDetection", marks=pytest.mark.slow),

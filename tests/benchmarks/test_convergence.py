@@ -64,6 +64,7 @@ def test_transformers_at_its_best_starts_from_our_values(settings):
     assert theirs.config.auxiliary_loss and not shipped.config.auxiliary_loss
 
 
+@pytest.mark.slow
 def test_every_arm_trains_and_the_files_say_how_it_went(settings, tmp_path):
     out = tmp_path / "results" / "run.json"
     arms = ["transformers", "transformers-best", "fast", "fast_ref", "all_aids"]
@@ -80,6 +81,7 @@ def test_every_arm_trains_and_the_files_say_how_it_went(settings, tmp_path):
     assert not list(out.parent.glob("*.part*")), "parts of finished runs are gone"
 
 
+@pytest.mark.slow
 def test_an_arm_that_averages_measures_the_average_and_trains_as_without(settings, tmp_path):
     arms = ["fast_without_average", "fast"]
     plain, averaged = (run["curve"] for run in run_arms(arms, [0], settings, tmp_path / "run.json")["runs"])
@@ -100,6 +102,7 @@ def test_the_average_is_what_is_measured(settings, monkeypatch):
     assert not torch.equal(*seen)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_curve_again(settings, tmp_path):
     curves = [run_arms(["fast"], [1], settings, tmp_path / f"{name}.json")["runs"][0]["curve"] for name in "ab"]
     without_time = [[{**point, "seconds": None} for point in curve] for curve in curves]

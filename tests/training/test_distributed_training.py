@@ -10,6 +10,7 @@ import torch.distributed as dist
 from .pairs import join_pair, run_pair
 from .scenes import Scenes, digest, micro_model, trainer
 
+pytestmark = pytest.mark.slow  # minutes; loss and gradients of two processes are in tests/model/test_distributed.py
 STEPS = 20
 SAME = (
     64,

@@ -22,6 +22,7 @@ def space(trial):
     return {"learning_rate": trial.suggest_categorical("learning_rate", [1e-4, 3e-4])}
 
 
+@pytest.mark.slow
 def test_the_best_run_is_the_one_with_the_best_ap_and_the_head_follows_the_learning_rate(tmp_path):
     pytest.importorskip("optuna")
     run = searching_trainer(tmp_path, recipe="finetune")
