@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from detr_hf.evaluation.coco import evaluate_boxes
 from detr_hf.processing.post_processing_detr import detections
 from detr_hf.training.ema import ExponentialMovingAverage
+from detr_hf.training.starting import has_box_queries
 
 from .convergence_arms import build_model, known_arms, maps_of
 from .convergence_record import SUMMARY, Checkpoint, Job, Run, job_of, record_to_go_on, versions, write_record
@@ -64,7 +65,7 @@ def train(
     if not on_gpu:  # for all arms: transformers convolves channels-first unless told, in 1.3 times the time
         model.to(memory_format=torch.channels_last)
     # the faster on each: of box queries "sdpa" does without the product of all queries and cells
-    is_fused = on_gpu or getattr(getattr(model, "config", None), "box_queries", False)
+    is_fused = on_gpu or has_box_queries(model)
     model.set_attn_implementation("sdpa" if is_fused else "eager")
     optimizer = _optimizer(model, settings)
     decay = options.get("ema_decay") or options.get("averaged_beside")
@@ -87,11 +88,7 @@ def train(
         try:
             loss = model(pixels, mask, labels=targets).loss
         except FloatingPointError as error:  # of this package's models: the loss is not finite
-            run.diverged = step + 1
-            run.curve.append(
-                {"step": step + 1, "seconds": round(spent, 2), "loss": None} | dict.fromkeys(SUMMARY, 0.0)
-            )
-            logger.warning("%s seed %d lr %g, step %d: %s", arm, seed, settings.lr, step + 1, error)
+            _diverge(run, step + 1, spent, error)
             break
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -107,9 +104,7 @@ def train(
             continue
         point = {"step": step + 1, "seconds": round(spent, 2), "loss": round(float(loss.detach()), 3)}
         if not math.isfinite(point["loss"]):
-            run.diverged = step + 1
-            run.curve.append(point | {"loss": None} | dict.fromkeys(SUMMARY, 0.0))
-            logger.warning("%s seed %d lr %g: the loss is not finite at step %d", arm, seed, settings.lr, step + 1)
+            _diverge(run, step + 1, spent, "the loss is not finite")
             break
         run.curve.append(point | _evaluated(model, task, settings, average, options))
         if on_gpu:
@@ -127,6 +122,13 @@ def train(
     if checkpoint is not None:
         checkpoint.save(run=asdict(run))  # small: it waits for the other runs of the benchmark
     return run
+
+
+def _diverge(run: Run, step: int, spent: float, why: Any) -> None:
+    """Ends a run's curve at a step whose loss is not finite, and says so."""
+    run.diverged = step
+    run.curve.append({"step": step, "seconds": round(spent, 2), "loss": None} | dict.fromkeys(SUMMARY, 0.0))
+    logger.warning("%s seed %d lr %g, step %d: %s", run.arm, run.seed, run.lr, step, why)
 
 
 def _evaluated(

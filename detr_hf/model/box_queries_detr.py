@@ -54,7 +54,6 @@ class BoxQueries(nn.Module):
         self.token_proj = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
         self.class_embed = nn.Linear(width, config.num_labels + 1)
         self.bbox_embed = MLP(width, width, 4, 3)
-
         use_fast_layers(self)
 
     def find(

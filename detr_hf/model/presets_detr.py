@@ -4,7 +4,7 @@ from typing import Any
 
 # "detr" is the paper's. "precise" is for small objects and boxes that fit, from an ImageNet backbone and a few hundred
 # pictures: queries that are boxes, three maps, an encoder on the coarsest alone, and scores that say how well a box
-# fits. What each part brings is in docs/training.md; no part of it is read from plain DETR's checkpoints.
+# fits. What each field does is in docs/learning.md, and what of a plain DETR's checkpoint such a model takes over.
 PRESETS: dict[str, dict[str, Any]] = {
     "detr": {},
     "precise": {

@@ -10,7 +10,12 @@ from .arguments import DETRTrainingArguments
 def choose_average(args: Any, model: nn.Module | None) -> None:
     """Averages the weights where the model asks for it and nobody said; see `average_box_queries`, with its error."""
     if isinstance(args, DETRTrainingArguments) and model is not None:
-        args.average_box_queries(getattr(getattr(model, "config", None), "box_queries", False))
+        args.average_box_queries(has_box_queries(model))
+
+
+def has_box_queries(model: nn.Module) -> bool:
+    """Whether a model's queries are boxes; one of another package has none."""
+    return getattr(getattr(model, "config", None), "box_queries", False)
 
 
 def transformer_is_trained(model: nn.Module) -> bool:

@@ -42,7 +42,7 @@ from .publishing import HubPublishing
 from .sampling import balanced_sampler
 from .searching import HyperparameterSearch
 from .seeding import SeedingCallback, seeded
-from .starting import choose_average, transformer_is_trained
+from .starting import choose_average, has_box_queries, transformer_is_trained
 from .watching import Watch, head_lines
 
 logger = logging.getLogger(__name__)
@@ -137,9 +137,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         """Completes the arguments, now that the model is known, and does what they say of it."""
         self._is_trained, self._recipe = transformer_is_trained(self.model), ""
         if isinstance(self.args, DETRTrainingArguments):
-            has_box_queries = getattr(self.model.config, "box_queries", False)
             frozen = has_frozen_detector(self.model)
-            self._recipe = self.args.apply_recipe(self._is_trained, frozen, has_box_queries)
+            self._recipe = self.args.apply_recipe(self._is_trained, frozen, has_box_queries(self.model))
             if self._recipe == "scratch":
                 logger.warning(FROM_SCRATCH)
         sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
