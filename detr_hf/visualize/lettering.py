@@ -92,6 +92,11 @@ def fitting_line(text: str, room: float, px: int, number: int | None = None, fon
     return Line(spelled[:least] + "…", px, font=font)
 
 
+def files_with_letters(text: str) -> list[str]:
+    """Returns the files of the fonts with which the letters of a text are drawn that Pillow's own font lacks."""
+    return [file for file in dict.fromkeys(file for _, file in _runs(text, None, BUNDLED)) if file != BUNDLED]
+
+
 class _Probe(NamedTuple):
     font: ImageFont.FreeTypeFont
     missing: tuple[tuple[int, int], bytes]  # what it draws for a letter that it lacks
