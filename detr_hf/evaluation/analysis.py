@@ -200,7 +200,7 @@ def best_cut(scores: np.ndarray, right: np.ndarray, objects: int) -> Cut | None:
 def _shortest_between(low: float, high: float) -> float:
     """Returns the number in (low, high] with the fewest decimals, and of those the nearest to the middle."""
     middle = (low + high) / 2
-    for decimals in range(2, 9):
+    for decimals in range(1, 9):
         value = round(middle, decimals)
         if low < value <= high:
             return value

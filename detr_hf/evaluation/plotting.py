@@ -38,7 +38,10 @@ class SavedPlots(NamedTuple):
     def text(self) -> str:
         """Returns all of it in lines."""
         lines = [f"Plots in {self.folder}: {', '.join(self.files)}."]
-        lines += [f"Not drawn: {name}: {why}." for name, why in self.left_out.items()]
+        for why in dict.fromkeys(self.left_out.values()):
+            lines.append(
+                f"Not drawn, as {why}: {', '.join(name for name in self.left_out if self.left_out[name] == why)}."
+            )
         return "\n".join([*lines, *self.notes])
 
 
@@ -119,7 +122,6 @@ class _Drawing:
         no_loss = None if any(lost.values()) else "no kind of mistake costs any AP50"
         no_scores = None if any(self.per_class.values()) else "AP of every class is 0"
         too_many = f"{len(self.names)} classes are too many for a page"
-        title = " on ".join(str(self.about[key]) for key in ("model", "data") if self.about.get(key)) or "Detections"
         draw, save = partial, self._with_objects
         return {
             "precision_recall.png": save(draw(plots.save_precision_recall, judged), nothing_right),
@@ -132,7 +134,7 @@ class _Drawing:
                 draw(plots.save_calibration, self.calibration), None if self.calibration else "nothing was detected"
             ),
             "report.pdf": save(
-                draw(plots.save_report, judged, title, self.names),
+                draw(plots.save_report, judged, self.about.get("model"), self.about.get("data"), self.names),
                 too_many if len(self.names) > MOST_IN_REPORT else None,
             ),
             "query_slots.png": self._query_slots,
@@ -146,7 +148,7 @@ class _Drawing:
             if not len(self.judged.objects()):
                 raise _LeftOut("the pictures have no objects to measure on")
             if left_out is not None:
-                raise _LeftOut(left_out)
+                raise _LeftOut(left_out if self.judged.counted.any() else "nothing was detected")
             save(path)
 
         return draw
@@ -155,7 +157,9 @@ class _Drawing:
         """Writes where the boxes of each learned query lie, whatever their scores: the paper's figure 7."""
         queries, detections = self.found.queries, self.found.detections
         if queries is None:
-            raise _LeftOut("nobody tells which learned query found what (of results, and where queries are boxes)")
+            raise _LeftOut(
+                "nobody knows which learned query found what (results do not say it, and box queries have no places)"
+            )
         images = {image["id"]: place for place, image in enumerate(self.found.ground_truth["images"])}
         sizes_wh = np.array([(image["width"], image["height"]) * 2 for image in self.found.ground_truth["images"]])
         places = np.array([images[image_id] for image_id in detections[:, 0].astype(int).tolist()])
@@ -168,7 +172,7 @@ class _Drawing:
         """Writes truth and detections of the worst, middling and best pictures, by their F1 at the threshold."""
         rows = self.rows
         if rows is None or not hasattr(rows, "__len__") or not hasattr(rows, "column_names"):
-            raise _LeftOut("the pictures are not at hand, as those of a stream are not")
+            raise _LeftOut("the pictures are not at hand (a stream is read once)")
         if not {"image", "image_id", "objects"} <= set(rows.column_names):
             raise _LeftOut("the rows have no pictures")
         places = {image_id: place for place, image_id in enumerate(rows.with_format(None)["image_id"])}

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         comparison_grid as comparison_grid,
     )
     from .grids import tile_grid as tile_grid
+    from .plots import draw_training as draw_training
     from .segments import draw_segments as draw_segments
     from .slots import QuerySlots as QuerySlots, query_slots as query_slots
 

@@ -21,6 +21,7 @@ from .lettering import files_with_letters
 from .saving import save_drawing
 
 DPI = 110
+LONGEST_PATH = 45  # letters of it in the PDF
 MARKED = 30  # points of a line, from which on it has no marks
 LOSSES = {"ce": "class", "bbox": "box, L1", "giou": "box, GIoU", "mask": "mask", "dice": "mask, dice"}
 AIDS = {"": "", "_enc": ", encoder", "_dn": ", denoising"}
@@ -196,12 +197,13 @@ def save_calibration(calibration: Mapping[str, Any], path: Path) -> None:
     _save(path, "reliability_diagram", dict(calibration), "How often a score is right", f"{text} detections")
 
 
-def save_report(evaluation: Any, title: str, names: Iterable[str], path: Path) -> None:
+def save_report(evaluation: Any, model: str | None, data: str | None, names: Iterable[str], path: Path) -> None:
     """Writes a page with the numbers, precision by recall and AP by class, as PDF."""
     import hotcoco.plot
 
     with _letters_of(names), whole_file(path) as unfinished:
-        hotcoco.plot.report(evaluation, save_path=unfinished, title=title)
+        about = {"gt_path": data and data[-LONGEST_PATH:], "dt_path": model and model[-LONGEST_PATH:]}
+        hotcoco.plot.report(evaluation, save_path=unfinished, title="Evaluation", **about)
 
 
 def _save(
@@ -223,7 +225,7 @@ def _save(
             if finish is not None:
                 finish(axes)
             if title is not None:
-                figure.suptitle(title)
+                figure.suptitle(title, y=0.98, fontsize=12, fontweight=600)  # where its own stands
                 figure.texts[-1].set_text(subtitle)
             save_drawing(_image(figure, bbox_inches="tight"), path)
         finally:
