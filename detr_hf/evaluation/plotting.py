@@ -154,19 +154,10 @@ class _Drawing:
         return draw
 
     def _query_slots(self, path: Path) -> None:
-        """Writes where the boxes of each learned query lie, whatever their scores: the paper's figure 7."""
-        queries, detections = self.found.queries, self.found.detections
-        if queries is None:
-            raise _LeftOut(
-                "nobody knows which learned query found what (results do not say it, and box queries have no places)"
-            )
-        images = {image["id"]: place for place, image in enumerate(self.found.ground_truth["images"])}
-        sizes_wh = np.array([(image["width"], image["height"]) * 2 for image in self.found.ground_truth["images"]])
-        places = np.array([images[image_id] for image_id in detections[:, 0].astype(int).tolist()])
-        boxes = np.full((int(queries.max()) + 1, len(images), 4), np.nan, dtype=np.float32)
-        corners = np.concatenate([detections[:, 1:3], detections[:, 1:3] + detections[:, 3:5]], axis=1)
-        boxes[queries, places] = corners / sizes_wh[places]
-        QuerySlots(boxes).save(path)
+        slots = slots_of(self.found)
+        if slots is None:
+            raise _LeftOut("nobody knows which learned query found what (nor have box queries a place)")
+        slots.save(path)
 
     def _comparison(self, path: Path) -> None:
         """Writes truth and detections of the worst, middling and best pictures, by their F1 at the threshold."""
@@ -228,6 +219,20 @@ class _Drawing:
             named = {name: of_classes.get(short) for short, name in zip(self.names, full, strict=True)}
             content["calibration"]["per_category"] = named
         return content
+
+
+def slots_of(evaluation: Evaluation) -> QuerySlots | None:
+    """Returns where each learned query puts its boxes, whatever their scores; None where nobody knows the queries."""
+    queries, detections, images = evaluation.queries, evaluation.detections, evaluation.ground_truth["images"]
+    if queries is None:
+        return None
+    numbers = {image["id"]: number for number, image in enumerate(images)}
+    sizes_wh = np.array([(image["width"], image["height"]) * 2 for image in images])
+    places = np.array([numbers[image_id] for image_id in detections[:, 0].astype(int).tolist()])
+    boxes = np.full((int(queries.max()) + 1, len(images), 4), np.nan, dtype=np.float32)
+    corners = np.concatenate([detections[:, 1:3], detections[:, 1:3] + detections[:, 3:5]], axis=1)
+    boxes[queries, places] = corners / sizes_wh[places]
+    return QuerySlots(boxes)
 
 
 def images_of(rows: Any, places: Sequence[int]) -> list[np.ndarray]:
