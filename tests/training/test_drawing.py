@@ -29,7 +29,7 @@ def test_curves_and_plots_lie_in_the_output_folder(run, monkeypatch):
     lines = run.save_figures()
     folder = drawing.Path(run.args.output_dir, "figures")
     assert [path.name for path in folder.iterdir()] == ["curves.png"] and str(folder / "curves.png") in lines[0]
-    found, place, rows, about = saved[0]
+    found, place, _, about = saved[0]
     assert (
         place == folder
         and about["step"] == 2
