@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from PIL import Image
 
 from detr_hf.evaluation import plotting
 from detr_hf.training import drawing
@@ -22,13 +23,13 @@ def run(tmp_path_factory):
 
 
 def test_curves_and_plots_lie_in_the_output_folder(run, monkeypatch):
-    saved = []
-    monkeypatch.setattr(
-        plotting, "save_plots", lambda *given: saved.append(given) or plotting.SavedPlots("x", [], {}, [])
-    )
+    saved, logged, nothing = [], [], plotting.SavedPlots("x", [], {}, [])
+    monkeypatch.setattr(drawing, "draw_training", lambda log: logged.append(log) or Image.new("RGB", (9, 9)))
+    monkeypatch.setattr(plotting, "save_plots", lambda *given: saved.append(given) or nothing)
     lines = run.save_figures()
     folder = drawing.Path(run.args.output_dir, "figures")
     assert [path.name for path in folder.iterdir()] == ["curves.png"] and str(folder / "curves.png") in lines[0]
+    assert logged == [run.state.log_history]
     found, place, _, about = saved[0]
     assert (
         place == folder
