@@ -105,6 +105,8 @@ class _Drawing:
 
     def _notes(self, without_objects: Sequence[str]) -> list[str]:
         notes, count = [], len(self.names)
+        if self.found.masks is not None or self.found.panoptic is not None:
+            notes.append(f"The plots are of boxes; what was measured of masks is in {NUMBERS}.")
         if without_objects and self.per_class:
             some = ", ".join(without_objects[:5]) + (", ..." if len(without_objects) > 5 else "")
             notes.append(f"{len(without_objects)} of {count} classes have no objects, and so no AP: {some}.")

@@ -242,8 +242,9 @@ def _letters_of(names: Iterable[str]) -> Iterator[None]:
     from hotcoco.plot import core
     from matplotlib import font_manager
 
+    family = getattr(core, "_resolve_font_family", list)()  # what its plots go by; nothing public says it
     talker = logging.getLogger("matplotlib.font_manager")  # of each weight that a font lacks
-    level, family = talker.level, core._resolve_font_family()  # what its plots go by; nothing public says it
+    level = talker.level
     before = list(family)
     talker.setLevel(logging.ERROR)
     for file in files_with_letters("".join(names)):
