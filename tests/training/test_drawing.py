@@ -53,6 +53,15 @@ def test_no_run_fails_for_a_figure(run, monkeypatch, caplog):
     assert "The plots of the evaluation were not drawn: division by zero" in caplog.text
 
 
+@pytest.mark.parametrize(("missing", "drawn"), [("matplotlib", False), ("hotcoco", True)])
+def test_what_is_not_installed_is_said_in_one_line(missing, drawn, run, monkeypatch, caplog):
+    monkeypatch.setattr(plotting, "find_spec", lambda name: None if name == missing else True)
+    monkeypatch.setattr(drawing, "draw_training", lambda log: Image.new("RGB", (9, 9)))
+    with caplog.at_level(logging.WARNING):
+        assert len(run.save_figures()) == drawn
+    assert len(caplog.records) == 1 and f"Plots need {missing}" in caplog.text and "pip install" in caplog.text
+
+
 def test_an_evaluation_of_an_earlier_step_is_not_taken_for_the_last(run):
     assert run.whole_evaluation().threshold == 0.5 and run.whole_evaluation("night") is None
     known = {"eval": (1, *run._found_last["eval"][1:])}
