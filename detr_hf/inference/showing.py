@@ -17,6 +17,7 @@ from .pictures import Stamp, stamp_of
 from .segments import TASKS, SegmentMap, mask_crop
 
 if TYPE_CHECKING:
+    from ..visualize.lettering import Font
     from .results import Detections
 
 SHOWN_IN_A_CELL = 12
@@ -64,11 +65,12 @@ class Showing:
             )
         return Image.fromarray(shown_pixels(pixels))
 
-    def draw(self, font: str | Path | None = None, what: str | None = None) -> Image.Image:
+    def draw(self, font: "Font | None" = None, what: str | None = None) -> Image.Image:
         """Returns a copy of the picture with what was found drawn on it.
 
         Args:
-            font: the file of a font; by default one that has the letters of the names is looked for.
+            font: the file of a font, or an `ImageFont` loaded from one; by default one that has the letters of the
+                names is looked for.
             what: `"detection"` for boxes with names and scores, `"instance"` for masks under them (the default where
                 there are masks), `"panoptic"` or `"semantic"` for the map of the picture with names on the segments.
 
@@ -151,7 +153,7 @@ class Showing:
             return None, [mask_crop(one) for one in self.segmentations or ()]
         return held.get(what), None
 
-    def save(self, path: str | Path, font: str | Path | None = None, what: str | None = None) -> Path:
+    def save(self, path: str | Path, font: "Font | None" = None, what: str | None = None) -> Path:
         """Returns `path` after writing the picture with what was found there, whole; the ending decides the format.
 
         `.svg` and `.html` hold what `to_svg` gives, in the fonts of whoever looks; anything else the pixels of `draw`,

@@ -9,13 +9,12 @@ not with its square: how much of a place is taken is counted by pixels.
 import colorsys
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .lettering import BUNDLED, Line, fitting_line
+from .lettering import Font, Line, fitting_line, font_file
 from .masks import paint_mask
 
 # Twelve colours that neighbours in a list of classes can be told apart by, on photographs; more classes get generated
@@ -93,7 +92,7 @@ def draw_boxes(
     labels: Sequence[int] | None = None,
     scores: Sequence[float] | None = None,
     masks: Sequence[tuple[int, int, np.ndarray]] | None = None,
-    font: str | Path | None = None,
+    font: Font | None = None,
 ) -> Image.Image:
     """Returns a copy of `image` in RGB with a box and a label for each object, and its mask under them.
 
@@ -104,7 +103,7 @@ def draw_boxes(
         labels: N class numbers that choose the colours; by default each different name gets the next colour.
         scores: N numbers in [0, 1], written after the name. The best is drawn last, on top.
         masks: N masks, each the x and y of its left upper pixel in `image` and its pixels (h, w) bool, inside it.
-        font: the file of the font for the names; by default one that has their letters is looked for.
+        font: for the names, a file or an `ImageFont` loaded from one; by default one that has their letters is sought.
 
     Raises:
         ValueError: when the lengths differ, or a coordinate is not finite.
@@ -134,9 +133,9 @@ def draw_boxes(
     for i, span in shown:
         _draw_outline(draw, span, class_color(int(labels[i])), drawn.size)
     # The best object's label takes its place first, so that it is the others that give way.
-    taken = Taken(drawn.size)
+    taken, file = Taken(drawn.size), font_file(font)
     for i, span in reversed(shown):
-        line = _fitting_line(names[i], int(labels[i]), None if scores is None else float(scores[i]), drawn.size, font)
+        line = _fitting_line(names[i], int(labels[i]), None if scores is None else float(scores[i]), drawn.size, file)
         _draw_label(draw, span, line, class_color(int(labels[i])), taken, drawn.size)
     return drawn
 
@@ -221,9 +220,9 @@ def _line_height(px: int) -> tuple[float, float]:
     return top, bottom
 
 
-def _fitting_line(name: str, label: int, score: float | None, size: tuple[int, int], font: str | Path | None) -> Line:
+def _fitting_line(name: str, label: int, score: float | None, size: tuple[int, int], file: str) -> Line:
     """Returns the fullest text that is no wider than the image: name and score, else the name, else its beginning."""
-    px, room, file = font_px(size), size[0] - 4, str(font or BUNDLED)
+    px, room = font_px(size), size[0] - 4
     if score is not None:
         line = Line(name, px, label, file, after=f"  {score:.2f}")
         if line.length <= room:

@@ -5,14 +5,13 @@ the label of a box does.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from .boxes import Label, Span, Taken, class_color, font_px, label_place, line_width
-from .lettering import BUNDLED, fitting_line
+from .lettering import Font, fitting_line, font_file
 
 OPACITY = 140  # of 255
 LINE_COLOR = (255, 255, 255)
@@ -23,7 +22,7 @@ ROOMS = (4.0, 3.0, 2.2, 1.6, 1.2, 1.0)
 
 
 def draw_segments(
-    image: Image.Image, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], *, font: str | Path | None = None
+    image: Image.Image, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], *, font: Font | None = None
 ) -> Image.Image:
     """Returns a copy of `image` in RGB with its segments and their names drawn on it.
 
@@ -31,7 +30,7 @@ def draw_segments(
         image: of any mode.
         ids: (H, W), as large as the image. Where an id is no segment's, nothing is drawn.
         segments: `id`, `label_id`, which chooses the colour, and `name` of each.
-        font: the file of the font for the names; by default one that has their letters is looked for.
+        font: as in `draw_boxes`.
 
     Raises:
         ValueError: the ids are of another size than the image.
@@ -49,7 +48,7 @@ def draw_segments(
     drawn.paste(Image.fromarray(colors[numbers]), (0, 0), Image.fromarray((numbers > 0) * np.uint8(OPACITY)))
     drawn.paste(LINE_COLOR, (0, 0), Image.fromarray(_borders(numbers, min(line_width(drawn.size), 2))))
     draw, taken = ImageDraw.Draw(drawn), Taken(drawn.size)
-    px, file = font_px(drawn.size), str(font or BUNDLED)
+    px, file = font_px(drawn.size), font_file(font)
     for number, (segment, color) in enumerate(zip(segments, class_colors, strict=True), start=1):
         mask = numbers == number
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
