@@ -65,7 +65,7 @@ class Showing:
             )
         return Image.fromarray(shown_pixels(pixels))
 
-    def draw(self, font: "Font | None" = None, what: str | None = None) -> Image.Image:
+    def draw(self, font: "Font | None" = None, what: str | None = None, labels: str = "clear") -> Image.Image:
         """Returns a copy of the picture with what was found drawn on it.
 
         Args:
@@ -73,19 +73,21 @@ class Showing:
                 names is looked for.
             what: `"detection"` for boxes with names and scores, `"instance"` for masks under them (the default where
                 there are masks), `"panoptic"` or `"semantic"` for the map of the picture with names on the segments.
+            labels: `"clear"` leaves names out that would cover better ones, or hide small objects; `"all"`, `"none"`.
 
         Raises:
             ValueError: there is nothing of that kind, as in a slice, which has no map.
         """
+        styles = {"font": font, "shown_names": labels}
         map_, masks = self._shown(what)
         if map_ is not None:
             from ..visualize.segments import draw_segments
 
-            return draw_segments(self.image, map_.segmentation, map_.segments_info, font=font)
+            return draw_segments(self.image, map_.segmentation, map_.segments_info, **styles)
         from ..visualize.boxes import draw_boxes
 
         return draw_boxes(
-            self.image, self.boxes, self.names, labels=self.labels, scores=self.scores, masks=masks, font=font
+            self.image, self.boxes, self.names, labels=self.labels, scores=self.scores, masks=masks, **styles
         )
 
     def to_svg(
@@ -95,7 +97,7 @@ class Showing:
         what: str | None = None,
         threshold: float = 0.0,
         max_side: int | None = None,
-        all_names: bool = False,
+        labels: str = "clear",
     ) -> str:
         """Returns what `draw` shows as one SVG that holds the picture, with names and scores under the pointer.
 
@@ -108,7 +110,7 @@ class Showing:
             what: as in `draw`.
             threshold: objects with a higher score are there.
             max_side: the picture is made smaller where a side of it has more pixels; by default 1280.
-            all_names: also those that cover others.
+            labels: as in `draw`; those left out wait for the pointer.
 
         Raises:
             ValueError: there is nothing of that kind, or the image has other proportions than the picture.
@@ -119,7 +121,7 @@ class Showing:
             raise ValueError(f"The image is of {image.width}x{image.height} pixels, the picture of {width}x{height}.")
         from ..visualize.vector import MAX_SIDE, objects_svg, segments_svg
 
-        layout = {"title": self._title(), "max_side": max_side or MAX_SIDE, "all_names": all_names}
+        layout = {"title": self._title(), "max_side": max_side or MAX_SIDE, "shown_names": labels}
         map_, masks = self._shown(what)
         if map_ is not None:
             return segments_svg(image, map_.segmentation, map_.segments_info, **layout)
@@ -153,7 +155,9 @@ class Showing:
             return None, [mask_crop(one) for one in self.segmentations or ()]
         return held.get(what), None
 
-    def save(self, path: str | Path, font: "Font | None" = None, what: str | None = None) -> Path:
+    def save(
+        self, path: str | Path, font: "Font | None" = None, what: str | None = None, labels: str = "clear"
+    ) -> Path:
         """Returns `path` after writing the picture with what was found there, whole; the ending decides the format.
 
         `.svg` and `.html` hold what `to_svg` gives, in the fonts of whoever looks; anything else the pixels of `draw`,
@@ -165,10 +169,10 @@ class Showing:
         if is_vector(path):
             from ..visualize.vector import html_page
 
-            svg = self.to_svg(what=what)
+            svg = self.to_svg(what=what, labels=labels)
             is_page = Path(path).suffix.lower() != ".svg"
             return save_vector(html_page(svg, self._title()) if is_page else svg, path)
-        return save_drawing(self.draw(font, what), path)
+        return save_drawing(self.draw(font, what, labels), path)
 
     def _repr_html_(self, max_side: int | None = None) -> str:
         """Returns what a notebook's cell shows that ends in it: the picture, or why there is none."""

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..whole_files import refuse_overwriting
-from .boxes import class_color, draw_boxes
+from .boxes import draw_boxes
+from .colors import class_color
 from .grids import LETTERS_PX, fit_image, tile_grid
 from .lettering import Line
 from .saving import picture_format, save_drawing

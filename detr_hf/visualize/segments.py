@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .boxes import Label, Span, Taken, class_color, font_px, label_place, line_width
+from .boxes import Label, font_px, line_width
+from .colors import class_color
 from .lettering import Font, fitting_line, font_file
+from .placing import Span, Taken, label_place, refuse_names
 
 OPACITY = 140  # of 255
 LINE_COLOR = (255, 255, 255)
@@ -22,7 +24,12 @@ ROOMS = (4.0, 3.0, 2.2, 1.6, 1.2, 1.0)
 
 
 def draw_segments(
-    image: Image.Image, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], *, font: Font | None = None
+    image: Image.Image,
+    ids: np.ndarray,
+    segments: Sequence[Mapping[str, Any]],
+    *,
+    font: Font | None = None,
+    shown_names: str = "clear",
 ) -> Image.Image:
     """Returns a copy of `image` in RGB with its segments and their names drawn on it.
 
@@ -30,11 +37,12 @@ def draw_segments(
         image: of any mode.
         ids: (H, W), as large as the image. Where an id is no segment's, nothing is drawn.
         segments: `id`, `label_id`, which chooses the colour, and `name` of each.
-        font: as in `draw_boxes`.
+        font, shown_names: as in `draw_boxes`; larger segments' names come first.
 
     Raises:
         ValueError: the ids are of another size than the image.
     """
+    refuse_names(shown_names)
     if ids.shape != image.size[::-1]:
         raise ValueError(f"The segments have (height, width) {ids.shape}, the image has {image.size[::-1]}.")
     drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
@@ -52,7 +60,7 @@ def draw_segments(
     for number, (segment, color) in enumerate(zip(segments, class_colors, strict=True), start=1):
         mask = numbers == number
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        if not len(columns):
+        if not len(columns) or shown_names == "none":
             continue
         span = Span(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
         label = Label.of(fitting_line(segment["name"], drawn.width - 4, px, segment["label_id"], file), px)
@@ -63,8 +71,9 @@ def draw_segments(
         else:
             x0, y0 = span.x0 + corner[0], span.y0 + corner[1]
             place = Span(x0, y0, x0 + size[0], y0 + size[1])
-        taken.add(place)
-        label.write(draw, (place.x0, place.y0), color)
+        if shown_names == "all" or not taken.overlap(place):
+            taken.add(place)
+            label.write(draw, (place.x0, place.y0), color)
     return drawn
 
 

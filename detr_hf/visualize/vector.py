@@ -17,9 +17,10 @@ from unicodedata import category, east_asian_width
 import numpy as np
 from PIL import Image
 
-from .boxes import Span, Taken, class_color, inside, label_place, text_color
+from .colors import class_color, class_dashes, rim_color, text_color
 from .lettering import Line
 from .outlines import path_data
+from .placing import Span, Taken, best_first, label_place, refuse_names, span_in
 from .saving import DRAWING_MARK
 
 MAX_SIDE = 1280
@@ -38,7 +39,7 @@ STYLE = """
 .detr-hf{max-width:100%;height:auto;font-family:system-ui,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif}
 .detr-hf .object{outline:none}
 .detr-hf .rim,.detr-hf .line,.detr-hf .mask{vector-effect:non-scaling-stroke}
-.detr-hf .rim{fill:none;pointer-events:all;stroke:#000;stroke-opacity:.5;stroke-width:4}
+.detr-hf .rim{fill:none;pointer-events:all;stroke-opacity:.7;stroke-width:4}
 .detr-hf .line{fill:none;stroke-width:2}
 .detr-hf .mask{fill-opacity:.4;fill-rule:evenodd;stroke-width:1.5}
 .detr-hf .segment .mask{fill-opacity:.55;stroke:#fff}
@@ -105,7 +106,7 @@ def objects_svg(
         scores: N numbers in [0, 1].
         masks: N masks, each the x and y of its left upper pixel in the picture and its pixels (h, w) bool.
         size_hw: the picture's, if it is not the image's.
-        **layout: `title`, `caption`, `max_side` and `all_names` of `svg_of`.
+        **layout: `title`, `caption`, `max_side` and `shown_names` of `svg_of`.
     """
     height, width = size_hw or image.size[::-1]
     step = max(1, max(width, height) // layout.get("max_side", MAX_SIDE))
@@ -154,7 +155,7 @@ def svg_of(
     title: str = "",
     caption: str = "",
     max_side: int = MAX_SIDE,
-    all_names: bool = False,
+    shown_names: str = "clear",
 ) -> str:
     """Returns the SVG of shapes on an image, in pixels of the picture of `size_hw`.
 
@@ -165,12 +166,14 @@ def svg_of(
         title: what the whole is called where it is read aloud.
         caption: a line of text in the lower left corner.
         max_side: the image in the file has no more pixels on a side.
-        all_names: also those that cover others.
+        shown_names: "clear" has those that would cover a better object's wait for the pointer or the focus, "none" has
+            all wait, and "all" none.
     """
+    refuse_names(shown_names)
     height, width = size_hw
     scale = max(min(max(width, height), max_side), LEAST_SHOWN_PX) / max(width, height)
     shown = (max(round(width * scale), 1), max(round(height * scale), 1))
-    labels = _labels(shapes, scale, shown, all_names)
+    labels = _labels(shapes, scale, shown, shown_names)
     areas = [(shape.box[2] - shape.box[0]) * (shape.box[3] - shape.box[1]) for shape in shapes]
     body = [_group(index, shapes[index], *labels[index]) for index in np.argsort(areas, kind="stable")[::-1]]
     if caption:
@@ -203,7 +206,7 @@ def _group(index: int, shape: Shape, label: str, is_named: bool) -> str:
     edges = [f"{edge:g}" for edge in np.round(shape.box, 2).tolist()]
     score = "" if shape.score is None else f"{shape.score:.2f}"
     said = " ".join(part for part in (_escaped(shape.name), score) if part)
-    color = "#{:02x}{:02x}{:02x}".format(*class_color(shape.label))
+    color, rim = _hex(class_color(shape.label)), _hex(rim_color(class_color(shape.label)))
     data = {"index": index, "label": shape.label, **dict(zip(("x0", "y0", "x1", "y1"), edges, strict=True))}
     data |= {} if shape.score is None else {"score": round(shape.score, 6)}
     attributes = " ".join(f'data-{name}="{value}"' for name, value in data.items())
@@ -213,33 +216,31 @@ def _group(index: int, shape: Shape, label: str, is_named: bool) -> str:
     if shape.path:
         parts.append(f'<path class="mask" d="{shape.path}"/>')
     if shape.kind == "object":
-        parts += [f'<rect class="rim" {rectangle}/>', f'<rect class="line" {rectangle}/>']
+        dashes = " ".join(str(2 * length) for length in class_dashes(shape.label))
+        dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+        parts += [f'<rect class="rim" stroke="{rim}" {rectangle}/>', f'<rect class="line"{dashed} {rectangle}/>']
     classes = shape.kind + " named" * is_named
     head = f'<g class="{classes}" tabindex="0" role="img" aria-label="{said}" {attributes} fill="{color}"'
     return f'{head} stroke="{color}">{"".join(parts)}{label}</g>'
 
 
-def _labels(shapes: Sequence[Shape], scale: float, shown: tuple[int, int], all_names: bool) -> list[tuple[str, bool]]:
+def _labels(shapes: Sequence[Shape], scale: float, shown: tuple[int, int], shown_names: str) -> list[tuple[str, bool]]:
     """Returns for each shape its label, and whether it stands there always: it is in the way of no better one's."""
     taken, labels = Taken(shown), [("", False)] * len(shapes)
-    for index in best_first([shape.box for shape in shapes], [shape.score for shape in shapes]):
+    label_px = round(GROUND * LETTERS * max(shown))
+    for index in best_first([shape.box for shape in shapes], [shape.score or 0.0 for shape in shapes]):
         shape = shapes[index]
-        span = inside(np.array(shape.box) * scale, shown)
+        span = span_in([edge * scale for edge in shape.box], shown)
         if span is None or (shape.kind != "object" and not shape.path):
             continue
         text = _Text(shape.name, shown, shape.score)
         place = label_place(text.width, text.height, span, taken, shown)
-        is_named = all_names or not taken.overlap(place)
+        is_named = shown_names == "all" or (shown_names == "clear" and taken.is_clear(place))
         if is_named:
             taken.add(place)
+        taken.add_object(span, label_px)  # only worse ones' names give way to it, see above
         labels[index] = (text.svg(place, scale, class_color(shape.label)), is_named)
     return labels
-
-
-def best_first(boxes: Sequence[Sequence[float]], scores: Sequence[float | None]) -> list[int]:
-    """Returns the numbers of objects by score, the best first, and of equal ones the largest."""
-    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes]
-    return sorted(range(len(boxes)), key=lambda index: (-(scores[index] or 0.0), -areas[index]))
 
 
 class _Text:
@@ -281,6 +282,10 @@ def _letter_width(letter: str) -> float:
 
 
 _ASCII_WIDTHS: dict[str, float] = {" ": 0.25}
+
+
+def _hex(color: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def _spelled(text: str) -> str:

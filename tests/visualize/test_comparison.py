@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_hf.visualize.boxes import class_color
+from detr_hf.visualize.colors import class_color
 from detr_hf.visualize.comparison import GAP_PX, Comparison, DrawnObjects, comparison_grid
 from detr_hf.visualize.grids import CAPTION_PX
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_hf.visualize.boxes import class_color, draw_boxes
+from detr_hf.visualize.boxes import draw_boxes
+from detr_hf.visualize.colors import class_color
 from detr_hf.visualize.masks import inner, paint_mask
 from detr_hf.visualize.segments import LINE_COLOR, _inside_place, draw_segments
 

@@ -84,7 +84,7 @@ def test_names_that_would_cover_better_ones_wait_and_do_not_change_with_what_is_
     for threshold in (0.3, 0.8):
         alone = named(np.flatnonzero(scores > threshold))
         assert alone == {score for score in whole if score > threshold} != set()
-    svg = objects_svg(grey(), boxes, ["cat"] * 80, labels=[0] * 80, scores=scores, all_names=True)
+    svg = objects_svg(grey(), boxes, ["cat"] * 80, labels=[0] * 80, scores=scores, shown_names="all")
     assert all("named" in group.get("class") for group in groups(svg))
 
 
