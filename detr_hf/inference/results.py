@@ -53,6 +53,18 @@ class Detection(_Object):
         return one
 
 
+class BestBelow(NamedTuple):
+    """The best object that did not score more than a threshold."""
+
+    name: str
+    score: float
+    threshold: float
+
+    def __str__(self) -> str:
+        digits = 2 if f"{self.score:.2f}" != f"{self.threshold:.2f}" else 4
+        return f"nothing over {self.threshold:.{digits}f}; the best is {self.score:.{digits}f} {self.name}"
+
+
 def plain_value(value: Any, digits: int | None) -> Any:
     """Returns a value of a `Detection` as JSON holds it, rounded to `digits` decimals, or not where that is None."""
     if isinstance(value, tuple):
@@ -131,6 +143,8 @@ class Detections(Showing):
     A model with masks gives `segmentations`, a list of N COCO run lengths (`masks` are they as arrays; one may have no
     pixel), and `panoptic` or `semantic`, `SegmentMap`s of the whole picture. These are made of more than the objects
     that a slice or `filter()` keeps, so that what is selected has none.
+
+    Where nothing scored more than the threshold, `best_below` says what came nearest.
     """
 
     boxes: np.ndarray = field(
@@ -161,6 +175,7 @@ class Detections(Showing):
     )
     panoptic: SegmentMap | None = field(default=None, kw_only=True)
     semantic: SegmentMap | None = field(default=None, kw_only=True)
+    best_below: BestBelow | None = field(default=None, kw_only=True)
     size_hw: tuple[int, int] = field(kw_only=True)
     path: Path | None = field(default=None, kw_only=True)
     source: Any = field(default=None, kw_only=True)
@@ -216,6 +231,7 @@ class Detections(Showing):
             self,
             panoptic=None,
             semantic=None,
+            best_below=None,
             **{
                 name: values[chosen] if isinstance(values, np.ndarray) else [values[index] for index in chosen]
                 for name, values in held.items()
@@ -231,7 +247,11 @@ class Detections(Showing):
         if names is not None:
             wanted = {names} if isinstance(names, str) else set(names)
             keep &= np.array([name in wanted for name in self.names], dtype=bool)
-        return self[keep]
+        kept = self[keep]
+        if not len(kept) and names is None:
+            best = None if not len(self) else self[int(self.scores.argmax())]
+            kept.best_below = self.best_below if best is None else BestBelow(best.name, best.score, threshold)
+        return kept
 
     def count(self) -> dict[str, int]:
         """Returns how many there are of each class, the most frequent first."""
@@ -244,7 +264,7 @@ class Detections(Showing):
         where = f" in {self.path.name!r}" if self.path is not None else ""
         height, width = self.size_hw
         head = f"Detections({len(self)} object{'' if len(self) == 1 else 's'}{where}, {width}x{height} px)"
-        lines = []
+        lines = [f"  {self.best_below}"] if self.best_below else []
         for one in self[:10]:
             mask = "" if one.segmentation is None else f"  mask of {mask_crop(one.segmentation).pixels.sum()} px"
             lines.append(

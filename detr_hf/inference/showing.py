@@ -18,7 +18,7 @@ from .segments import TASKS, SegmentMap, mask_crop
 
 if TYPE_CHECKING:
     from ..visualize.lettering import Font
-    from .results import Detections
+    from .results import BestBelow, Detections
 
 SHOWN_IN_A_CELL = 12
 SIDE_IN_A_CELL = 800
@@ -42,6 +42,7 @@ class Showing:
     segmentations: list[dict[str, Any]] | None
     panoptic: SegmentMap | None
     semantic: SegmentMap | None
+    best_below: "BestBelow | None"
     size_hw: tuple[int, int]
     path: Path | None
     source: Any
@@ -65,7 +66,13 @@ class Showing:
             )
         return Image.fromarray(shown_pixels(pixels))
 
-    def draw(self, font: "Font | None" = None, what: str | None = None, labels: str = "clear") -> Image.Image:
+    def draw(
+        self,
+        font: "Font | None" = None,
+        what: str | None = None,
+        labels: str = "clear",
+        side: int | None = None,
+    ) -> Image.Image:
         """Returns a copy of the picture with what was found drawn on it.
 
         Args:
@@ -74,11 +81,12 @@ class Showing:
             what: `"detection"` for boxes with names and scores, `"instance"` for masks under them (the default where
                 there are masks), `"panoptic"` or `"semantic"` for the map of the picture with names on the segments.
             labels: `"clear"` leaves names out that would cover better ones, or hide small objects; `"all"`, `"none"`.
+            side: the picture is first made as large as a square of so many pixels allows, so that lines are sharp.
 
         Raises:
             ValueError: there is nothing of that kind, as in a slice, which has no map.
         """
-        styles = {"font": font, "shown_names": labels}
+        styles = {"font": font, "shown_names": labels, "side": side}
         map_, masks = self._shown(what)
         if map_ is not None:
             from ..visualize.segments import draw_segments
@@ -102,7 +110,7 @@ class Showing:
         """Returns what `draw` shows as one SVG that holds the picture, with names and scores under the pointer.
 
         It has no script and asks for nothing from outside. Each object is a `<g class="object">` with `data-index`
-        (its number here), `data-score` and `data-label`, which Tab reaches too; its coordinates are pixels of the
+        (its number), `data-score` and `data-label`, which Tab reaches too; its coordinates are pixels of the
         picture. A name that would cover a better one's waits for the pointer. Names are in the fonts of whoever looks.
 
         Args:
@@ -121,18 +129,19 @@ class Showing:
             raise ValueError(f"The image is of {image.width}x{image.height} pixels, the picture of {width}x{height}.")
         from ..visualize.vector import MAX_SIDE, objects_svg, segments_svg
 
-        layout = {"title": self._title(), "max_side": max_side or MAX_SIDE, "shown_names": labels}
-        map_, masks = self._shown(what)
+        kept = self.filter(threshold=threshold) if threshold else self
+        map_, masks = (self if what in ("panoptic", "semantic") else kept)._shown(what)
+        said = "" if map_ is not None and map_.segments_info else str(kept.best_below or "")
+        layout = {"title": self._title(), "caption": said, "max_side": max_side or MAX_SIDE, "shown_names": labels}
         if map_ is not None:
             return segments_svg(image, map_.segmentation, map_.segments_info, **layout)
-        kept = np.flatnonzero(self.scores > threshold)
         return objects_svg(
             image,
-            self.boxes[kept],
-            [self.names[index] for index in kept],
-            labels=self.labels[kept],
-            scores=self.scores[kept],
-            masks=None if masks is None else [masks[index] for index in kept],
+            kept.boxes,
+            kept.names,
+            labels=kept.labels,
+            scores=kept.scores,
+            masks=masks,
             size_hw=self.size_hw,
             **layout,
         )

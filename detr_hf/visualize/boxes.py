@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .colors import Color, class_color, class_dashes, rim_color, text_color
+from .grids import fit_image
 from .lettering import Font, Line, fitting_line, font_file
-from .masks import paint_mask
+from .masks import Mask, paint_mask, placed_mask, resized_mask
 from .placing import Span, Taken, best_first, label_place, refuse_names, span_in
 
 SMALLEST_FONT_PX = 9
@@ -27,9 +28,10 @@ def draw_boxes(
     *,
     labels: Sequence[int] | None = None,
     scores: Sequence[float] | None = None,
-    masks: Sequence[tuple[int, int, np.ndarray]] | None = None,
+    masks: Sequence[Mask | None] | None = None,
     font: Font | None = None,
     shown_names: str = "clear",
+    side: int | None = None,
 ) -> Image.Image:
     """Returns a copy of `image` in RGB with a box and a label for each object, and its mask under them.
 
@@ -39,13 +41,15 @@ def draw_boxes(
         names: N texts in any script, see `lettering.py`.
         labels: N class numbers that choose the colours; by default each different name gets the next colour.
         scores: N numbers in [0, 1], written after the name. The best is drawn last, on top.
-        masks: N masks, each the x and y of its left upper pixel in `image` and its pixels (h, w) bool, inside it.
+        masks: N masks, each (H, W) bool of the image's size, or the x and y of its left upper pixel in it and its
+            pixels (h, w) bool; None for an object without one.
         font: for the names, a file or an `ImageFont` loaded from one; by default one that has their letters is sought.
         shown_names: "clear" leaves out those that would cover a better object's (a larger one's, without scores) or
             hide a small object; "all" and "none".
+        side: before it is drawn on, the image is made as large as a square of so many pixels allows.
 
     Raises:
-        ValueError: when the lengths differ, or a coordinate is not finite.
+        ValueError: when the lengths differ, a coordinate is not finite, or a mask has another size than the image.
         OSError: `font` is not the file of a font.
     """
     refuse_names(shown_names)
@@ -60,11 +64,15 @@ def draw_boxes(
         )
     if not np.isfinite(boxes).all():
         raise ValueError("A box has a coordinate that is not a finite number, so it cannot be drawn.")
-
+    crops = [placed_mask(mask, image.size) for mask in masks or ()]
     drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    if side is not None:
+        drawn = fit_image(drawn, side)
+        boxes = boxes * ([drawn.width / image.width, drawn.height / image.height] * 2)
+        crops = [resized_mask(crop, image.size, drawn.size) for crop in crops]
     best = best_first(boxes.tolist(), None if scores is None else [float(score) for score in scores])
-    for i in reversed(best) if masks is not None else ():
-        x0, y0, pixels = masks[i]
+    for i in reversed(best) if crops else ():
+        x0, y0, pixels = crops[i]
         paint_mask(drawn, (x0, y0), pixels, class_color(int(labels[i])), min(line_width(drawn.size), 2))
     draw = ImageDraw.Draw(drawn)
     shown = [(i, span) for i in best if (span := span_in(boxes[i], drawn.size)) is not None]

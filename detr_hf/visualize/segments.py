@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from .boxes import Label, font_px, line_width
 from .colors import class_color
+from .grids import fit_image
 from .lettering import Font, fitting_line, font_file
 from .placing import Span, Taken, label_place, refuse_names
 
@@ -30,6 +31,7 @@ def draw_segments(
     *,
     font: Font | None = None,
     shown_names: str = "clear",
+    side: int | None = None,
 ) -> Image.Image:
     """Returns a copy of `image` in RGB with its segments and their names drawn on it.
 
@@ -37,7 +39,7 @@ def draw_segments(
         image: of any mode.
         ids: (H, W), as large as the image. Where an id is no segment's, nothing is drawn.
         segments: `id`, `label_id`, which chooses the colour, and `name` of each.
-        font, shown_names: as in `draw_boxes`; larger segments' names come first.
+        font, shown_names, side: as in `draw_boxes`; larger segments' names come first.
 
     Raises:
         ValueError: the ids are of another size than the image.
@@ -46,6 +48,9 @@ def draw_segments(
     if ids.shape != image.size[::-1]:
         raise ValueError(f"The segments have (height, width) {ids.shape}, the image has {image.size[::-1]}.")
     drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    if side is not None:
+        drawn = fit_image(drawn, side)
+        ids = np.asarray(Image.fromarray(ids.astype(np.int32)).resize(drawn.size, Image.Resampling.NEAREST))
     # By area, the largest first, whose names have room; the smaller ones' give way. 0 is what no segment has.
     segments = sorted(segments, key=lambda segment: -np.count_nonzero(ids == segment["id"]))
     numbers = np.zeros(ids.shape, dtype=np.int32)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from .colors import class_color, class_dashes, rim_color, text_color
 from .lettering import Line
+from .masks import Mask, placed_mask
 from .outlines import path_data
 from .placing import Span, Taken, best_first, label_place, refuse_names, span_in
 from .saving import DRAWING_MARK
@@ -90,7 +91,7 @@ def objects_svg(
     *,
     labels: Sequence[int],
     scores: Sequence[float] | None = None,
-    masks: Sequence[tuple[int, int, np.ndarray]] | None = None,
+    masks: Sequence[Mask | None] | None = None,
     size_hw: tuple[int, int] | None = None,
     **layout: Any,
 ) -> str:
@@ -104,7 +105,7 @@ def objects_svg(
         names: N texts; what is no text in XML is spelled by its number.
         labels: N class numbers, which choose the colours.
         scores: N numbers in [0, 1].
-        masks: N masks, each the x and y of its left upper pixel in the picture and its pixels (h, w) bool.
+        masks: N masks, as in `draw_boxes`, of the picture.
         size_hw: the picture's, if it is not the image's.
         **layout: `title`, `caption`, `max_side` and `shown_names` of `svg_of`.
     """
@@ -112,7 +113,8 @@ def objects_svg(
     step = max(1, max(width, height) // layout.get("max_side", MAX_SIDE))
     shapes = []
     for index, box in enumerate(np.asarray(boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4).tolist()):
-        path = "" if masks is None else path_data(masks[index][2], masks[index][:2], step)
+        x0, y0, pixels = placed_mask(None if masks is None else masks[index], (width, height))
+        path = path_data(pixels, (x0, y0), step)
         score = None if scores is None else float(scores[index])
         shapes.append(Shape(tuple(box), str(names[index]), int(labels[index]), score, path))
     return svg_of(image, shapes, (height, width), **layout)

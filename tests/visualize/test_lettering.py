@@ -9,8 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from detr_hf.visualize import lettering
 from detr_hf.visualize.boxes import draw_boxes
-from detr_hf.visualize.comparison import Comparison, DrawnObjects, comparison_grid
-from detr_hf.visualize.grids import tile_grid
+from detr_hf.visualize.grids import grid
 from detr_hf.visualize.lettering import Line, fitting_line
 
 PAIRS = {
@@ -62,7 +61,7 @@ def drawn(name: str, **options) -> np.ndarray:
 def test_two_names_never_look_alike(pair):
     one, other = map(drawn, pair)
     assert not np.array_equal(one, other)
-    captions = [np.array(tile_grid([Image.new("RGB", (200, 5))], (200, 5), 1, [name])) for name in pair]
+    captions = [np.array(grid([Image.new("RGB", (200, 5))], captions=[name])) for name in pair]
     assert not np.array_equal(*captions)
 
 
@@ -115,9 +114,8 @@ def test_a_font_that_is_named_is_the_one_that_is_used(caplog):
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf"
     assert not np.array_equal(drawn("cat"), drawn("cat", font=file))
     assert lettering._runs("γ猫", 0, str(file)) == (("0 ", str(file)), ("γ", str(file)), ("[732B]", str(file)))
-    objects = DrawnObjects(np.array([[5, 20, 90, 90]]), [0])
-    comparison = Comparison(Image.new("RGB", (200, 100)), objects, objects)
-    plain, serif = (np.array(comparison_grid([comparison], {0: "cat"}, font=font)) for font in (None, file))
+    cells = [Image.new("RGB", (200, 100))]
+    plain, serif = (np.array(grid(cells, captions=["cat"], font=font)) for font in (None, file))
     assert not np.array_equal(plain, serif)
     with pytest.raises(OSError):
         drawn("cat", font="gone.ttf")
