@@ -19,6 +19,8 @@ from .masks import Mask, paint_mask, placed_mask, resized_mask
 from .placing import Span, Taken, best_first, label_place, refuse_names, span_in
 
 SMALLEST_FONT_PX = 9
+# A label is cut where it is wider than this part of the image, and than so many letters' heights.
+MOST_WIDTH, MOST_HEIGHTS = 0.4, 14
 
 
 def draw_boxes(
@@ -104,6 +106,11 @@ def font_px(size: tuple[int, int]) -> int:
     return max(round(7 + 0.014 * max(size)), SMALLEST_FONT_PX)
 
 
+def label_room(size: tuple[int, int]) -> float:
+    """Returns how long a text may be in an image of `size` (width, height), in pixels."""
+    return min(size[0] - 4, max(MOST_WIDTH * size[0], MOST_HEIGHTS * font_px(size)))
+
+
 def _draw_outline(draw: ImageDraw.ImageDraw, span: Span, label: int, size: tuple[int, int]) -> None:
     """Draws the box's line, on larger images with a rim outside, so that it shows on a ground of its colour."""
     shortest = min(span.x1 - span.x0, span.y1 - span.y0)
@@ -166,10 +173,11 @@ def _line_height(px: int) -> tuple[float, float]:
 
 
 def _fitting_line(name: str, label: int, score: float | None, size: tuple[int, int], file: str) -> Line:
-    """Returns the fullest text that is no wider than the image: name and score, else the name, else its beginning."""
-    px, room = font_px(size), size[0] - 4
-    if score is not None:
-        line = Line(name, px, label, file, after=f"  {score:.2f}")
-        if line.length <= room:
-            return line
-    return fitting_line(name, room, px, label, file)
+    """Returns the fullest text that has room: name and score, else the name's beginning and score, else no score."""
+    px, room = font_px(size), label_room(size)
+    after = "" if score is None else f"  {score:.2f}"
+    line = Line(name, px, label, file, after=after)
+    if line.length <= room:
+        return line
+    least = Line(after, px, font=file).length + 3 * px
+    return fitting_line(name, room, px, label, file, after if least <= room else "")

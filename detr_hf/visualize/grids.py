@@ -71,7 +71,9 @@ def grid(
             place = number * columns + column
             x = column * (width + gap)
             sheet.paste(image, (x, y + caption_px))
-            _write(draw, texts[place], (x, y), width if alone[place] else sheet.width - x, file)
+            following = texts[place + 1 : place + columns - column]
+            cells = next((more for more, text in enumerate(following, start=1) if text), columns - column)
+            _write(draw, texts[place], (x, y), cells * (width + gap) - gap, file)
         y += height + gap
     return sheet
 

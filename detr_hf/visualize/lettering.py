@@ -84,18 +84,20 @@ class Line:
             x += _measured(text, file, self._px)[0]
 
 
-def fitting_line(text: str, room: float, px: int, number: int | None = None, font: str = BUNDLED) -> Line:
-    """Returns the text as far as it is no wider than `room` pixels, with an ellipsis where it is cut."""
-    line = Line(text, px, number, font)
+def fitting_line(
+    text: str, room: float, px: int, number: int | None = None, font: str = BUNDLED, after: str = ""
+) -> Line:
+    """Returns the text as far as it is no wider than `room` pixels with `after`, and an ellipsis where it is cut."""
+    line = Line(text, px, number, font, after)
     if line.length <= room:
         return line
     spelled = "".join(part for part, _ in _runs(text, number, font))
     least, most = 1, max(len(spelled) - 1, 1)
     while least < most:
         middle = (least + most + 1) // 2
-        fits = Line(spelled[:middle] + "…", px, font=font).length <= room
+        fits = Line(spelled[:middle] + "…", px, font=font, after=after).length <= room
         least, most = (middle, most) if fits else (least, middle - 1)
-    return Line(spelled[:least] + "…", px, font=font)
+    return Line(spelled[:least] + "…", px, font=font, after=after)
 
 
 def font_file(font: Font | None) -> str:

@@ -12,6 +12,11 @@ import numpy as np
 SHOWN_NAMES = ("clear", "all", "none")
 SMALL_OBJECT = 3.0  # of a label's height: whoever covers the middle of an object so high hides it
 
+# Places for a name are looked for in steps, of which a segment has no more than this many in a row.
+MOST_STEPS = 128
+# Of the text's size: how much room around it is looked for, the most first.
+ROOMS = (4.0, 3.0, 2.2, 1.6, 1.2, 1.0)
+
 
 class Span(NamedTuple):
     """A rectangle in pixels; the right and the lower edge are outside."""
@@ -92,6 +97,32 @@ def label_place(width: int, height: int, span: Span, taken: Taken, size: tuple[i
         if faults == (0, 0, False):
             break
     return best
+
+
+def inside_place(mask: np.ndarray, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Returns x and y of a rectangle of `size` (width, height) inside the mask (h, w), with most room around it.
+
+    None where it is nowhere inside. Of several places that have as much room the one in their middle is taken.
+    """
+    step = max(1, max(mask.shape) // MOST_STEPS)
+    cells = mask[: mask.shape[0] // step * step, : mask.shape[1] // step * step]
+    cells = cells.reshape(cells.shape[0] // step, step, -1, step).all(axis=(1, 3))
+    sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), dtype=np.int64)
+    np.cumsum(np.cumsum(cells, axis=0, dtype=np.int64), axis=1, out=sums[1:, 1:])
+    for room in ROOMS:
+        # the same margin on all sides
+        margin = (room - 1) * size[1]
+        wide, high = (int(np.ceil((side + margin) / step)) for side in size)
+        if wide > cells.shape[1] or high > cells.shape[0]:
+            continue
+        inside = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
+        ys, xs = np.nonzero(inside == wide * high)
+        if len(xs):
+            best = np.argmin((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2)
+            x = xs[best] * step + (wide * step - size[0]) // 2
+            y = ys[best] * step + (high * step - size[1]) // 2
+            return int(x), int(y)
+    return None
 
 
 def best_first(boxes: Iterable[Sequence[float]], scores: Sequence[float] | None) -> list[int]:

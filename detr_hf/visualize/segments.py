@@ -10,18 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .boxes import Label, font_px, line_width
+from .boxes import Label, font_px, label_room, line_width
 from .colors import class_color
 from .grids import fit_image
 from .lettering import Font, fitting_line, font_file
-from .placing import Span, Taken, label_place, refuse_names
+from .placing import Span, Taken, inside_place, label_place, refuse_names
 
 OPACITY = 140  # of 255
 LINE_COLOR = (255, 255, 255)
-# Places for a name are looked for in steps, of which a segment has no more than this many in a row.
-MOST_STEPS = 128
-# Of the text's size: how much room around it is looked for, the most first.
-ROOMS = (4.0, 3.0, 2.2, 1.6, 1.2, 1.0)
 
 
 def draw_segments(
@@ -68,9 +64,9 @@ def draw_segments(
         if not len(columns) or shown_names == "none":
             continue
         span = Span(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        label = Label.of(fitting_line(segment["name"], drawn.width - 4, px, segment["label_id"], file), px)
+        label = Label.of(fitting_line(segment["name"], label_room(drawn.size), px, segment["label_id"], file), px)
         size = (label.width, label.height)
-        corner = _inside_place(mask[span.y0 : span.y1, span.x0 : span.x1], size)
+        corner = inside_place(mask[span.y0 : span.y1, span.x0 : span.x1], size)
         if corner is None:
             place = label_place(*size, span, taken, drawn.size)
         else:
@@ -92,29 +88,3 @@ def _borders(ids: np.ndarray, line_px: int) -> np.ndarray:
         np.maximum(borders[:, 1:], across, out=borders[:, 1:])
         np.maximum(borders[1:], down, out=borders[1:])
     return borders
-
-
-def _inside_place(mask: np.ndarray, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Returns x and y of a rectangle of `size` (width, height) inside the mask (h, w), with most room around it.
-
-    None where it is nowhere inside. Of several places that have as much room the one in their middle is taken.
-    """
-    step = max(1, max(mask.shape) // MOST_STEPS)
-    cells = mask[: mask.shape[0] // step * step, : mask.shape[1] // step * step]
-    cells = cells.reshape(cells.shape[0] // step, step, -1, step).all(axis=(1, 3))
-    sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), dtype=np.int64)
-    np.cumsum(np.cumsum(cells, axis=0, dtype=np.int64), axis=1, out=sums[1:, 1:])
-    for room in ROOMS:
-        # the same margin on all sides
-        margin = (room - 1) * size[1]
-        wide, high = (int(np.ceil((side + margin) / step)) for side in size)
-        if wide > cells.shape[1] or high > cells.shape[0]:
-            continue
-        inside = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
-        ys, xs = np.nonzero(inside == wide * high)
-        if len(xs):
-            best = np.argmin((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2)
-            x = xs[best] * step + (wide * step - size[0]) // 2
-            y = ys[best] * step + (high * step - size[1]) // 2
-            return int(x), int(y)
-    return None

@@ -17,11 +17,12 @@ from unicodedata import category, east_asian_width
 import numpy as np
 from PIL import Image
 
+from .boxes import MOST_HEIGHTS, MOST_WIDTH
 from .colors import class_color, class_dashes, rim_color, text_color
 from .lettering import Line
 from .masks import Mask, placed_mask
 from .outlines import path_data
-from .placing import Span, Taken, best_first, label_place, refuse_names, span_in
+from .placing import Span, Taken, best_first, inside_place, label_place, refuse_names, span_in
 from .saving import DRAWING_MARK
 
 MAX_SIDE = 1280
@@ -74,14 +75,22 @@ svg{{max-height:100vh}}
 
 @dataclass(frozen=True)
 class Shape:
-    """One object: its box xyxy in pixels, name, class number, score if it has one, and the path of its mask."""
+    """One object: its box xyxy in pixels, name, class number, score if it has one, and the path of its mask.
+
+    A segment has the pixels (h, w) bool in its box too, into which its name is written.
+    """
 
     box: tuple[float, float, float, float]
     name: str
     label: int
     score: float | None = None
     path: str = ""
-    kind: str = "object"
+    segment: np.ndarray | None = None
+
+    @property
+    def kind(self) -> str:
+        """The classes of its group."""
+        return "object" if self.segment is None else "object segment"
 
 
 def objects_svg(
@@ -142,10 +151,10 @@ def segments_svg(
         box = (0, 0, 0, 0)
         if len(columns):
             box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        path = path_data(mask[box[1] : box[3], box[0] : box[2]], box[:2], step)
-        shapes.append(
-            Shape(box, str(segment["name"]), int(segment["label_id"]), segment.get("score"), path, "object segment")
-        )
+        pixels = mask[box[1] : box[3], box[0] : box[2]]
+        path = path_data(pixels, box[:2], step)
+        name, label = str(segment["name"]), int(segment["label_id"])
+        shapes.append(Shape(box, name, label, segment.get("score"), path, pixels))
     return svg_of(image, shapes, ids.shape, **layout)
 
 
@@ -179,7 +188,7 @@ def svg_of(
     areas = [(shape.box[2] - shape.box[0]) * (shape.box[3] - shape.box[1]) for shape in shapes]
     body = [_group(index, shapes[index], *labels[index]) for index in np.argsort(areas, kind="stable")[::-1]]
     if caption:
-        text = _Text(caption, shown)
+        text = _Text(caption, shown, is_whole=True)
         corner = Span(0, shown[1] - text.height, text.width, shown[1])
         body.append(f'<g fill="#000" class="named caption">{text.svg(corner, scale, (0, 0, 0))}</g>')
     box = f'viewBox="0 0 {width} {height}" width="{shown[0]}" height="{shown[1]}"'
@@ -217,7 +226,7 @@ def _group(index: int, shape: Shape, label: str, is_named: bool) -> str:
     parts = [f"<title>{said}\n[{', '.join(edges)}]</title>"]
     if shape.path:
         parts.append(f'<path class="mask" d="{shape.path}"/>')
-    if shape.kind == "object":
+    if shape.segment is None:
         dashes = " ".join(str(2 * length) for length in class_dashes(shape.label))
         dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
         parts += [f'<rect class="rim" stroke="{rim}" {rectangle}/>', f'<rect class="line"{dashed} {rectangle}/>']
@@ -233,10 +242,10 @@ def _labels(shapes: Sequence[Shape], scale: float, shown: tuple[int, int], shown
     for index in best_first([shape.box for shape in shapes], [shape.score or 0.0 for shape in shapes]):
         shape = shapes[index]
         span = span_in([edge * scale for edge in shape.box], shown)
-        if span is None or (shape.kind != "object" and not shape.path):
+        if span is None or (shape.segment is not None and not shape.path):
             continue
         text = _Text(shape.name, shown, shape.score)
-        place = label_place(text.width, text.height, span, taken, shown)
+        place = _place(shape, text, span, taken, shown)
         is_named = shown_names == "all" or (shown_names == "clear" and taken.is_clear(place))
         if is_named:
             taken.add(place)
@@ -245,13 +254,26 @@ def _labels(shapes: Sequence[Shape], scale: float, shown: tuple[int, int], shown
     return labels
 
 
+def _place(shape: Shape, text: "_Text", span: Span, taken: Taken, shown: tuple[int, int]) -> Span:
+    """Returns where a label stands: in its segment if there is room, else beside its object."""
+    size = (text.width, text.height)
+    if shape.segment is not None:
+        pixels = Image.fromarray(shape.segment).resize((span.x1 - span.x0, span.y1 - span.y0))
+        corner = inside_place(np.asarray(pixels), size)
+        if corner is not None:
+            x0, y0 = span.x0 + corner[0], span.y0 + corner[1]
+            return Span(x0, y0, x0 + size[0], y0 + size[1])
+    return label_place(*size, span, taken, shown)
+
+
 class _Text:
     """A line of text on a ground of `width` and `height` shown pixels, cut to what the picture has room for."""
 
-    def __init__(self, text: str, shown: tuple[int, int], score: float | None = None):
+    def __init__(self, text: str, shown: tuple[int, int], score: float | None = None, is_whole: bool = False):
         self.px = max(shown) * LETTERS
         after = "" if score is None else f"\u200e  {score:.2f}"  # the mark keeps the number right of Arabic
-        room = shown[0] - 2 * MARGIN * self.px
+        room = min(shown[0] - 2 * MARGIN * self.px, max(MOST_WIDTH * shown[0], MOST_HEIGHTS * self.px))
+        room = shown[0] - 2 * MARGIN * self.px if is_whole else room
         whole = text = _spelled(text)
         while text and self._width(text + "…" * (text != whole) + after) > room:
             text = text[:-1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_hf.visualize.boxes import draw_boxes, font_px, line_width
+from detr_hf.visualize.boxes import _fitting_line, draw_boxes, font_px, label_room, line_width
 from detr_hf.visualize.colors import class_color, rim_color
 from detr_hf.visualize.placing import Span, Taken, label_place
 
@@ -142,3 +142,10 @@ def test_a_class_beyond_the_colours_has_a_dashed_line_with_a_second_tone_in_its_
         dashes, gaps = (side == color).all(axis=1), (side == rim_color(color)).all(axis=1)
         assert (dashes | gaps).all() and 0.5 < dashes.mean() < 0.8
         assert np.diff(gaps.astype(int)).clip(0).sum() > 8
+
+
+def test_a_long_name_is_cut_and_its_score_stays():
+    line = _fitting_line("long " * 40, 0, 0.62, (640, 480), "")
+    assert line.length <= label_room((640, 480)) < 0.45 * 640
+    assert [text for text, _ in line._runs][-1].endswith("  0.62")
+    assert label_room((64, 48)) == 60 and _fitting_line("cat", 0, 0.62, (20, 20), "").length <= 16

@@ -7,7 +7,8 @@ from PIL import Image
 from detr_hf.visualize.boxes import draw_boxes
 from detr_hf.visualize.colors import class_color
 from detr_hf.visualize.masks import inner, paint_mask, placed_mask, resized_mask
-from detr_hf.visualize.segments import LINE_COLOR, _inside_place, draw_segments
+from detr_hf.visualize.placing import inside_place
+from detr_hf.visualize.segments import LINE_COLOR, draw_segments
 
 GREY = (128, 128, 128)
 
@@ -73,13 +74,13 @@ def test_segments_have_the_colors_of_boxes_lines_between_them_and_nothing_where_
 def test_a_name_stands_inside_where_most_room_is_or_nowhere():
     mask = np.zeros((200, 300), dtype=bool)
     mask[20:60, 10:290] = mask[60:190, 200:290] = True  # a flat bar, and a broad column at its end
-    x, y = _inside_place(mask, (40, 12))
+    x, y = inside_place(mask, (40, 12))
     assert mask[y : y + 12, x : x + 40].all() and x >= 200 and x + 40 <= 290 and 40 < y < 170
-    assert _inside_place(mask, (300, 12)) is None and _inside_place(np.zeros((5, 5), bool), (2, 2)) is None
+    assert inside_place(mask, (300, 12)) is None and inside_place(np.zeros((5, 5), bool), (2, 2)) is None
     rng = np.random.default_rng(0)
     for _ in range(30):
         ragged = rng.random((rng.integers(1, 300), rng.integers(1, 300))) < 0.999
-        place = _inside_place(ragged, (9, 4))
+        place = inside_place(ragged, (9, 4))
         assert place is None or ragged[place[1] : place[1] + 4, place[0] : place[0] + 9].all()
 
 

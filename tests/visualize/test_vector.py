@@ -133,3 +133,12 @@ def test_the_same_twice_and_a_caption():
     assert one == other
     (caption,) = [each for each in ElementTree.fromstring(one).iter(f"{SVG}g") if "caption" in each.get("class", "")]
     assert next(caption.iter(f"{SVG}text")).text == "<nothing>"
+
+
+def test_a_segments_name_stands_in_it_where_there_is_room():
+    ids = np.zeros((240, 320), dtype=np.int32)
+    ids[:, 160:] = ids[120:] = 1  # without the left upper quarter, where a box's name would go
+    (group,) = groups(segments_svg(grey(), ids, [{"id": 1, "label_id": 2, "name": "sea"}]))
+    (ground,) = group.find(f"{SVG}g").iter(f"{SVG}rect")
+    x, y, width, height = (float(ground.get(key)) for key in ("x", "y", "width", "height"))
+    assert (ids[int(y) : int(y + height), int(x) : int(x + width)] == 1).all()
