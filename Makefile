@@ -15,7 +15,7 @@ PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
-.PHONY: demo test test-processors test-slow test-common first-hour bench lint format wheel clean
+.PHONY: demo test test-processors test-slow test-common first-hour contact-sheet bench lint format wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -41,12 +41,18 @@ test-common: $(VENV)/.installed-dev
 first-hour: $(VENV)/bin/python
 	$(VENV)/bin/python tests/first_hour/run.py $(JOURNEYS)
 
+# Every kind of picture on 16 photographs, to be looked at: PHOTOGRAPHS=folder of a COCO panoptic set, else drawn ones.
+contact-sheet: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pip install -qq playwright
+	$(RUN) $(VENV)/bin/python -m docs.contact_sheet $(PHOTOGRAPHS)
+
 bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward --padded
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks train-step
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks criterion
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks preprocess
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks drawing
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks start
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks padding
 
@@ -76,5 +82,5 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(VENV) demo_boxes.png
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache contact_sheet $(VENV) demo_boxes.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

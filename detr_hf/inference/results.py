@@ -99,7 +99,7 @@ def coco_results(
         x0, y0, x1, y1 = one["box"]
         size = [plain_value(x1 - x0, digits), plain_value(y1 - y0, digits)]
         record = {"image_id": image_id, "category_id": one["label"], "bbox": [x0, y0, *size], "score": one["score"]}
-        masked = {"segmentation": one["segmentation"]} if "segmentation" in one else {}
+        masked = {} if one.get("segmentation") is None else {"segmentation": one["segmentation"]}
         results.append(record | masked)
     return results
 
@@ -141,8 +141,8 @@ class Detections(Showing):
     one picture they say which row belongs to which object.
 
     A model with masks gives `segmentations`, a list of N COCO run lengths (`masks` are they as arrays; one may have no
-    pixel), and `panoptic` or `semantic`, `SegmentMap`s of the whole picture. These are made of more than the objects
-    that a slice or `filter()` keeps, so that what is selected has none.
+    pixel, or be None), and `panoptic` or `semantic`, `SegmentMap`s of the whole picture. These are made of more than
+    the objects that a slice or `filter()` keeps, so that what is selected has none.
 
     Where nothing scored more than the threshold, `best_below` says what came nearest.
     """
@@ -165,7 +165,7 @@ class Detections(Showing):
         metadata={"of_each": Field("label", _array(np.int64, (-1,)), int, lambda arrow: arrow.int64())}
     )
     names: list[str] = field(metadata={"of_each": Field("name", list, str, lambda arrow: arrow.string())})
-    segmentations: list[dict[str, Any]] | None = field(
+    segmentations: list[dict[str, Any] | None] | None = field(
         default=None,
         kw_only=True,
         metadata={"of_each": Field("segmentation", list, lambda run_lengths: run_lengths, _mask_column)},
@@ -194,7 +194,7 @@ class Detections(Showing):
                 f"{', '.join(names)} and {last} must be of one length, got "
                 f"{', '.join(str(counts[name]) for name in names)} and {counts[last]}."
             )
-        sizes = {tuple(one["size"]) for one in self.segmentations or ()}
+        sizes = {tuple(one["size"]) for one in self.segmentations or () if one is not None}
         sizes |= {map_.size_hw for map_ in (self.panoptic, self.semantic) if map_ is not None}
         if sizes - {self.size_hw}:
             raise ValueError(f"There are masks of (height, width) {sizes} in a picture of {self.size_hw}.")
@@ -210,7 +210,8 @@ class Detections(Showing):
             return None
         masks = np.zeros((len(self), *self.size_hw), dtype=bool)
         for mask, run_lengths in zip(masks, self.segmentations, strict=True):
-            mask[:] = run_length_mask(run_lengths, self.size_hw)
+            if run_lengths is not None:
+                mask[:] = run_length_mask(run_lengths, self.size_hw)
         return masks
 
     def __len__(self) -> int:

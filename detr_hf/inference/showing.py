@@ -39,7 +39,7 @@ class Showing:
     scores: np.ndarray
     labels: np.ndarray
     names: list[str]
-    segmentations: list[dict[str, Any]] | None
+    segmentations: list[dict[str, Any] | None] | None
     panoptic: SegmentMap | None
     semantic: SegmentMap | None
     best_below: "BestBelow | None"
@@ -161,7 +161,7 @@ class Showing:
                 f"Detector.from_pretrained(..., task={what!r}); slices and filter() keep no map of the picture."
             )
         if what == "instance":
-            return None, [mask_crop(one) for one in self.segmentations or ()]
+            return None, [None if one is None else mask_crop(one) for one in self.segmentations or ()]
         return held.get(what), None
 
     def save(

@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw
 
 from ..whole_files import refuse_overwriting
 from .boxes import draw_boxes
-from .colors import class_color
+from .colors import WHITE, class_color, mixed, relative_luminance
 from .grids import fit_image, grid
+from .lettering import beside_text
 from .saving import picture_format, save_drawing
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 WIDEST_CAPTION = 320
 DIMMED = 0.6  # of the picture's light, where there is no attention
-LIGHT = 240  # of 255: the brightest channel of a colour that shows attention
+LEAST_LIGHT = 0.25  # of a colour that shows attention, as WCAG 2 measures it
 POINT_COLOR = (255, 190, 20)
 
 
@@ -159,7 +160,7 @@ class Attention:
                 drawn = heat_image(small, self.decoder[index], self.grids[0], color)
                 ImageDraw.Draw(drawn).rectangle(tuple(boxes[index]), outline=(255, 255, 255))
                 tiles.append(drawn)
-                captions.append(f"{one.name}  {one.score:.2f}: {share:.0%} in its box")
+                captions.append(f"{beside_text(one.name)}  {one.score:.2f}: {share:.0%} in its box")
             if not len(found):
                 captions = [str(found.best_below)]
         columns = -(-len(tiles) // -(-len(tiles) // columns))  # no row much shorter than the others
@@ -197,7 +198,9 @@ def heat_image(image: Image.Image, map_: np.ndarray, grid: Grid, color: tuple[in
     heat = np.asarray(heat) / max(float(map_.max()), 1e-12)
     heat = heat.clip(0, 1)[..., None]
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * DIMMED
-    light = np.asarray(color, dtype=np.float32) * LIGHT / max(color)  # brown would be lost on grey
+    while relative_luminance(color) < LEAST_LIGHT:  # brown and blue would be lost on grey
+        color = mixed(color, WHITE, 0.2)
+    light = np.asarray(color, dtype=np.float32)
     bright = light * (1 - heat**2 * 0.6) + 255 * heat**2 * 0.6  # white at the top
     alpha = heat**0.6 * 0.9
     return Image.fromarray((grey * (1 - alpha) + bright * alpha).round().astype(np.uint8))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from PIL import ImageDraw, ImageFont, features
 
-from .right_to_left import visual_order
+from .right_to_left import is_right_to_left, visual_order
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,9 @@ STYLES = ("bold", "italic", "oblique", "light", "thin", "black", "heavy", "conde
 # A script is looked for until so many fonts have its first letter.
 FONTS_A_SCRIPT = 8
 PROBE_PX = 16
-JOINERS = "\u200c\u200d"  # without ink, but letters of Arabic and of India are shaped by them
+LEFT_TO_RIGHT = "\u200e"  # without ink: keeps a number beside a name of Hebrew or Arabic where it was written
+# Without ink, but letters of Arabic and of India are shaped by them, or ordered.
+JOINERS = "\u200c\u200d" + LEFT_TO_RIGHT
 AS_EMOJI = "\ufe0f"  # without ink: asks for the coloured form of a sign, which is drawn in one colour here
 # What `font=` takes, everywhere that draws names.
 Font = str | Path | ImageFont.FreeTypeFont
@@ -100,6 +102,11 @@ def fitting_line(
     return Line(spelled[:least] + "…", px, font=font, after=after)
 
 
+def beside_text(name: str) -> str:
+    """Returns a name as it is put beside other text in one line, so that one of Hebrew or Arabic does not turn it."""
+    return f"{LEFT_TO_RIGHT}{name}{LEFT_TO_RIGHT}" if any(map(is_right_to_left, name)) else name
+
+
 def font_file(font: Font | None) -> str:
     """Returns the file of what `font=` names, with which letters of any size are loaded.
 
@@ -126,7 +133,7 @@ class _Probe(NamedTuple):
 def _runs(text: str, number: int | None, font: str) -> tuple[tuple[str, str], ...]:
     """Returns the text in parts, each with the file of a font that has all of it."""
     text = " ".join(unicodedata.normalize("NFC", text).replace(AS_EMOJI, "").split())
-    shaped = any("\u0600" <= letter < "\u1100" for letter in text)
+    shaped = any("\u0590" <= letter < "\u1100" for letter in text)
     letters = set(text.replace(" ", "")) - set(JOINERS if shaped else "")
     lacking = sorted(letter for letter in letters if not _has(font, letter))
     found = [] if font else [file for letter in lacking for file in _fonts_of(letter, text)]

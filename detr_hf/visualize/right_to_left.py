@@ -14,7 +14,7 @@ FORMS = range(0xFB50, 0xFEFD)  # Arabic Presentation Forms A and B
 
 def visual_order(text: str, has: Callable[[str], bool]) -> str:
     """Returns the text as letters from left to right, those of Arabic in the forms that `has` says can be drawn."""
-    if not any(_is_rtl(letter) for letter in text):
+    if not any(is_right_to_left(letter) for letter in text):
         return text
     clusters: list[str] = []
     for letter in _joined(text, has):
@@ -31,10 +31,11 @@ def visual_order(text: str, has: Callable[[str], bool]) -> str:
         (kind == "L", list(part)) for kind, part in groupby(clusters[first:last], key=lambda cluster: _kind(cluster))
     ]
     turned = [cluster for is_ltr, part in reversed(inner) for cluster in (part if is_ltr else reversed(part))]
-    return "".join([*clusters[:first], *turned, *clusters[last:]])
+    return "".join([*clusters[:first], *turned, *clusters[last:]]).replace("\u200e", "")  # which has done its work
 
 
-def _is_rtl(letter: str) -> bool:
+def is_right_to_left(letter: str) -> bool:
+    """Whether a letter is of a script that runs from right to left."""
     return unicodedata.bidirectional(letter) in ("R", "AL")
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from .boxes import MOST_HEIGHTS, MOST_WIDTH
 from .colors import class_color, class_dashes, rim_color, text_color
-from .lettering import Line
+from .lettering import LEFT_TO_RIGHT, Line
 from .masks import Mask, placed_mask
 from .outlines import path_data
 from .placing import Span, Taken, best_first, inside_place, label_place, refuse_names, span_in
@@ -271,7 +271,7 @@ class _Text:
 
     def __init__(self, text: str, shown: tuple[int, int], score: float | None = None, is_whole: bool = False):
         self.px = max(shown) * LETTERS
-        after = "" if score is None else f"\u200e  {score:.2f}"  # the mark keeps the number right of Arabic
+        after = "" if score is None else f"{LEFT_TO_RIGHT}  {score:.2f}"
         room = min(shown[0] - 2 * MARGIN * self.px, max(MOST_WIDTH * shown[0], MOST_HEIGHTS * self.px))
         room = shown[0] - 2 * MARGIN * self.px if is_whole else room
         whole = text = _spelled(text)

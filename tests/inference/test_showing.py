@@ -91,3 +91,11 @@ def test_where_nothing_is_over_the_threshold_it_is_said_what_came_nearest(found)
     assert "nothing over" not in found.to_svg() + found.to_svg(what="panoptic", threshold=0.9)
     assert empty.filter(threshold=0.95).best_below == empty.best_below
     assert found[:0].best_below is None and found.filter(threshold=0.95, names="dog").best_below is None
+
+
+def test_an_object_may_be_without_a_mask(found):
+    found.segmentations[1] = None
+    found = Detections(**{key: getattr(found, key) for key in found.__dataclass_fields__})
+    assert found.masks.sum(axis=(1, 2)).tolist() == [400, 0] and "mask" not in repr(found).splitlines()[2]
+    assert [("segmentation" in one) for one in found.to_coco(1)] == [True, False]
+    assert found.draw().size == (100, 80) and found.to_svg().count('class="mask"') == 1

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from detr_hf.visualize import lettering
 from detr_hf.visualize.boxes import draw_boxes
 from detr_hf.visualize.grids import grid
-from detr_hf.visualize.lettering import Line, fitting_line
+from detr_hf.visualize.lettering import Line, beside_text, fitting_line
 
 PAIRS = {
     "Latin": ("Käfer", "Köfer"),
@@ -161,7 +161,8 @@ def test_without_raqm_arabic_and_hebrew_look_as_with_it(monkeypatch):
     file = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
     plain, raqm = (ImageFont.truetype(file, 60, layout_engine=engine) for engine in ImageFont.Layout)
     monkeypatch.setattr(lettering.features, "check", lambda name: False)
-    for name in ("قطة", "كلب صغير", "سلامة", "مدرسة 42", "חתול", "כלב 12 קטן", "cat قطة"):
+    names = ["قطة", "كلب صغير", "سلامة", "مدرسة 42", "חתול", "כלב 12 קטן", "cat قطة"]
+    for name in [*names, f"{beside_text('قطة')}  0.62", f"{beside_text('חתול')} 7: x"]:
         images = []
         for text, font in ((lettering._as_drawn(name, file), plain), (name, raqm)):
             image = Image.new("L", (500, 120))
@@ -169,3 +170,18 @@ def test_without_raqm_arabic_and_hebrew_look_as_with_it(monkeypatch):
             images.append(np.asarray(image) > 127)
         same = (images[0] & images[1]).sum() / (images[0] | images[1]).sum()
         assert same > 0.8, (name, same)
+
+
+def test_a_name_from_right_to_left_does_not_turn_the_text_beside_it():
+    matplotlib = pytest.importorskip("matplotlib")
+    if not features.check("raqm"):
+        pytest.skip("no raqm that would turn it")
+    file = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    ends = []
+    for name in ("cat", beside_text("قطة"), "قطة"):
+        image = Image.new("L", (400, 40))
+        Line(f"{name}  0.62: iiiiiiiiiiii", 20, font=file).draw(ImageDraw.Draw(image), 0, 30, 255)
+        right = np.flatnonzero(np.asarray(image).any(axis=0))[-1] + 1
+        ends.append(np.asarray(image.crop((right - 40, 0, right, 40)).resize((10, 10))).astype(int))
+    turned = np.abs(ends[2] - ends[0]).sum()
+    assert np.abs(ends[1] - ends[0]).sum() < turned / 2 and beside_text("cat") == "cat"
