@@ -93,6 +93,7 @@ def build(data_args: DataArguments, reading: Reading, args: "DETRTrainingArgumen
     from ..training.trainer import DETRTrainer
 
     flags = flags_of(args)
+    data_args.choose_preset(args.recipe)
     try:
         data_args.check()
     except OSError as error:

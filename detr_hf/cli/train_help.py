@@ -13,7 +13,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "model": "",
         "backbone": "",
         "backbone_weights": "Of a new model: imagenet (by default), a FILE with timm's, or none (random).",
-        "preset": "Build a new model: detr, or precise, for small objects and boxes that fit.",
+        "preset": "Of a new model: precise (by default) or detr (the paper's).",
         "recipe": "What learns how: auto, scratch, finetune, mask_head, fast, fast_ref, precise.",
         "num_queries": "",
         "task": "detection, instance (a mask for each object) or panoptic.",

@@ -33,7 +33,8 @@ class Start:
     )
     preset: str | None = _flag(
         None,
-        "Build a new model of this kind: 'detr', the paper's, or 'precise', for small objects and boxes that fit.",
+        "Build a new model of this kind: 'precise', which learns from a few hundred pictures, or 'detr', the paper's, "
+        "which needs thousands. 'precise' by default, 'detr' where --recipe is one for it (scratch, detr, fast, ...).",
     )
     num_queries: int | None = _flag(None, "Another number of object queries: the first are kept, or all are tiled.")
     shortest_edge: int | None = _flag(None, "Resize pictures so; the checkpoint's by default, else 800.")
@@ -53,6 +54,13 @@ class Start:
     def checkpoint(self) -> str | None:
         """Returns the checkpoint to start from; None for a new model."""
         return None if self.is_new else self.model or DEFAULT_MODEL
+
+    def choose_preset(self, recipe: str) -> None:
+        """Fills in the preset of a new model where none is given: one that can learn from what people have."""
+        from ..training.arguments import MODEL_OPTIONS
+
+        if self.is_new and self.preset is None:
+            self.preset = "detr" if recipe in ("scratch", *MODEL_OPTIONS) else "precise"
 
     def check(self) -> None:
         """Raises where there is nothing to start from: before the data are read, which may take long.
@@ -84,7 +92,7 @@ class Start:
         weights = self.backbone_weights or "imagenet"
         fields = {"backbone": self.backbone or DEFAULT_BACKBONE, **changes}
         return DETRConfig.from_preset(
-            self.preset or "detr", **fields, backbone_weights=None if weights == "none" else weights
+            self.preset or "precise", **fields, backbone_weights=None if weights == "none" else weights
         )
 
     def needs_masks(self, task: str | None) -> bool:
