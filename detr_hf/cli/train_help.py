@@ -31,7 +31,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "skip_check": "",
     },
     "the pictures": {
-        "shortest_edge": "Resize the shorter side to this; the checkpoint's by default, else 800.",
+        "shortest_edge": "Of pictures; by default the checkpoint's, of a new model what suits the data.",
         "longest_edge": "The longer side is at most this; in proportion by default.",
         "augment": "Of training pictures: none, paper (flip, multi-scale, crop) or strong.",
         "balance_classes": "Draw pictures of rare classes more often: 0.1, say.",

@@ -37,7 +37,9 @@ class Start:
         "which needs thousands. 'precise' by default, 'detr' where --recipe is one for it (scratch, detr, fast, ...).",
     )
     num_queries: int | None = _flag(None, "Another number of object queries: the first are kept, or all are tiled.")
-    shortest_edge: int | None = _flag(None, "Resize pictures so; the checkpoint's by default, else 800.")
+    shortest_edge: int | None = _flag(
+        None, "Resize pictures so; by default the checkpoint's, of a new model what suits the data."
+    )
     longest_edge: int | None = _flag(None, "At most this; in proportion by default.")
 
     @property
@@ -114,6 +116,15 @@ class Start:
         if self.is_new:
             return model_class(self.new_config(**changes))
         return model_class.from_pretrained(self.checkpoint, **changes)
+
+    def choose_size(self, data: Any, config: Any) -> bool:
+        """Fills in the size of pictures for a new model where none is given and the data tells one; whether it did."""
+        from ..data.checking.check import fitting_shortest_edge
+
+        if self.is_new and not (self.shortest_edge or self.longest_edge):
+            self.shortest_edge = fitting_shortest_edge(data, config)
+            return self.shortest_edge is not None
+        return False
 
     def processor(self, model: Any) -> Any:
         """Returns the checkpoint's image processor, or one for the backbone's weights, at the size of the run."""

@@ -62,6 +62,15 @@ def test_a_new_model_on_the_weights_of_a_backbone(kind, root):
     assert made.processing_class.size == {"shortest_edge": 48, "longest_edge": 80}
 
 
+def test_a_new_model_sees_pictures_at_a_size_that_suits_them(root, capsys):
+    start = ("--backbone", "test_resnet", "--backbone_weights", root / "backbone.pt")
+    size = build(*parse(flags(root, *start))).processing_class.size
+    assert size == {"shortest_edge": 320, "longest_edge": 533}
+    of_checkpoint = build(*parse(flags(root, "--model", root / "new"))).processing_class.size
+    assert of_checkpoint["shortest_edge"] == 48
+    assert "at a shortest side of 320" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("start", "rate"), [("trained", 5e-5), ("new", 1e-4)])
 def test_rates_go_by_what_the_folder_holds(start, rate, root):
     assert build(*parse(flags(root, "--model", root / start))).args.learning_rate == rate
