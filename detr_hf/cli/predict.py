@@ -257,7 +257,7 @@ def with_progress(pictures: Collection[Any], failed: list[dict[str, str]]) -> It
 
 
 def summary(detections: "Detections") -> str:
-    """`3 person, 1 dog`, or `nothing`; of segments where there are any, and of classes their part of the picture."""
+    """`3 person, 1 dog`, or what came nearest; segments if there are any; of classes their part of the picture."""
     if detections.semantic is not None:
         height, width = detections.size_hw
         classes = sorted(detections.semantic.segments_info, key=lambda one: -one["area"])
@@ -265,7 +265,7 @@ def summary(detections: "Detections") -> str:
     counts = detections.count()
     if detections.panoptic is not None:
         counts = dict(Counter(one["name"] for one in detections.panoptic.segments_info).most_common())
-    return ", ".join(f"{number} {name}" for name, number in counts.items()) or "nothing"
+    return ", ".join(f"{number} {name}" for name, number in counts.items()) or str(detections.best_below or "nothing")
 
 
 def finish(total: int, failed: list[dict[str, str]], save: Path | None, json_file: Path | None) -> None:

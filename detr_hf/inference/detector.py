@@ -35,8 +35,9 @@ from .batching import (
 )
 from .forks import mind_fork
 from .pictures import is_single_picture, path_of, stamp_of_source
-from .results import Detections, shown_pixels
+from .results import BestBelow, Detections
 from .segments import SegmentMap, chosen_task
+from .showing import DetectionsList, shown_pixels
 from .sources.opening import refuse_many
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Detector:
         if is_single_picture(images):
             (detections,) = self.stream([images], threshold, batch_size)
             return detections
-        return list(self.stream(images, threshold, batch_size))
+        return DetectionsList(self.stream(images, threshold, batch_size))
 
     def attention(self, picture: Any, threshold: float = 0.7, layer: int = -1, head: int | None = None) -> "Attention":
         """Returns what `visualize.attention` does, which says what it means."""
@@ -240,9 +241,9 @@ class Detector:
             why = ValueError(f"In the batch of image {item.index} ({path_of(item.source) or 'in memory'}): {error}")
             why.__cause__ = error
             return [Failure(item.index, item.source, why)]
-        return [self._detections(item, result) for item, result in zip(batch, results, strict=True)]
+        return [self._detections(item, result, threshold) for item, result in zip(batch, results, strict=True)]
 
-    def _detections(self, item: Prepared, result: dict[str, np.ndarray]) -> Detections:
+    def _detections(self, item: Prepared, result: dict[str, Any], threshold: float) -> Detections:
         order = np.argsort(-result["scores"], kind="stable")
         found = {name: result[name][order] for name in ("scores", "labels", "boxes", "queries") if name in result}
         if "segmentations" in result:
@@ -251,6 +252,9 @@ class Detector:
             found["panoptic"] = SegmentMap.of_panoptic(result["panoptic"], self._name_of)
         if "semantic" in result:
             found["semantic"] = SegmentMap.of_classes(result["semantic"], self._name_of)
+        if "best_below" in result:
+            label, score = result["best_below"]
+            found["best_below"] = BestBelow(self._name_of(label), score, threshold)
         return Detections(
             **found,
             names=[self._name_of(label) for label in found["labels"].tolist()],

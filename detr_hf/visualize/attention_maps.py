@@ -13,16 +13,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..whole_files import refuse_overwriting
-from .boxes import class_color, draw_boxes
-from .grids import LETTERS_PX, fit_image, tile_grid
-from .lettering import Line
+from .boxes import draw_boxes
+from .colors import class_color
+from .grids import fit_image, grid
 from .saving import picture_format, save_drawing
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
     from ..inference.results import Detections
 
-GAP_PX = 6
+WIDEST_CAPTION = 320
 DIMMED = 0.6  # of the picture's light, where there is no attention
 LIGHT = 240  # of 255: the brightest channel of a colour that shows attention
 POINT_COLOR = (255, 190, 20)
@@ -161,10 +161,9 @@ class Attention:
                 tiles.append(drawn)
                 captions.append(f"{one.name}  {one.score:.2f}: {share:.0%} in its box")
             if not len(found):
-                captions = [f"nothing over {self.threshold:.2f}; the best is {self.best[1]:.2f} {self.best[0]}"]
+                captions = [str(found.best_below)]
         columns = -(-len(tiles) // -(-len(tiles) // columns))  # no row much shorter than the others
-        longest = max(Line(caption, LETTERS_PX).length for caption in captions)
-        return tile_grid(tiles, (max(small.width, round(longest) + 4), small.height), columns, captions, gap=GAP_PX)
+        return grid(tiles, columns, captions=captions, side=max(tile, WIDEST_CAPTION), font=font)
 
     def _caption(self, kind: str) -> str:
         count = self.counts[0 if kind == "encoder" else 1]

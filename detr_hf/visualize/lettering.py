@@ -18,7 +18,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont, features
+
+from .right_to_left import visual_order
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,9 @@ STYLES = ("bold", "italic", "oblique", "light", "thin", "black", "heavy", "conde
 FONTS_A_SCRIPT = 8
 PROBE_PX = 16
 JOINERS = "\u200c\u200d"  # without ink, but letters of Arabic and of India are shaped by them
+AS_EMOJI = "\ufe0f"  # without ink: asks for the coloured form of a sign, which is drawn in one colour here
+# What `font=` takes, everywhere that draws names.
+Font = str | Path | ImageFont.FreeTypeFont
 
 
 class Line:
@@ -45,14 +50,14 @@ class Line:
         text: white space counts as one space.
         px: the size of the letters.
         number: what stands before a text of which letters have to be spelled by their numbers, as a class's label.
-        font: the file of the font to use instead of those that are found.
+        font: the file of the font to use instead of those that are found (`font_file`).
         after: what follows the text, in ASCII.
     """
 
     def __init__(self, text: str, px: int, number: int | None = None, font: str = BUNDLED, after: str = ""):
         runs = [run for run in (*_runs(text, number, font), (after, font)) if run[0]] or [("", font)]
         self._runs = [
-            ("".join(part for part, _ in parts), _loaded(file, px))
+            (_as_drawn("".join(part for part, _ in parts), file), _loaded(file, px))
             for file, parts in groupby(runs, key=lambda run: run[1])
         ]
 
@@ -92,6 +97,23 @@ def fitting_line(text: str, room: float, px: int, number: int | None = None, fon
     return Line(spelled[:least] + "…", px, font=font)
 
 
+def font_file(font: Font | None) -> str:
+    """Returns the file of what `font=` names, with which letters of any size are loaded.
+
+    Raises:
+        ValueError: it is an `ImageFont` that was not loaded from a file.
+    """
+    file = getattr(font, "path", font) or BUNDLED
+    if not isinstance(file, str | Path):
+        raise ValueError("font is an ImageFont without a file, and names come in several sizes: give a font's file.")
+    return str(file)
+
+
+def _as_drawn(text: str, file: str) -> str:
+    """Returns the text in the order and the forms in which Pillow has to be given it."""
+    return text if features.check("raqm") else visual_order(text, lambda letter: _has(file, letter))
+
+
 class _Probe(NamedTuple):
     font: ImageFont.FreeTypeFont
     missing: tuple[tuple[int, int], bytes]  # what it draws for a letter that it lacks
@@ -100,7 +122,7 @@ class _Probe(NamedTuple):
 @lru_cache(maxsize=4096)
 def _runs(text: str, number: int | None, font: str) -> tuple[tuple[str, str], ...]:
     """Returns the text in parts, each with the file of a font that has all of it."""
-    text = " ".join(unicodedata.normalize("NFC", text).split())
+    text = " ".join(unicodedata.normalize("NFC", text).replace(AS_EMOJI, "").split())
     shaped = any("\u0600" <= letter < "\u1100" for letter in text)
     letters = set(text.replace(" ", "")) - set(JOINERS if shaped else "")
     lacking = sorted(letter for letter in letters if not _has(font, letter))

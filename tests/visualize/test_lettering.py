@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from detr_hf.visualize import lettering
 from detr_hf.visualize.boxes import draw_boxes
-from detr_hf.visualize.comparison import Comparison, DrawnObjects, comparison_grid
-from detr_hf.visualize.grids import tile_grid
+from detr_hf.visualize.grids import grid
 from detr_hf.visualize.lettering import Line, fitting_line
 
 PAIRS = {
@@ -62,7 +61,7 @@ def drawn(name: str, **options) -> np.ndarray:
 def test_two_names_never_look_alike(pair):
     one, other = map(drawn, pair)
     assert not np.array_equal(one, other)
-    captions = [np.array(tile_grid([Image.new("RGB", (200, 5))], (200, 5), 1, [name])) for name in pair]
+    captions = [np.array(grid([Image.new("RGB", (200, 5))], captions=[name])) for name in pair]
     assert not np.array_equal(*captions)
 
 
@@ -115,9 +114,8 @@ def test_a_font_that_is_named_is_the_one_that_is_used(caplog):
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf"
     assert not np.array_equal(drawn("cat"), drawn("cat", font=file))
     assert lettering._runs("γ猫", 0, str(file)) == (("0 ", str(file)), ("γ", str(file)), ("[732B]", str(file)))
-    objects = DrawnObjects(np.array([[5, 20, 90, 90]]), [0])
-    comparison = Comparison(Image.new("RGB", (200, 100)), objects, objects)
-    plain, serif = (np.array(comparison_grid([comparison], {0: "cat"}, font=font)) for font in (None, file))
+    cells = [Image.new("RGB", (200, 100))]
+    plain, serif = (np.array(grid(cells, captions=["cat"], font=font)) for font in (None, file))
     assert not np.array_equal(plain, serif)
     with pytest.raises(OSError):
         drawn("cat", font="gone.ttf")
@@ -142,3 +140,32 @@ def test_fonts_are_ranked_for_small_letters():
     assert sorted(files, key=lettering._rank)[:2] == ["/f/NotoSansCJK-Regular.ttc", "/f/NotoSansCJK-Bold.ttc"]
     assert not lettering._is_usable("/System/Library/Fonts/LastResort.otf")  # has every letter, all alike
     assert not lettering._is_usable("/f/readme.txt") and lettering._is_usable("/f/A.TTF")
+
+
+def test_a_font_may_be_one_that_is_loaded():
+    matplotlib = pytest.importorskip("matplotlib")
+    file = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf")
+    assert np.array_equal(drawn("cat", font=ImageFont.truetype(file, 40)), drawn("cat", font=file))
+    with pytest.raises(ValueError, match="give a font's file"):
+        drawn("cat", font=ImageFont.load_default(12))
+
+
+def test_a_sign_as_emoji_is_the_sign():
+    assert np.array_equal(drawn("☀\ufe0f"), drawn("☀"))
+
+
+def test_without_raqm_arabic_and_hebrew_look_as_with_it(monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    if not features.check("raqm"):
+        pytest.skip("no raqm to compare with")
+    file = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    plain, raqm = (ImageFont.truetype(file, 60, layout_engine=engine) for engine in ImageFont.Layout)
+    monkeypatch.setattr(lettering.features, "check", lambda name: False)
+    for name in ("قطة", "كلب صغير", "سلامة", "مدرسة 42", "חתול", "כלב 12 קטן", "cat قطة"):
+        images = []
+        for text, font in ((lettering._as_drawn(name, file), plain), (name, raqm)):
+            image = Image.new("L", (500, 120))
+            ImageDraw.Draw(image).text((10, 20), text, fill=255, font=font)
+            images.append(np.asarray(image) > 127)
+        same = (images[0] & images[1]).sum() / (images[0] | images[1]).sum()
+        assert same > 0.8, (name, same)

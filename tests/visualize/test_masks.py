@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_hf.visualize.boxes import class_color, draw_boxes
-from detr_hf.visualize.masks import inner, paint_mask
+from detr_hf.visualize.boxes import draw_boxes
+from detr_hf.visualize.colors import class_color
+from detr_hf.visualize.masks import inner, paint_mask, placed_mask, resized_mask
 from detr_hf.visualize.segments import LINE_COLOR, _inside_place, draw_segments
 
 GREY = (128, 128, 128)
@@ -87,3 +88,39 @@ def test_images_of_any_mode_and_without_segments():
     for mode in ("L", "RGBA", "CMYK"):
         drawn = draw_segments(grey(64, 48).convert(mode), ids, [])
         assert drawn.mode == "RGB" and drawn.getextrema() == ((128, 128),) * 3
+
+
+def test_a_mask_may_be_of_the_whole_image_a_part_or_none_and_of_no_other_size():
+    whole = np.zeros((48, 64), dtype=bool)
+    whole[10:30, 20:50] = True
+    boxes = [[20, 10, 50, 30], [0, 0, 9, 9]]
+    drawn = [
+        np.asarray(draw_boxes(grey(64, 48), boxes, ["a", "b"], masks=[mask, None], shown_names="none"))
+        for mask in (whole, whole.astype(np.uint8) * 255, (20, 10, whole[10:30, 20:50]))
+    ]
+    assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
+    assert (drawn[0][whole] != 128).any(axis=-1).all() and (drawn[0][2:7, 2:7] == 128).all()
+    for wrong in (whole[1:], (40, 10, whole[10:30, 20:50]), (-1, 0, whole[:5, :5])):
+        with pytest.raises(ValueError, match=r"has .* image has|does not lie in the image"):
+            draw_boxes(grey(64, 48), boxes[:1], ["a"], masks=[wrong])
+
+
+def test_masks_and_segments_follow_the_image_to_another_size():
+    whole = np.zeros((480, 640), dtype=bool)
+    whole[100:300, 200:500] = True
+    x0, y0, pixels = resized_mask(placed_mask(whole, (640, 480)), (640, 480), (64, 48))
+    assert (x0, y0, pixels.shape, pixels.all()) == (20, 10, (20, 30), True)
+    drawn = draw_boxes(grey(640, 480), [[200, 100, 500, 300]], ["a"], masks=[whole], side=64, shown_names="none")
+    inside = (np.asarray(drawn) != 128).any(axis=-1)
+    assert drawn.size == (64, 48) and inside[10:30, 20:50].all() and inside.sum() == 600
+    tiny = resized_mask((3, 3, np.ones((1, 1), dtype=bool)), (640, 480), (64, 48))
+    assert tiny[:2] == (0, 0) and tiny[2].shape == (1, 1)
+    segments = draw_segments(grey(640, 480), whole.astype(int), [{"id": 1, "label_id": 0, "name": ""}], side=64)
+    assert segments.size == (64, 48) and segments.getpixel((40, 25)) != GREY == segments.getpixel((5, 5))
+
+
+@pytest.mark.parametrize("classes", [1, 1000])
+def test_any_number_of_classes_is_drawn(classes):
+    boxes = [[10 + n % 50, 10 + n % 37, 40 + n % 50, 40 + n % 37] for n in range(classes)]
+    drawn = draw_boxes(grey(200, 160), boxes, [f"class {n}" for n in range(classes)])
+    assert {color for _, color in drawn.getcolors(100_000)} >= {class_color(0)}
