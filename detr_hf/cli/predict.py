@@ -1,6 +1,7 @@
 """`detr-hf predict`: boxes and masks in files, folders, patterns and URLs; with `--out` in any number of pictures."""
 
 import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,8 @@ def predict(
 ) -> None:
     """Detect objects in pictures, with their masks where the model has a mask head.
 
-    A picture that cannot be read is named and left out; the exit code then is 1.
+    A picture that cannot be read is named and left out; the exit code then is 1. With --save a film becomes
+    NAME_boxes.mp4, with its sound; of a damaged one the frames that are whole.
 
     What a folder holds besides pictures is counted and named. No picture that is given is written over. With --out
     the results go to a folder in parts, such a picture is in them with its error (the exit code is 1 only if none
@@ -66,13 +68,14 @@ def predict(
         predict_run(detector, source, out, model=named, **settings)
     else:
         found = search_pictures(paths, save, limit)
+        refuse_of_films(found, json_file, attention, every)
         refuse_overwriting({"--json": json_file}, [model, *found], is_result)
         if save is not None:
             refuse_unwritable("--save", save)
         detector = load(device, task=task)
         if attention and not hasattr(detector.model, "transformer"):
             raise typer.BadParameter("an exported model gives none: name the checkpoint", param_hint="--attention")
-        predict_files(detector, found, threshold, save, json_file, batch_size, font, named, attention)
+        predict_files(detector, found, threshold, save, json_file, batch_size, font, named, attention, limit)
 
 
 def refuse_wrong_calls(
@@ -95,6 +98,24 @@ def refuse_wrong_calls(
         raise typer.BadParameter("takes neither --save nor --json: they hold all results at once", param_hint="--out")
     if out is None and dataset is not None:
         raise typer.BadParameter("a data set needs a folder for its results, --out", param_hint="--dataset")
+
+
+def refuse_of_films(found: Iterable[Path | str], json_file: Path | None, attention: bool, every: int) -> None:
+    """Raises a typer.BadParameter for an option that no film can have, and an ImportError where none can be read."""
+    from ..inference.sources.opening import is_film
+    from ..inference.sources.video import require_pyav
+
+    film = next((path for path in found if is_film(path)), None)
+    if film is None:
+        return
+    require_pyav()
+    for option, is_set, why in (
+        ("--json", json_file is not None, "holds all results at once; those of a film go to a folder, --out"),
+        ("--attention", attention, "draws pictures, not films"),
+        ("--every", every != 1, "is of --out; a film is drawn with all its frames"),
+    ):
+        if is_set:
+            raise typer.BadParameter(f"{why} ({film})", param_hint=option)
 
 
 def load_detector(

@@ -12,6 +12,7 @@ import typer
 
 from ..whole_files import whole_file
 from .naming import is_web_address
+from .predict_films import draw_films
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
@@ -21,26 +22,32 @@ if TYPE_CHECKING:
 def search_pictures(paths: list[str], save: Path | None, limit: int | None) -> dict[Path | str, Path]:
     """Returns the pictures behind paths and URLs, each with its path below the folder that it was found in.
 
+    Where drawings are to be saved, films too, behind the pictures; `limit` is of the pictures alone.
+
     Raises:
         typer.BadParameter: there is none, or a file that holds many.
     """
-    from ..inference.sources.opening import OPENERS, holds_many
+    from ..inference.sources.opening import FILM_SUFFIXES, OPENERS, holds_many, is_film
     from ..inference.sources.searching import PictureSearch
+    from ..processing.image_opening_detr import PICTURE_SUFFIXES
 
-    search = PictureSearch([path for path in paths if not is_web_address(path)], results=save)
+    suffixes = PICTURE_SUFFIXES if save is None else (*PICTURE_SUFFIXES, *FILM_SUFFIXES)
+    search = PictureSearch([path for path in paths if not is_web_address(path)], results=save, suffixes=suffixes)
     files = dict(search)
+    films = {path: files.pop(path) for path in list(files) if save is not None and is_film(path)}
     urls = {path: Path(unquote(urlsplit(path).path)).name or "picture" for path in paths if is_web_address(path)}
     pictures = {**files, **{url: Path(name if len(name) < 100 else "picture") for url, name in urls.items()}}
     if unopened := sorted(search.left_out.reasons & OPENERS.keys()):
         typer.echo(f"Files that end in {', '.join(unopened)} hold many pictures: --out looks into them.", err=True)
-    if not pictures:
+    if not pictures and not films:
         raise typer.BadParameter(search.nothing(), param_hint="PATH")
-    many = [str(path) for path in files if holds_many(path)]
+    many = [path for path in files if holds_many(path)]
     if many:
-        raise typer.BadParameter(f"{many[0]} holds many pictures: name a folder for their results, --out")
+        also = ", or one for its drawings, --save" if is_film(many[0]) else ""
+        raise typer.BadParameter(f"{many[0]} holds many pictures: name a folder for their results, --out{also}")
     if limit is not None and len(pictures) > limit:
         typer.echo(f"The first {limit} of {len(pictures)} pictures (--limit).", err=True)
-    return dict(islice(pictures.items(), limit))
+    return dict(islice(pictures.items(), limit)) | films
 
 
 def predict_files(
@@ -53,13 +60,20 @@ def predict_files(
     font: Path | None,
     model: str,
     attention: bool = False,
+    limit: int | None = None,
 ) -> None:
-    """Detects in pictures and writes a line for each; draws them and writes them to one file if asked."""
+    """Detects in pictures and writes a line for each; draws them and writes them to one file if asked.
+
+    Films come last, and take what the pictures leave of `limit`.
+    """
     from ..inference.results import Detections
     from ..inference.runs.drawings import DRAWING_OF, drawing_paths
+    from ..inference.sources.opening import is_film
     from ..inference.sources.searching import one_line
 
     targets = drawing_paths(pictures, save, json_file, DRAWING_OF[detector.task]) if save is not None else {}
+    films = {path: targets[path] for path in pictures if path in targets and is_film(path)}
+    pictures = {path: below for path, below in pictures.items() if path not in films}
     seen = drawing_paths(pictures, save, json_file, "attention") if attention and save is not None else {}
     failed: list[dict[str, str]] = []
     records: list[dict[str, Any]] = []
@@ -81,7 +95,9 @@ def predict_files(
         content |= {"pictures": records, "failed": failed}
         with whole_file(json_file) as unfinished:
             unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    finish(len(pictures), failed, save, json_file)
+    left = None if limit is None else limit - len(pictures)
+    damaged = draw_films(detector, films, threshold, batch_size, font, left, failed) if films else 0
+    finish(len(pictures) + len(films), failed, save, json_file, damaged)
 
 
 def with_progress(pictures: Collection[Any], failed: list[dict[str, str]]) -> Iterator[Any]:
@@ -110,8 +126,10 @@ def summary(detections: "Detections") -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.items()) or "nothing"
 
 
-def finish(total: int, failed: list[dict[str, str]], save: Path | None, json_file: Path | None) -> None:
-    """Says where the results are and what failed; leaves with exit code 1 if anything did."""
+def finish(
+    total: int, failed: list[dict[str, str]], save: Path | None, json_file: Path | None, damaged: int = 0
+) -> None:
+    """Says where the results are and what failed; leaves with exit code 1 if anything did, or a film is damaged."""
     from ..inference.sources.searching import one_line
 
     if save is not None and len(failed) < total:
@@ -122,4 +140,7 @@ def finish(total: int, failed: list[dict[str, str]], save: Path | None, json_fil
         typer.echo(one_line(f"Left out {failure['path']}: {failure['error']}"), err=True)
     if failed:
         typer.echo(f"{len(failed)} of {total} pictures could not be read.", err=True)
+    if damaged:
+        typer.echo(f"{damaged} of the films are damaged: the frames that are whole are drawn.", err=True)
+    if failed or damaged:
         raise typer.Exit(1)

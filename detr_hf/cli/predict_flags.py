@@ -26,7 +26,7 @@ Task = Annotated[
         "classes); by default what the model has.",
     ),
 ]
-Save = Annotated[Path | None, typer.Option(help="Draw each picture into this folder.")]
+Save = Annotated[Path | None, typer.Option(help="Draw each picture, and each film as an MP4, into this folder.")]
 Attention = Annotated[
     bool,
     typer.Option(
