@@ -44,7 +44,8 @@ def make_film(
 
     faststart = {"movflags": "faststart"} if path.suffix in (".mp4", ".mov") else {}
     with av.open(str(path), "w", options=options or faststart) as file:
-        video = file.add_stream(codec, rate=RATE) if frames else None
+        quickly = {"preset": "ultrafast"} if codec == "libx264" else {}
+        video = file.add_stream(codec, rate=RATE, options=quickly) if frames else None
         tone = file.add_stream(sound, rate=SAMPLES, layout="mono") if sound else None
         if video is not None:
             video.width, video.height, video.pix_fmt = *size, "yuv420p" if codec != "ffv1" else "yuv444p"

@@ -63,7 +63,7 @@ def test_frames_times_length_and_sound_are_kept(kind, tmp_path):
     first = source["times"][0] - found["times"][0]  # of a film that does not start at 0
     assert [time + first for time in found["times"]] == pytest.approx(source["times"], abs=0.002)
     assert found["length"] == pytest.approx(source["length"], abs=0.04) and found["codec"] == "h264"
-    assert found["rate"] == pytest.approx(source["rate"], rel=0.03)
+    assert found["rate"] == pytest.approx(source["rate"], rel=0.07)
     if given.get("sound", "aac") in AS_AAC:
         assert found["sound"] == ["aac"] and any("is AAC" in change for change in drawn.changes)
         assert len(found["heard"][0]) == pytest.approx(30 / 25 * 48000 / 1024, abs=2)
@@ -124,6 +124,7 @@ def test_so_many_frames_and_the_sound_to_their_end(whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_thousand_frames_in_little_memory_and_killed_half_way(tmp_path):
     command = [sys.executable, "-m", "tests.inference.film_making", "2000", tmp_path / "film.mp4", "film_boxes.mp4"]
     command[-1] = target = tmp_path / "out" / "film_boxes.mp4"
