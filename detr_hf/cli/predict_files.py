@@ -115,7 +115,7 @@ def with_progress(pictures: Collection[Any], failed: list[dict[str, str]]) -> It
 
 
 def summary(detections: "Detections") -> str:
-    """`3 person, 1 dog`, or `nothing`; of segments where there are any, and of classes their part of the picture."""
+    """`3 person, 1 dog`, or what came nearest; segments if there are any; of classes their part of the picture."""
     if detections.semantic is not None:
         height, width = detections.size_hw
         classes = sorted(detections.semantic.segments_info, key=lambda one: -one["area"])

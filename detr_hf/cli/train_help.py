@@ -57,6 +57,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "output_dir": "Where checkpoints and the model go.",
         "eval_strategy": "AP after every epoch; steps or no.",
         "eval_steps": "Steps from one evaluation to the next, with --eval_strategy steps.",
+        "figures": "Curves and plots in output_dir/figures; false: none.",
         "load_best_model_at_end": "Keep an earlier step where it is better than the last by more than noise.",
         "resume_from_checkpoint": "A checkpoint, true for the last one, or false: start anew.",
         "report_to": "Loggers: none, tensorboard, wandb, ...",

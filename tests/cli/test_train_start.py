@@ -18,7 +18,7 @@ from detr_hf.training.arguments import RECIPES
 
 from ..training.scenes import micro_model, trained, write_coco
 
-CPU = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
+CPU = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--figures", "false"]
 SMALL = ["--shortest_edge", "48", "--num_queries", "5"]
 
 
