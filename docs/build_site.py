@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "build" / "pages"
 STAGED = ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "model_cards/*.md")
 SHOWN = (".png", ".svg", ".jpg")
+CONFIG = ROOT / "mkdocs.yml"
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)")
 PICTURE = re.compile(r'!\[[^\]]*\]\(([^)\s]+)\)|src="([^"]+)"')
 CODE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
@@ -23,6 +24,11 @@ COMPLAINT = re.compile(r"warning|error|not found|griffe:", re.IGNORECASE)
 def pages() -> list[Path]:
     """Returns the pages of the site, in the repository."""
     return sorted({path for pattern in STAGED for path in ROOT.glob(pattern)})
+
+
+def in_nav() -> list[Path]:
+    """Returns the pages that mkdocs.yml leads to."""
+    return [ROOT / path for path in re.findall(r"^ *- [^:\n]+: (\S+\.md)$", CONFIG.read_text("utf-8"), re.MULTILINE)]
 
 
 def outside(page: Path, target: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 
 from detr_hf import Detector, inspect_model
 from detr_hf.data import DigitScenes, prepare
@@ -54,7 +54,10 @@ class Followed:
         with torch.no_grad():
             self.outputs = self.model(**self.inputs)
             self.features, self.positions = self.model.backbone(**self.inputs)
-            self.stages = self.model.backbone[0].body(self.inputs["pixel_values"])
+            self.stages, states = [], self.inputs["pixel_values"]
+            for name, part in self.model.backbone[0].body.items():
+                states = part(states)
+                self.stages += [states] if name.startswith("layer") else []
         self.seen = attention(self.detector, SCENE, threshold=THRESHOLD)
         self.scene = Image.open(SCENE).convert("RGB")
 
@@ -133,9 +136,8 @@ def how_matching(of: Followed) -> Image.Image:
 
 def panoptic(of: Followed) -> Image.Image:
     """Returns ten scenes, the truth on the left of the segments found, as `examples/panoptic.py` draws them."""
-    from examples.panoptic import draw
-
     from detr_hf.checkpoints.processors import processor_of
+    from examples.panoptic import draw
 
     return draw(SEGMENTER, DigitScenes("validation", masks=True), processor_of(SEGMENTER)).quantize(128)
 

@@ -66,7 +66,9 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         processing_class: the image processor; by default the checkpoint's.
         data_collator: by default a `DetectionCollator`.
 
-    What else transformers' Trainer takes is as there. After an evaluation `last_evaluation` holds its `CocoMetrics`, with AP by class; `last_mask_evaluation` those of
+    What else transformers' Trainer takes is as there.
+
+    After an evaluation `last_evaluation` holds its `CocoMetrics`, with AP by class; `last_mask_evaluation` those of
     masks, and `last_panoptic_evaluation` its `PanopticMetrics`.
 
     Raises:

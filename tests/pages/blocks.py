@@ -6,6 +6,8 @@ cannot run is skipped with its reason, and there may be three of these. What a p
 `model`, is made in an invisible block.
 """
 
+import contextlib
+import io
 import os
 import re
 import subprocess
@@ -18,7 +20,8 @@ from typing import Any
 
 import pytest
 from sybil import Document, Example, Region, Sybil
-from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 from tests.hub.conftest import client_environment
 from tests.hub.server import HubServer
@@ -53,6 +56,18 @@ def stage() -> Any:
     return Stage(FOLDER, HUB)
 
 
+class Printing(PythonEvaluator):
+    """Runs a block, which has to print what stands behind its lines `print(...)  # what`, if anything does."""
+
+    def __call__(self, example: Example) -> None:
+        """Raises where something else is printed."""
+        promised = re.findall(r"^print\(.*\)  # (.*)$", example.parsed, re.MULTILINE)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            super().__call__(example)
+        if promised:
+            assert printed.getvalue().splitlines() == promised
+
+
 def shell(example: Example) -> None:
     """Runs a block as bash does; the first command that fails is an error, with all that was printed."""
     command = ["bash", "-euo", "pipefail", "-c", example.parsed]
@@ -61,7 +76,7 @@ def shell(example: Example) -> None:
 
 
 def rows(document: Document) -> Iterator[Region]:
-    """Yields the code of second cells in tables of what changes: a command, or an expression or statement of Python."""
+    """Yields the code of second cells in tables of what changes: a command, or Python."""
     if not document.path.endswith("coming_from.md"):
         return
     for row in ROW.finditer(document.text):
@@ -100,7 +115,7 @@ class Page:
 
 
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), CodeBlockParser("bash", shell), rows, SkipParser()],
+    parsers=[CodeBlockParser("python", Printing()), CodeBlockParser("bash", shell), rows, SkipParser()],
     path=str(ROOT),
     pattern="*.md",
     setup=Page.enter,

@@ -39,7 +39,7 @@ def python(arguments: list[str]) -> int:
     from tests.pages.warm import run
 
     if arguments[:3] == ["-m", "benchmarks", "convergence"]:
-        arguments = [*arguments, *SMALL_TRAINING, "--out", "records", "--work", "scenes"]
+        arguments = [*arguments, *SMALL_TRAINING]
     return run(os.environ["DOCS_WARM"], arguments)
 
 

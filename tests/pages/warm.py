@@ -5,6 +5,7 @@ arguments, folder, environment and files as in a process of its own. `run` is th
 """
 
 import array
+import importlib
 import json
 import os
 import runpy
@@ -12,19 +13,18 @@ import socket
 import sys
 import traceback
 
+SLOW = ("transformers", "detr_hf.cli.main", "detr_hf.data.loading", "detr_hf.evaluation.running")
+
 
 def serve(address: str) -> None:
     """Answers for ever: each connection is a command, its child's exit code the answer."""
     import torch
-    import transformers  # noqa: F401
 
-    import detr_hf.cli.main
-    import detr_hf.data.loading
-    import detr_hf.evaluation.running
-    import detr_hf.training.trainer
     from tests.pages.stage import train_shortly
 
     torch.set_num_threads(1)
+    for name in SLOW:
+        importlib.import_module(name)
     train_shortly()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
