@@ -1,7 +1,7 @@
 """Writes the code of classes and functions into pages: python docs/show_sources.py
 
-Between `<!-- source: Joiner.forward -->` and `<!-- end of source -->` stands what `detr_hf.model` has there, without docstrings,
-so that a page shows the real code. A test asks whether it still does.
+Between `<!-- source: Joiner.forward -->` and `<!-- end of source -->` stands what `detr_hf.model` has there,
+without docstrings, so that a page shows the real code. A test asks whether it still does.
 """
 
 import ast

@@ -4,7 +4,8 @@
 made small in plain sight: here is all of it.
 
 - benchmarks that train: two steps, two pictures at a time;
-- train, eval, predict: small pictures, where the page does not say how large (and see `stage.train_shortly`);
+- train, eval, predict, benchmark: small pictures, where the page does not say how large;
+- every training: four steps (`stage.train_shortly`);
 - torchrun and accelerate: two processes on this machine, on the processor;
 - make and pytest: what they would run is listed (`--dry-run`, `--collect-only`); they have their own place in CI;
 - pip: a checkout and a wheel are resolved without their requirements; what comes from an index must be installed here.
@@ -33,6 +34,13 @@ SMALL_TRAINING = [
     "cpu",
 ]
 
+SMALL_PICTURES = {
+    "train": ["--shortest_edge", "96", "--longest_edge", "160"],
+    "eval": ["--image-size", "96"],
+    "predict": ["--image-size", "96"],
+    "benchmark": ["--size", "96x128"],
+}
+
 
 def python(arguments: list[str]) -> int:
     """Returns the exit code of a module or script."""
@@ -45,11 +53,9 @@ def python(arguments: list[str]) -> int:
 
 def detr_hf(arguments: list[str]) -> int:
     """Returns the exit code of a verb, on small pictures."""
-    sizes = {"train": ("--shortest_edge", "--longest_edge"), "eval": ("--image-size",), "predict": ("--image-size",)}
-    asked = sizes.get(arguments[0], ())
-    if asked and asked[0] not in arguments and not any(word.endswith(".onnx") for word in arguments):
-        for flag, pixels in zip(asked, ("96", "160"), strict=False):
-            arguments = [*arguments, flag, pixels]
+    small = SMALL_PICTURES.get(arguments[0], [])
+    if small and small[0] not in arguments and not any(word.endswith(".onnx") for word in arguments):
+        arguments = [*arguments, *small]
     return python(["-m", "detr_hf", *arguments])
 
 
