@@ -15,7 +15,7 @@ PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
-.PHONY: demo test test-processors test-slow test-common first-hour bench lint format wheel clean
+.PHONY: demo test test-processors test-slow test-common first-hour docs docs-test docs-figures notebooks bench lint format wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -40,6 +40,24 @@ test-common: $(VENV)/.installed-dev
 # A newcomer's first hour from a wheel in empty environments, with what they take; JOURNEYS="detect deploy" for some.
 first-hour: $(VENV)/bin/python
 	$(VENV)/bin/python tests/first_hour/run.py $(JOURNEYS)
+
+# The documentation as a site in build/site; any complaint is an error.
+docs: $(VENV)/.installed-docs
+	$(RUN) $(VENV)/bin/python docs/build_site.py
+
+# Every block of every page, run on small stand-ins; then the site in a browser, which an apt line brings. PAGES=docs/hub.md for some.
+PAGES ?= README.md README.zh-CN.md docs
+docs-test: docs
+	$(RUN) $(VENV)/bin/python -m pytest -p tests.pages.blocks --timeout 900 $(PAGES)
+	$(RUN) $(VENV)/bin/python tests/pages/browse.py
+
+# Every figure of the documentation, drawn from what a model computes.
+docs-figures: $(VENV)/.installed-docs
+	$(RUN) $(VENV)/bin/python -m docs.draw_figures
+
+# The notebooks run anew, from their scripts, in minutes.
+notebooks: $(VENV)/.installed-docs
+	$(RUN) $(VENV)/bin/python examples/notebooks/run.py
 
 bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward
@@ -73,6 +91,11 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) for development: torch and its companions take a few minutes the first time."
 	$(PIP) --editable ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) for the documentation: torch and its companions take a few minutes the first time."
+	$(PIP) --editable ".[docs]"
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -95,7 +95,10 @@ class Detector:
             device: where to run; by default the first CUDA device, or else the CPU.
             dtype: of weights and computation, as `"bfloat16"` or `torch.bfloat16`; float32 by default. What
                 is exported keeps its own.
-            revision, token, cache_dir, local_files_only: as in transformers, for a Hub id.
+            revision: of a Hub id, as in transformers.
+            token: for a Hub id that not everybody may read, as in transformers.
+            cache_dir: where what the Hub gives is kept.
+            local_files_only: ask no Hub.
             **loading: further arguments of `DETRForObjectDetection.from_pretrained`, such as `subfolder`, `variant` or
                 `use_safetensors`, or `nheads` of a weight file that does not show it.
         """

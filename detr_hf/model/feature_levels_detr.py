@@ -89,7 +89,7 @@ class FeatureLevels(nn.Module):
         for index, (proj, lateral, down) in enumerate(zip(self.down_proj, self.down_lateral, self.down, strict=True)):
             above = self._of_cells(lateral, levels[index + 1])
             below = proj(without_padding(levels[index], masks[index]))
-            below = F.interpolate(below, size=above.shape[-2:], mode="nearest")  # of odd sizes some keep the half below
+            below = F.interpolate(below, size=above.shape[-2:], mode="nearest")  # some halve odd sizes down
             levels[index + 1] = down(below, above, masks[index + 1])
         return levels
 

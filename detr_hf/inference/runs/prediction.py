@@ -98,7 +98,8 @@ def predict_to_shards(
             the end, what `map_formats.py` tells.
         options: how the source is read, see `SourceOptions`.
         model: the model's name, for people who read run.json.
-        rank, world_size: which of how many processes this is; by default as torchrun and accelerate say.
+        rank: which process this is, from 0; by default as torchrun and accelerate say.
+        world_size: of how many.
         on_progress: is called about twice a second, and in the end.
 
     Raises:
