@@ -35,8 +35,9 @@ from .batching import (
 )
 from .forks import mind_fork
 from .pictures import is_single_picture, path_of, stamp_of_source
-from .results import Detections, shown_pixels
+from .results import Detections
 from .segments import SegmentMap, chosen_task
+from .showing import DetectionsList, shown_pixels
 from .sources.opening import refuse_many
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Detector:
         if is_single_picture(images):
             (detections,) = self.stream([images], threshold, batch_size)
             return detections
-        return list(self.stream(images, threshold, batch_size))
+        return DetectionsList(self.stream(images, threshold, batch_size))
 
     def attention(self, picture: Any, threshold: float = 0.7, layer: int = -1, head: int | None = None) -> "Attention":
         """Returns what `visualize.attention` does, which says what it means."""

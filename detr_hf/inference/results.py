@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ..errors import install_hint
 from ..processing.run_lengths_detr import run_length_mask
-from ..visualize.saving import picture_format, save_drawing
-from ..whole_files import refuse_overwriting
-from .pictures import Stamp, stamp_of
-from .segments import TASKS, SegmentMap, mask_crop
+from .pictures import Stamp
+from .segments import SegmentMap, mask_crop
+from .showing import Showing
 
 if TYPE_CHECKING:
     import pandas
@@ -94,14 +92,6 @@ def coco_results(
     return results
 
 
-def shown_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Returns pixels (H, W, 3) as uint8; floats that end at 1 are in 0..1, as where nothing rescales them."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    brightest = float(pixels.max())
-    return (pixels * 255 if brightest <= 1 else pixels).clip(0, 255).round().astype(np.uint8)
-
-
 @dataclass(frozen=True)
 class Field:
     """What is known of every object, in all the forms that results have; declared in `Detections`.
@@ -128,7 +118,7 @@ def _array(dtype: type, shape: tuple[int, ...]) -> Callable[[Any], np.ndarray]:
 
 
 @dataclass(eq=False, repr=False)
-class Detections:
+class Detections(Showing):
     """The objects found in one picture, best first; iterates over `Detection`, and slices like an array.
 
     `boxes (N, 4)` float32 xyxy pixels, `scores (N,)` float32, `labels (N,)` int64, `names` a list of N class names,
@@ -207,24 +197,6 @@ class Detections:
         for mask, run_lengths in zip(masks, self.segmentations, strict=True):
             mask[:] = run_length_mask(run_lengths, self.size_hw)
         return masks
-
-    @property
-    def image(self) -> Image.Image:
-        """The upright RGB image that was looked at, opened anew each time; an error where its file was changed."""
-        source = self.path if self.source is None else self.source
-        if source is None:
-            raise ValueError(
-                "These detections know neither a picture nor the path of one: make them with source= or path=."
-            )
-        from ..export.processing import read_pixels
-
-        pixels = read_pixels(source, "the picture", takes_options=False)  # (H, W, 3)
-        if pixels.shape[:2] != self.size_hw or (self.source is None and self.stamp not in (None, stamp_of(self.path))):
-            raise ValueError(
-                f"{self.path or 'The picture'} was changed since these objects were found in it (then {self.size_hw}, "
-                f"now {pixels.shape[:2]}, height and width): detect in it again."
-            )
-        return Image.fromarray(shown_pixels(pixels))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -331,54 +303,6 @@ class Detections:
             class_id=self.labels.copy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
-
-    # What people look at
-
-    def draw(self, font: str | Path | None = None, what: str | None = None) -> Image.Image:
-        """Returns a copy of the picture with what was found drawn on it.
-
-        Args:
-            font: the file of a font; by default one that has the letters of the names is looked for.
-            what: `"detection"` for boxes with names and scores, `"instance"` for masks under them (the default where
-                there are masks), `"panoptic"` or `"semantic"` for the map of the picture with names on the segments.
-
-        Raises:
-            ValueError: there is nothing of that kind, as in a slice, which has no map.
-        """
-        what = what or ("detection" if self.segmentations is None else "instance")
-        if what in ("panoptic", "semantic"):
-            from ..visualize.segments import draw_segments
-
-            map_ = self._there(what, getattr(self, what))
-            return draw_segments(self.image, map_.segmentation, map_.segments_info, font=font)
-        if what not in TASKS:
-            raise ValueError(f"what must be one of {', '.join(TASKS)}, got {what!r}.")
-        from ..visualize.boxes import draw_boxes
-
-        masks = None
-        if what == "instance":
-            masks = [mask_crop(one) for one in self._there("instance", self.segmentations)]
-        return draw_boxes(
-            self.image, self.boxes, self.names, labels=self.labels, scores=self.scores, masks=masks, font=font
-        )
-
-    def _there(self, task: str, held: Any) -> Any:
-        if held is None:
-            raise ValueError(
-                f"These detections have nothing to draw for {task!r}. It comes from a checkpoint with masks, "
-                f"Detector.from_pretrained(..., task={task!r}); slices and filter() keep no map of the picture."
-            )
-        return held
-
-    def save(self, path: str | Path, font: str | Path | None = None, what: str | None = None) -> Path:
-        """Returns `path` after writing the picture with what was found there, whole; the ending decides the format.
-
-        The other arguments are those of `draw`. Folders are made as needed. The picture that was looked at is never
-        written over.
-        """
-        picture_format(path)
-        refuse_overwriting({"path": path}, [self.path])
-        return save_drawing(self.draw(font, what), path)
 
 
 _OF_EACH: dict[str, Field] = {

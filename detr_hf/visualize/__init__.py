@@ -16,5 +16,6 @@ if TYPE_CHECKING:
     from .grids import tile_grid as tile_grid
     from .segments import draw_segments as draw_segments
     from .slots import QuerySlots as QuerySlots, query_slots as query_slots
+    from .vector import objects_svg as objects_svg, segments_svg as segments_svg
 
 __getattr__, __dir__ = lazy_names(__name__)

@@ -128,7 +128,7 @@ def draw_boxes(
             x0, y0, pixels = masks[i]
             paint_mask(drawn, (x0, y0), pixels, class_color(int(labels[i])), min(line_width(drawn.size), 2))
     draw = ImageDraw.Draw(drawn)
-    shown = [(i, span) for i, box in enumerate(boxes) if (span := _inside(box, drawn.size)) is not None]
+    shown = [(i, span) for i, box in enumerate(boxes) if (span := inside(box, drawn.size)) is not None]
     if scores is not None:
         shown.sort(key=lambda item: scores[item[0]])
     for i, span in shown:
@@ -151,7 +151,7 @@ def font_px(size: tuple[int, int]) -> int:
     return max(round(7 + 0.014 * max(size)), SMALLEST_FONT_PX)
 
 
-def _inside(box: np.ndarray, size: tuple[int, int]) -> Span | None:
+def inside(box: np.ndarray, size: tuple[int, int]) -> Span | None:
     """Returns the pixels of a box that lie in the image; None where there are none."""
     width, height = size
     x0, y0, x1, y1 = box

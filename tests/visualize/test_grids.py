@@ -62,5 +62,6 @@ def test_the_package_is_a_face():
 
     names = {"Comparison", "DrawnObjects", "comparison_grid", "draw_boxes", "draw_segments", "tile_grid"}
     names |= {"Attention", "attention", "QuerySlots", "query_slots", "Block", "Row", "architecture_svg"}
+    names |= {"objects_svg", "segments_svg"}
     assert set(visualize.__all__) == names
     assert all(getattr(visualize, name).__name__ == name for name in names)
