@@ -21,7 +21,7 @@ from ..visualize.attention_maps import POINT_COLOR, Grid, heat_layer
 from ..visualize.boxes import class_color
 from .keeping import Seen, Shelf
 from .models import Models
-from .reading import Limits, own_name, read_picture, shown_error
+from .reading import Limits, Picture, decoded, own_name, read_picture, shown_error
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +54,14 @@ class Answers:
     def look(self, visitor: str, path: Path, given_name: str | None, model: str) -> dict[str, Any]:
         """Returns the answer to a picture: the SVG, the objects, and the number under which it is remembered."""
         name = own_name(given_name)
-        return self.told("picture", name, lambda: self._looked(visitor, path, name, model))
+        return self.told("picture", name, lambda: self._looked(visitor, read_picture(path, name, self.limits), model))
 
     def look_again(self, visitor: str, number: int, model: str) -> dict[str, Any]:
         """Returns the answer of another model to a picture that is remembered."""
 
         def answer() -> dict[str, Any]:
             seen = self.shelf.get(visitor, number)
-            return self._shown(visitor, self._seen(seen.content, seen.name, model))
+            return self._looked(visitor, decoded(seen.content, seen.name, self.limits), model)
 
         return self.told("picture", "This picture", answer)
 
@@ -72,46 +72,42 @@ class Answers:
             ValueError: with a sentence that whoever asked may read.
         """
         name = own_name(given_name)
-        answer = self.told("objects", name, lambda: self._detected(path, name, model, threshold))
-        if "error" in answer:
-            raise ValueError(answer["error"])
-        return answer["objects"]
 
-    def _detected(self, path: Path, name: str, model: str, threshold: float) -> dict[str, Any]:
-        picture = read_picture(path, name, self.limits)
-        found = self.models.detector(model)(picture.pixels, threshold)
-        return {"objects": {**found.to_dict(), "path": name}}
+        def answer() -> dict[str, Any]:
+            picture = read_picture(path, name, self.limits)
+            return {"objects": {**self.models.detector(model)(picture.source, threshold).to_dict(), "path": name}}
 
-    def _looked(self, visitor: str, path: Path, name: str, model: str) -> dict[str, Any]:
-        picture = read_picture(path, name, self.limits)
-        seen = self._seen(picture.content, name, model, picture.pixels)
-        return {**self._shown(visitor, seen, picture.pixels), "note": picture.note}
+        told = self.told("objects", name, answer)
+        if "error" in told:
+            raise ValueError(told["error"])
+        return told["objects"]
 
-    def _seen(self, content: bytes, name: str, model: str, pixels: np.ndarray) -> Seen:
-        detector = self.models.detector(model)
-        attention = detector.attention(pixels, LOWEST) if detector.gives_attention else None
-        found = detector(pixels, LOWEST) if attention is None else attention.detections
-        found = replace(found, source=content)  # small, where the pixels are not
-        if attention is not None:
-            attention.detections = found
-        return Seen(name, model, content, found, attention)
-
-    def _shown(self, visitor: str, seen: Seen, pixels: np.ndarray | None = None) -> dict[str, Any]:
+    def _looked(self, visitor: str, picture: Picture, model: str) -> dict[str, Any]:
+        seen = self._seen(picture, model)
         found = seen.detections
-        image = found.image if pixels is None else Image.fromarray(pixels)
-        image = image.reduce(max(1, max(image.size) // SHOWN_PX))
         height, width = found.size_hw
         return {
             "number": self.shelf.put(visitor, seen),
             "name": seen.name,
             "model": seen.model,
+            "note": picture.note,
             "width": width,
             "height": height,
-            "svg": found.to_svg(image),
+            "svg": found.to_svg(picture.shown(SHOWN_PX)),
             "objects": [_plain(one) for one in found],
             "best": _best(found, seen.attention),
             "attention": seen.attention is not None,
         }
+
+    def _seen(self, picture: Picture, model: str) -> Seen:
+        detector = self.models.detector(model)
+        attention = detector.attention(picture.source, LOWEST) if detector.gives_attention else None
+        found = detector(picture.source, LOWEST) if attention is None else attention.detections
+        # The bytes are small where the pixels are not; the name is a path for those who take a result home.
+        found = replace(found, source=picture.content, path=Path(picture.name))
+        if attention is not None:
+            attention.detections = found
+        return Seen(picture.name, model, picture.content, found, attention)
 
     # What is asked of a picture that was shown
 

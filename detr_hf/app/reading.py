@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..export.processing import read_pixels
+from ..inference.showing import shown_pixels
 from ..processing.image_opening_detr import which_page
 
 MB = 1_000_000  # bytes
@@ -52,12 +53,23 @@ class Limits:
 
 @dataclass(frozen=True)
 class Picture:
-    """A visitor's picture: its name, its bytes as they came, upright pixels (H, W, 3) uint8, and what was left out."""
+    """A visitor's picture: its name, its bytes as they came, upright pixels (H, W, 3), and what was left out."""
 
     name: str
     content: bytes
     pixels: np.ndarray
     note: str = ""
+
+    @property
+    def source(self) -> np.ndarray | bytes:
+        """What a detector reads the same pixels from: them, where they can be taken for nothing else."""
+        is_plain = self.pixels.dtype == np.uint8 and min(self.pixels.shape[:2]) > 4
+        return self.pixels if is_plain else self.content
+
+    def shown(self, most_px: int) -> Image.Image:
+        """Returns the image made smaller by a whole number, so that its longer side has `most_px` at least."""
+        image = Image.fromarray(shown_pixels(self.pixels))
+        return image.reduce(max(1, max(image.size) // most_px))
 
 
 def own_name(given: str | None) -> str:
@@ -75,7 +87,11 @@ def read_picture(path: Path, name: str, limits: Limits) -> Picture:
         OSError: the file is gone or may not be read.
     """
     limits.refuse_bytes(path.stat().st_size, name)
-    content = path.read_bytes()
+    return decoded(path.read_bytes(), name, limits)
+
+
+def decoded(content: bytes, name: str, limits: Limits) -> Picture:
+    """Returns the picture in a file's bytes, as `read_picture` does."""
     note = ""
     try:
         with Image.open(io.BytesIO(content)) as header:

@@ -100,6 +100,7 @@ BARE = EXTRAS + ",torch,transformers,timm,torchvision,huggingface_hub,scipy"
     ("absent", "verbs", "said"),
     [
         (EXTRAS, "check data", "the package datasets, which is not installed: pip install 'detr-hf[train,eval]'."),
+        (EXTRAS, "app", "the package gradio, which is not installed: pip install 'detr-hf[app]'."),
         (BARE, "predict .;export;convert detr-digits x;eval detr-digits d", "--no-deps` does not: pip install"),
     ],
 )
