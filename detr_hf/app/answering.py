@@ -120,8 +120,13 @@ class Answers:
                 raise ValueError(f"{seen.name} has {len(seen.detections)} objects, 0 to {len(seen.detections) - 1}.")
             one, share = seen.detections[index], float(attention.in_boxes()[index])
             layer = _heat(attention.decoder[index], attention.grids[0], class_color(one.label))
-            said = f"{one.name} {one.score:.2f}: {share:.0%} of its attention lies in its box."
-            return {"number": number, "index": index, "heat": layer, "said": f"{said} {attention.caption('decoder')}."}
+            said = f"{one.name} {one.score:.2f}: {share:.0%} of its attention lies in its box"
+            return {
+                "number": number,
+                "index": index,
+                "heat": layer,
+                "said": f"{said} ({attention.caption('decoder')}).",
+            }
 
         return self.told("attention", "This picture", answer)
 
@@ -131,7 +136,7 @@ class Answers:
         def answer() -> dict[str, Any]:
             _, attention = self._attention(visitor, number)
             layer = _heat(attention.encoder(x, y), attention.grids[1], POINT_COLOR)
-            said = f"What the place at ({x:.0f}, {y:.0f}) was mixed from. {attention.caption('encoder')}."
+            said = f"What the place at {x:.0f}, {y:.0f} was mixed from ({attention.caption('encoder')})."
             return {"number": number, "x": x, "y": y, "heat": layer, "said": said}
 
         return self.told("attention", "This picture", answer)

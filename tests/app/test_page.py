@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_a_visit(visit, request):
     box = page.locator("[data-picture] svg").bounding_box()
     page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
     page.wait_for_selector(".place", state="attached")
-    assert "(256, 256)" in page.locator("[data-told]").inner_text()
+    assert "at 256, 256" in page.locator("[data-told]").inner_text()
     shoot("4_encoder")
     page.keyboard.press("Escape")
     assert page.locator(".heat").count() == 0
@@ -190,7 +191,7 @@ def test_the_keyboard_reaches_objects_and_places(visit):
     page.focus("[data-picture]")
     page.keyboard.press("ArrowRight")
     page.wait_for_selector(".place", state="attached")
-    assert "(282, 256)" in page.locator("[data-told]").inner_text()
+    assert "at 282, 256" in page.locator("[data-told]").inner_text()
     page.locator("[data-rows] tr").first.focus()
     page.keyboard.press("Enter")
     page.wait_for_selector('.object.chosen[data-index="0"]')
@@ -347,8 +348,17 @@ def test_programs_get_what_the_detector_gives(served, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(SCENE, "scene.png")
     client = gradio_client.Client(served.url, verbose=False)
+    found = Detector.from_pretrained(embedded_model_path())("scene.png", 0.7)
     answer = client.predict(gradio_client.handle_file("scene.png"), "detr-digits", 0.7, api_name="/detect")
-    assert answer == Detector.from_pretrained(embedded_model_path())("scene.png", 0.7).to_dict()
+    assert answer == found.to_dict()
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "app.md").read_text(), re.DOTALL | re.MULTILINE)
+    there = {"http://127.0.0.1:7860": served.url, "street.jpg": "scene.png", "facebook/detr-resnet-50": "detr-digits"}
+    for stand_in, real in there.items():
+        assert stand_in in block
+        block = block.replace(stand_in, real)
+    namespace: dict = {}
+    exec(compile(block, "docs/app.md", "exec"), namespace)
+    assert namespace["found"] == found.to_dict()
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(Exception, match=r"broken\.png.*of no format that is known"):
         client.predict(gradio_client.handle_file("broken.png"), "detr-digits", 0.7, api_name="/detect")
