@@ -15,7 +15,8 @@ PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
-.PHONY: demo test test-processors test-slow test-common first-hour docs docs-test docs-figures notebooks bench lint format wheel clean
+.PHONY: demo test test-processors test-slow test-common test-page first-hour docs docs-test docs-figures notebooks bench lint format \
+	wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -36,6 +37,14 @@ test-slow: $(VENV)/.installed-dev
 # transformers' own common tests, from its source distribution (PyPI), on our models and processors.
 test-common: $(VENV)/.installed-dev
 	$(RUN) $(VENV)/bin/python tests/transformers_common/run.py
+
+# The page of `detr-hf app` in a real browser, with an environment on top of that of development: gradio asks for another
+# Pillow. Screenshots are in out/page; TESTS="-k threshold" for some.
+PAGE_VENV ?= .venv-page
+test-page: $(PAGE_VENV)/.installed
+	@command -v chromium-headless-shell >/dev/null || { echo "It needs a browser: apt-get install -y \
+	--no-install-recommends chromium-headless-shell fonts-wqy-microhei"; exit 1; }
+	$(RUN) $(PAGE_VENV)/bin/python -m pytest -s tests/app $(TESTS)
 
 # A newcomer's first hour from a wheel in empty environments, with what they take; JOURNEYS="detect deploy" for some.
 first-hour: $(VENV)/bin/python
@@ -98,6 +107,14 @@ $(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable ".[docs]"
 	@touch $@ $(VENV)/.installed
 
+$(PAGE_VENV)/.installed: $(VENV)/.installed-dev
+	$(PYTHON) -m venv $(PAGE_VENV)
+	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(PAGE_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/development.pth"
+	$(PAGE_VENV)/bin/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt \
+		--editable ".[app]" playwright
+	@touch $@
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(VENV) demo_boxes.png
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(VENV) $(PAGE_VENV) demo_boxes.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -259,6 +259,8 @@ def test_no_measured_figure_stands_in_the_prose(page):
 def test_python_in_the_pages_compiles_and_imports_what_there_is(page):
     for block in fenced(text_of(page), "python"):
         imports = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        if page.name == "app.md":
+            pytest.importorskip("gradio_client", reason="gradio is not installed: make test-page runs that block")
         exec(compile(ast.Module(imports, []), name_of(page), "exec"), {})
 
 

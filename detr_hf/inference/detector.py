@@ -151,6 +151,11 @@ class Detector:
 
         return look(self, picture, threshold, layer, head)
 
+    @property
+    def gives_attention(self) -> bool:
+        """Whether `attention` can be asked for: of a checkpoint's model, not of an exported or a converted one."""
+        return hasattr(self.model, "transformer")
+
     def stream(
         self,
         images: Iterable[Any],
