@@ -30,14 +30,15 @@ logger = logging.getLogger(__name__)
 LONGEST_WAIT = 10.0  # seconds; moving the files of a folder takes a thousandth of one
 UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.detr_hf\.unfinished$")
 
-# What the JSON files have in common that the verbs write: predict, eval, check, benchmark and inspect; and COCO's
-# results.
+# What the JSON files have in common that the verbs write: predict, eval, check, benchmark, inspect and doctor; and
+# COCO's results.
 RESULT_KEYS = (
     {"threshold", "pictures", "failed"},
     {"mistakes", "per_class"},
     {"findings", "splits"},
     {"environment", "settings", "rows"},
     {"environment", "settings", "steps"},
+    {"packages", "extras", "self_test"},
 )
 COCO_RESULT_KEYS = {"image_id", "category_id", "score"}
 
@@ -337,6 +338,15 @@ def drop_folder(folder: Path) -> None:
 def is_leftover(path: Path) -> bool:
     """Whether a path is called as what is unfinished is."""
     return UNFINISHED.search(path.name) is not None
+
+
+def is_left(path: Path) -> bool:
+    """Whether a killed process left something unfinished; False where one works on it, or nobody can tell."""
+    with suppress(OSError):
+        if fcntl is not None and path not in _held and hold(path) and path in _held:
+            let_go(path)
+            return True
+    return False
 
 
 def remove_leftovers(folder: Path) -> None:

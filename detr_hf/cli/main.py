@@ -12,6 +12,7 @@ from .benchmark import benchmark
 from .check import check
 from .convert import convert
 from .demo import demo
+from .doctor import doctor
 from .eval import evaluate
 from .export import export
 from .flags import Verb, with_nearest, without_python
@@ -41,6 +42,7 @@ app.command(cls=Verb)(verify)
 app.command(cls=Verb)(export)
 app.command(cls=Verb)(benchmark)
 app.command(cls=Verb)(inspect)
+app.command(cls=Verb)(doctor)
 
 
 def _show_version(wanted: bool) -> None:
