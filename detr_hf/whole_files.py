@@ -7,6 +7,7 @@ lock on it, which the system takes back from a dead process: so the next one to 
 works on any more, and removes it.
 """
 
+import ctypes
 import functools
 import json
 import logging
@@ -14,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -235,6 +237,18 @@ def _move_all(scratch: Path, path: Path, together: tuple[str, ...], last: str) -
                 old.unlink(missing_ok=True)
         if ending is not None:
             os.replace(ending, path / last)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Whether two paths, of files or folders, have changed places, in one step; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):  # a C library without it
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
 def open_to_umask(path: Path) -> None:

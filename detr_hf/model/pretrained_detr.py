@@ -269,6 +269,7 @@ class DETRPreTrainedModel(PreTrainedModel):
             self.config.auto_map = dict(AUTO_MAP)
         if self.workshop is None or kwargs.get("distributed_checkpoint"):  # to which every process writes its part
             super().save_pretrained(save_directory, **kwargs)
+            _open_as_config(save_directory)
             return
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", os.path.basename(os.path.abspath(save_directory)))
@@ -295,6 +296,15 @@ class DETRPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, Backbone):
                 module.freeze()
+
+
+def _open_as_config(folder: str | os.PathLike) -> None:
+    """Lets read the weights who may read the configuration: safetensors makes its files for their owner alone."""
+    config = os.path.join(folder, "config.json")
+    if os.path.isfile(config):  # one of several processes writes it
+        for name in os.listdir(folder):
+            if name.endswith(".safetensors"):
+                os.chmod(os.path.join(folder, name), os.stat(config).st_mode & 0o777)
 
 
 def _is_broken(tensor: Tensor) -> bool:

@@ -43,9 +43,10 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("preset", [[], ["--preset", "precise"]])
-def test_a_new_model_on_the_weights_of_a_backbone(preset, root):
+def test_a_new_model_on_the_weights_of_a_backbone(preset, root, caplog):
     start = ("--backbone", "test_resnet", "--backbone_weights", root / "backbone.pt", *SMALL)
     made = build(*parse(flags(root, *start, *preset)))
+    assert "Unexpected keys" not in caplog.text  # of the classifier's head
     weights = torch.load(root / "backbone.pt", weights_only=True)
     assert torch.equal(next(made.model.backbone[0].body.parameters()), weights["conv1.0.weight"])
     recipe = RECIPES["precise" if preset else "scratch"]
