@@ -1,6 +1,8 @@
 """What `detr-hf train` starts from: a checkpoint, or a new model on a backbone's weights; and its image processor."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,13 +76,9 @@ class Start:
         if self.is_new:
             from ..model.timm_body_detr import create_timm_body
 
-            config, timm_logger = self.new_config(), logging.getLogger("timm")
-            level = timm_logger.level
-            timm_logger.setLevel(logging.ERROR)  # what it says of a classifier's head, it says when the model is built
-            try:
+            config = self.new_config()
+            with _quiet_timm():
                 create_timm_body(config, (-1,), load_weights=config.backbone_weights is not None)
-            finally:
-                timm_logger.setLevel(level)
         elif self._of_new:
             raise ValueError(
                 f"{', '.join(self._of_new)} build{'s' * (len(self._of_new) == 1)} a new model, and --model "
@@ -114,7 +112,8 @@ class Start:
         if self.num_queries is not None:
             changes["num_queries"] = self.num_queries
         if self.is_new:
-            return model_class(self.new_config(**changes))
+            with _quiet_timm():
+                return model_class(self.new_config(**changes))
         return model_class.from_pretrained(self.checkpoint, **changes)
 
     def choose_size(self, data: Any, config: Any) -> bool:
@@ -136,3 +135,15 @@ class Start:
             longest = self.longest_edge or round(shortest * 1333 / 800)
             processor.size = {"shortest_edge": shortest, "longest_edge": longest}
         return processor
+
+
+@contextmanager
+def _quiet_timm() -> Iterator[None]:
+    """Keeps out of the output what timm says of weights of a classifier's head, which no detector has."""
+    timm_logger = logging.getLogger("timm")
+    level = timm_logger.level
+    timm_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        timm_logger.setLevel(level)

@@ -117,7 +117,7 @@ class Detector:
 
         from ..checkpoints.model_classes import load_model
         from ..checkpoints.processors import processor_of
-        from ..model.compiling_detr import warn_of_slow_bfloat16
+        from ..model.compiling_detr import warn_of_slow_dtype
         from ..model.modeling_detr import DETRForObjectDetection
 
         load = DETRForObjectDetection.from_pretrained if task == "detection" else load_model
@@ -125,7 +125,7 @@ class Detector:
         chosen_task(task, model.has_mask_head, str(source))  # before anything moves to a device
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        warn_of_slow_bfloat16(model.dtype, device)
+        warn_of_slow_dtype(model.dtype, device)
         return cls(model.to(device), processor_of(source, of_hub), task)
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:

@@ -50,10 +50,11 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_new_model_on_the_weights_of_a_backbone(kind, root):
+def test_a_new_model_on_the_weights_of_a_backbone(kind, root, caplog):
     given, rates = KINDS[kind]
     start = ("--backbone", "test_resnet", "--backbone_weights", root / "backbone.pt", *SMALL)
     made = build(*parse(flags(root, *start, *given)))
+    assert "Unexpected keys" not in caplog.text  # of the classifier's head
     weights = torch.load(root / "backbone.pt", weights_only=True)
     assert torch.equal(next(made.model.backbone[0].body.parameters()), weights["conv1.0.weight"])
     assert made.args.learning_rate == RECIPES[rates]["learning_rate"] and made.model.config.num_queries == 5
