@@ -6,6 +6,7 @@ the hundred best of a picture.
 """
 
 import importlib.util
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -198,12 +199,12 @@ def best_cut(scores: np.ndarray, right: np.ndarray, objects: int) -> Cut | None:
 
 
 def _shortest_between(low: float, high: float) -> float:
-    """Returns the number in (low, high] with the fewest decimals, and of those the nearest to the middle."""
+    """Returns the number in (low, high] with the fewest decimals, and of those one near the middle."""
     middle = (low + high) / 2
     for decimals in range(1, 9):
-        value = round(middle, decimals)
-        if low < value <= high:
-            return value
+        for value in (round(middle, decimals), math.floor(high * 10**decimals) / 10**decimals):
+            if low < value <= high:
+                return value
     return high
 
 

@@ -176,7 +176,7 @@ class _Drawing:
         for image, (kind, image_id, text) in zip(images, chosen, strict=True):
             cells += [self._drawn(image, *objects) for objects in (self._truth_of(image_id), self._found_in(image_id))]
             captions += [f"{kind}: {text}", ""]  # one above both
-        columns = EACH if len(chosen) > EACH else 1
+        columns = EACH if len(chosen) == 3 * EACH else 1
         save_drawing(grid(cells, captions=captions, heads=("truth", "found") * columns, side=TILE_PX), path)
 
     def _drawn(
@@ -196,14 +196,13 @@ class _Drawing:
                 text = f"F1 {f1:.2f}, {right} of {objects} found, {wrong} wrong"
                 scored.append((f1, -(wrong + objects), image_id, text))
         scored.sort()  # of equal ones those with most to see
-        half = max(len(scored) // 2 - EACH // 2, 0)
-        best = sorted(scored, key=lambda one: (-one[0], one[1], one[2]))[:EACH]
-        groups = {"worst": scored[:EACH], "middling": scored[half : half + EACH], "best": best}
-        chosen: dict[int, tuple[str, int, str]] = {}
-        for kind, some in groups.items():
-            for _, _, image_id, text in some:
-                chosen.setdefault(image_id, (kind, image_id, text))
-        return list(chosen.values())
+        each = min(EACH, max(len(scored) // 3, 1))
+        worst, rest = scored[:each], scored[each:]
+        best = sorted(rest, key=lambda one: (-one[0], *one[1:]))[:each]
+        rest = [one for one in rest if one not in best]
+        first = max((len(rest) - each) // 2, 0)
+        groups = {"worst": worst, "middling": rest[first : first + each], "best": best}
+        return [(kind, image_id, text) for kind, some in groups.items() for _, _, image_id, text in some]
 
     def _truth_of(self, image_id: int) -> tuple[np.ndarray, list[int], None]:
         of_picture = [one for one in self.found.ground_truth["annotations"] if one["image_id"] == image_id]

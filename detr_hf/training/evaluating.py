@@ -131,12 +131,10 @@ class StreamingEvaluation:
             self.last_mask_evaluation = self._evaluator.compute_masks()
             self.last_panoptic_evaluation = self._evaluator.compute_panoptic()
             found, truth = self._evaluator.coco_detections(), self._evaluator.coco_ground_truth()
-            masks = self.last_mask_evaluation, self.last_panoptic_evaluation
-            here = {name: one for name, one in self._found_last.items() if one[0] == self.state.global_step}
-            self._found_last = {
-                **here,
-                metric_key_prefix: (self.state.global_step, truth, found, self._queries(), masks),
-            }
+            known = {"queries": self._queries(), "masks": self.last_mask_evaluation}
+            known["panoptic"], step = self.last_panoptic_evaluation, self.state.global_step
+            here = {name: one for name, one in self._found_last.items() if one[0] == step}
+            self._found_last = {**here, metric_key_prefix: (step, truth, found, known)}
             if self.is_in_train and metric_key_prefix == "eval" and self.args.load_best_model_at_end:
                 self._found.add(self.state.global_step, found, truth, self.state.best_global_step)
             output.metrics.update(_named(self.last_evaluation, metric_key_prefix))

@@ -40,10 +40,10 @@ def evaluation(names, objects, found):
 
 RIGHT_AND_WRONG = [(0, 0, 0.9, BOX), (1, 1, 0.8, BOX), (1, 0, 0.6, FAR), (2, 1, 0.7, BOX)]
 OBJECTS = [(0, 0), (1, 1), (2, 0)]
-MANY = [f"class {number}" for number in range(1000)]
+MANY = [f"class {number}" for number in range(60)]
 CASES = {
     "some": (("cat", "dog"), OBJECTS, RIGHT_AND_WRONG, {}, []),
-    "one class": (("cat",), [(0, 0), (1, 0)], RIGHT_AND_WRONG[:1], {"mistakes.png": "no kind of mistake"}, []),
+    "one class": (("cat",), [(0, 0), (1, 0)], RIGHT_AND_WRONG[:1], {}, []),
     "no truth": (("cat", "dog"), [], RIGHT_AND_WRONG, dict.fromkeys(OF_OBJECTS, "no objects to measure on"), []),
     "nothing found": (
         ("cat", "dog"),
@@ -60,12 +60,12 @@ CASES = {
         [],
     ),
     "a class without objects": (("cat", "dog", "猫"), OBJECTS, RIGHT_AND_WRONG, {}, ["1 of 3 classes have no obj"]),
-    "1,000 classes": (
+    "many classes": (
         MANY,
-        [(n % 12, n) for n in range(0, 1000, 2)],
-        [(n % 12, n, 0.5, BOX) for n in range(0, 1000, 4)],
+        [(n % 12, n) for n in range(0, 60, 2)],
+        [(n % 12, n, 0.5, BOX if n % 3 else FAR) for n in range(0, 60, 2)],
         {},
-        ["500 of 1000 classes have no objects", "20 best and the 5 worst of 500", "25 most confused of 1000"],
+        ["30 of 60 classes have no objects", "20 best and the 5 worst of 30", "25 most confused of 60"],
     ),
 }
 
@@ -151,11 +151,14 @@ def test_a_missing_library_is_said_before_anything_is_drawn(tmp_path, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["one class", "a class without objects", "1,000 classes"])
 def test_hotcoco_draws_it_with_ink_in_its_axes(case, tmp_path):
-    names, objects, found, left_out, _ = CASES[case]
+    names, objects, found, *_ = CASES.get(case) or CASES["many classes"]
+    if case not in CASES:
+        names = [f"class {number}" for number in range(1000)]
     saved = save_plots(evaluation(names, objects, found), tmp_path)
-    assert set(OF_OBJECTS) - set(left_out) <= set(saved.files)
+    assert set(OF_OBJECTS) <= set(saved.files)
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     for path in tmp_path.glob("*.png"):
         pixels = np.asarray(Image.open(path).convert("L"))
-        inner = pixels[pixels.shape[0] // 4 : -pixels.shape[0] // 4, pixels.shape[1] // 4 : -pixels.shape[1] // 4]
-        assert (inner < 200).mean() > 0.001, path.name
+        height, width = pixels.shape
+        inner = pixels[height // 10 : -height // 10, width // 5 : -width // 20]
+        assert (inner < 200).mean() > 0.002, path.name
