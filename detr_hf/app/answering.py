@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..inference.results import Detections
-from ..visualize.attention_maps import POINT_COLOR, Grid, heat_layer
+from ..visualize.attention_maps import POINT_COLOR, Attention, Grid, heat_layer
 from ..visualize.boxes import class_color
 from .keeping import Seen, Shelf
 from .models import Models
@@ -49,6 +49,16 @@ class Answers:
             logger.exception("The page failed on %s", name)
             return {"kind": kind, "name": name, "error": f"{name}: the page failed on it. Its log says where."}
 
+    def of_kept(
+        self, kind: str, visitor: str, number: int, answer: Callable[[Seen], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Returns an answer about a picture that is remembered, as `told` does."""
+        try:
+            seen = self.shelf.get(visitor, number)
+        except ValueError as error:
+            return {"kind": kind, "name": "", "error": str(error)}
+        return self.told(kind, seen.name, lambda: answer(seen))
+
     # Pictures
 
     def look(self, visitor: str, path: Path, given_name: str | None, model: str) -> dict[str, Any]:
@@ -59,14 +69,13 @@ class Answers:
     def look_again(self, visitor: str, number: int, model: str) -> dict[str, Any]:
         """Returns the answer of another model to a picture that is remembered."""
 
-        def answer() -> dict[str, Any]:
-            seen = self.shelf.get(visitor, number)
+        def answer(seen: Seen) -> dict[str, Any]:
             return self._looked(visitor, decoded(seen.content, seen.name, self.limits), model)
 
-        return self.told("picture", "This picture", answer)
+        return self.of_kept("picture", visitor, number, answer)
 
     def detect(self, path: Path, given_name: str | None, model: str, threshold: float) -> dict[str, Any]:
-        """Returns what `Detections.to_dict` does, with the file's own name as its path; nothing is remembered.
+        """Returns the `Detections.record` of a picture; nothing is remembered.
 
         Raises:
             ValueError: with a sentence that whoever asked may read.
@@ -75,12 +84,12 @@ class Answers:
 
         def answer() -> dict[str, Any]:
             picture = read_picture(path, name, self.limits)
-            return {"objects": {**self.models.detector(model)(picture.source, threshold).to_dict(), "path": name}}
+            return {"record": self.models.detector(model)(picture.source, threshold).record()}
 
-        told = self.told("objects", name, answer)
+        told = self.told("record", name, answer)
         if "error" in told:
             raise ValueError(told["error"])
-        return told["objects"]
+        return told["record"]
 
     def _looked(self, visitor: str, picture: Picture, model: str) -> dict[str, Any]:
         seen = self._seen(picture, model)
@@ -114,8 +123,8 @@ class Answers:
     def object_attention(self, visitor: str, number: int, index: int) -> dict[str, Any]:
         """Returns the decoder's attention for an object: an image to lay over the picture, and a sentence."""
 
-        def answer() -> dict[str, Any]:
-            seen, attention = self._attention(visitor, number)
+        def answer(seen: Seen) -> dict[str, Any]:
+            attention = _attention(seen)
             if not 0 <= index < len(seen.detections):
                 raise ValueError(f"{seen.name} has {len(seen.detections)} objects, 0 to {len(seen.detections) - 1}.")
             one, share = seen.detections[index], float(attention.in_boxes()[index])
@@ -128,24 +137,18 @@ class Answers:
                 "said": f"{said} ({attention.caption('decoder')}).",
             }
 
-        return self.told("attention", "This picture", answer)
+        return self.of_kept("attention", visitor, number, answer)
 
     def point_attention(self, visitor: str, number: int, x: float, y: float) -> dict[str, Any]:
         """Returns the encoder's attention from a point in pixels, as `object_attention` does."""
 
-        def answer() -> dict[str, Any]:
-            _, attention = self._attention(visitor, number)
+        def answer(seen: Seen) -> dict[str, Any]:
+            attention = _attention(seen)
             layer = _heat(attention.encoder(x, y), attention.grids[1], POINT_COLOR)
             said = f"What the place at {x:.0f}, {y:.0f} was mixed from ({attention.caption('encoder')})."
             return {"number": number, "x": x, "y": y, "heat": layer, "said": said}
 
-        return self.told("attention", "This picture", answer)
-
-    def _attention(self, visitor: str, number: int) -> tuple[Seen, Any]:
-        seen = self.shelf.get(visitor, number)
-        if seen.attention is None:
-            raise ValueError(f"{seen.model} is an exported model, which gives no attention: take its checkpoint.")
-        return seen, seen.attention
+        return self.of_kept("attention", visitor, number, answer)
 
     def download(
         self, visitor: str, number: int, kind: str, threshold: float, names: Sequence[str] | None = None
@@ -155,8 +158,7 @@ class Answers:
         `names` are of the classes that are kept, by default all.
         """
 
-        def answer() -> dict[str, Any]:
-            seen = self.shelf.get(visitor, number)
+        def answer(seen: Seen) -> dict[str, Any]:
             kept = seen.detections.filter(threshold=threshold, names=names)
             if kind == "json":
                 text = json.dumps(kept.to_dict(), indent=1)
@@ -166,7 +168,13 @@ class Answers:
                 raise ValueError(f"A download is json or svg, not {kind!r}.")
             return {"file": f"{Path(seen.name).stem}_boxes.{kind}", "text": text}
 
-        return self.told("file", "This picture", answer)
+        return self.of_kept("file", visitor, number, answer)
+
+
+def _attention(seen: Seen) -> Attention:
+    if seen.attention is None:
+        raise ValueError(f"{seen.model} is an exported model, which gives no attention: take its checkpoint.")
+    return seen.attention
 
 
 def _plain(one: Any) -> dict[str, Any]:

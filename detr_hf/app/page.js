@@ -8,7 +8,7 @@ const rows = find("rows");
 const SVG = "http://www.w3.org/2000/svg";
 const entries = [];  // what was given, oldest first: {ticket, batch, name, file, state, answer, svg, error}
 const hidden = new Set();  // names of classes that are not shown
-let shown = null, running = null, tickets = 0, batches = 0, chosen = null, place = null;
+let shown = null, wanted = null, running = null, tickets = 0, batches = 0, chosen = null, place = null;
 
 const make = (tag, properties, ...children) => {
   const made = Object.assign(document.createElement(tag), properties);
@@ -75,7 +75,7 @@ function arrived(answer) {
   if (entry && answer.error) failed(entry, answer.error);
   else if (entry) {
     if (answer.note) say(answer.note);
-    const isFirst = !shown || shown === entry || shown.batch !== entry.batch;
+    const isFirst = !shown || shown === entry || shown.batch !== entry.batch || wanted === entry;
     const svg = new DOMParser().parseFromString(answer.svg, "image/svg+xml").documentElement;
     Object.assign(entry, { state: "seen", answer, svg: document.importNode(svg, true), file: null });
     const seen = entries.filter((one) => one.state === "seen" && one !== shown);
@@ -108,7 +108,7 @@ function drawStrip() {
     button.setAttribute("aria-pressed", entry === shown);
     button.onclick = () => {
       if (entry.error) say(entry.error, true);
-      if (entry.answer) show(entry);
+      if (entry.answer) show(entry); else wanted = entry;
     };
     return button;
   }));
@@ -166,6 +166,7 @@ find("shoot").onclick = () => {
 
 function show(entry) {
   forget();
+  wanted = null;
   shown = entry;
   work.hidden = false;
   holder.replaceChildren(entry.svg);
@@ -200,9 +201,9 @@ function filter() {
     }
   }
   if (chosen !== null && !isKept(objects[chosen])) forget();
-  count.textContent = kept ? `${kept} object${kept > 1 ? "s" : ""} in ${shown.answer.name}, by ${shown.answer.model}`
-    : over.size ? "All classes are switched off."
-    : `Nothing over ${level.textContent}` + (best ? `; the best is ${best.score.toFixed(2)} ${best.name}.` : ".");
+  const found = kept ? `${kept} object${kept > 1 ? "s" : ""}` : over.size ? "All classes are switched off"
+    : `Nothing over ${level.textContent}` + (best ? `; the best is ${best.score.toFixed(2)} ${best.name}` : "");
+  count.textContent = `${found} in ${shown.answer.name}, by ${shown.answer.model}`;
   chips.replaceChildren(...[...over].sort((a, b) => b[1].number - a[1].number).map(([name, { color, number }]) => {
     const dot = make("span", { className: "dot" });
     dot.style.background = color;

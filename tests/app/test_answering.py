@@ -66,7 +66,7 @@ def test_downloads_are_what_a_detector_gives(answers, seen, tmp_path, monkeypatc
     assert answers.download("me", seen["number"], "svg", threshold)["text"] == direct.to_svg()
     some = answers.download("me", seen["number"], "json", threshold, ["8"])
     assert json.loads(some["text"])["objects"] == direct.filter(names="8").record()["objects"]
-    assert answers.detect(SCENE, "scene.png", MODEL, threshold) == direct.to_dict()
+    assert answers.detect(SCENE, "scene.png", MODEL, threshold) == direct.record()
 
 
 def decoded(address: str) -> np.ndarray:
@@ -132,6 +132,7 @@ def test_models_are_named_without_their_folders_and_looked_for_at_once(small, tm
     error = page.look("me", small, "a.png", "best (2)")["error"]
     assert error.startswith("a.png: ") and "best (2)" in error and str(tmp_path) not in error
     number = page.look("me", small, "a.png", "best")["number"]  # the other one still answers
+    assert page.look_again("me", number, "best (2)")["error"].startswith("a.png: ")
     shutil.rmtree(tmp_path / "a")
     assert page.look_again("me", number, "best")["objects"]  # what was loaded needs its files no more
     with pytest.raises(OSError, match="is no folder or file here"):
