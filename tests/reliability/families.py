@@ -342,9 +342,7 @@ def padded_batches(folder: Path) -> Family:
         elif fault < 0.2:
             pixels[chance.randrange(count), 0, 0, 0] = chance.choice((torch.nan, torch.inf))
         elif fault < 0.25:
-            pixels = chance.choice(
-                (pixels[:, :2], pixels[0], pixels[:0], (pixels * 50).to(torch.uint8), pixels.double())
-            )
+            pixels = chance.choice((pixels[:, :2], pixels[0], pixels[:0], (pixels * 50).to(torch.uint8)))
         mask = mask.to(chance.choice(dtypes))
         with torch.no_grad():
             found = model(pixels, pixel_mask=mask)

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from detr_hf.errors import CheckpointError
 
-DOCUMENTED = (ValueError, TypeError, OSError, CheckpointError, FloatingPointError)
+DOCUMENTED = (ValueError, TypeError, OSError, CheckpointError, FloatingPointError, StrictDataclassError)
 UNNAMED = (UnicodeError, json.JSONDecodeError)  # kinds of ValueError that say nothing of whose they are
 LIMIT_SECONDS, LIMIT_BY_CLOCK = 5.0, 120.0  # of processor time, and on a machine that has other work
 LIMIT_GIB = 4.0
