@@ -81,12 +81,12 @@ def draw_boxes(
     if shown_names == "none":
         return drawn
     # The best object's label takes its place first, so that it is the others that give way.
-    taken, file = Taken(drawn.size), font_file(font)
+    taken, file, px = Taken(drawn.size), font_file(font), font_px(drawn.size)
     for _, span in shown:
-        taken.add_object(span, font_px(drawn.size))
+        taken.add_object(span, px)
     for rank, (i, span) in enumerate(shown):
         line = _fitting_line(names[i], int(labels[i]), None if scores is None else float(scores[i]), drawn.size, file)
-        label = Label.of(line, font_px(drawn.size))
+        label = Label.of(line, px)
         place = label_place(label.width, label.height, span, taken, drawn.size)
         if rank == 0 or shown_names == "all" or taken.is_clear(place):
             taken.add(place)

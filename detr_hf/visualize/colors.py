@@ -6,6 +6,8 @@ measures it). They were searched for: of all colours with a chroma of 38 and a l
 show on photographs, those twelve whose least distance is largest. After them come their tones, whose lines are dashed.
 """
 
+from functools import lru_cache
+
 PALETTE = (
     (255, 60, 90),
     (0, 135, 255),
@@ -30,6 +32,7 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 Color = tuple[int, int, int]
 
 
+@lru_cache(maxsize=1024)
 def class_color(label: int) -> Color:
     """Returns the RGB colour of a class, the same in every drawing and every process."""
     tone, share = TONES[label // len(PALETTE) % len(TONES)]
@@ -41,11 +44,13 @@ def class_dashes(label: int) -> tuple[int, ...]:
     return DASHES[label // len(PALETTE) % len(DASHES)]
 
 
+@lru_cache(maxsize=1024)
 def text_color(ground: Color) -> Color:
     """Returns white where its contrast ratio (WCAG 2) on `ground` is good, else black, whose ratio then is above 5."""
     return WHITE if 1.05 / (relative_luminance(ground) + 0.05) >= LEAST_WHITE_CONTRAST else BLACK
 
 
+@lru_cache(maxsize=1024)
 def rim_color(color: Color) -> Color:
     """Returns what rims a line of this colour, so that it shows on any ground: a dark tone of it, or a light one."""
     return mixed(color, text_color(color), 0.75)

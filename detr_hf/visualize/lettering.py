@@ -57,30 +57,31 @@ class Line:
     def __init__(self, text: str, px: int, number: int | None = None, font: str = BUNDLED, after: str = ""):
         runs = [run for run in (*_runs(text, number, font), (after, font)) if run[0]] or [("", font)]
         self._runs = [
-            (_as_drawn("".join(part for part, _ in parts), file), _loaded(file, px))
+            (_as_drawn("".join(part for part, _ in parts), file), file)
             for file, parts in groupby(runs, key=lambda run: run[1])
         ]
+        self._px = px
 
     @property
     def length(self) -> float:
         """How far the line reaches, in pixels."""
-        return sum(font.getlength(text) for text, font in self._runs)
+        return sum(_measured(text, file, self._px)[0] for text, file in self._runs)
 
     def bbox(self) -> tuple[float, float, float, float]:
         """Returns left, top, right and bottom of the ink, from the start of the base line."""
         boxes, x = [], 0.0
-        for text, font in self._runs:
-            left, top, right, bottom = font.getbbox(text, anchor="ls")
+        for text, file in self._runs:
+            length, (left, top, right, bottom) = _measured(text, file, self._px)
             boxes.append((x + left, top, x + right, bottom))
-            x += font.getlength(text)
+            x += length
         lefts, tops, rights, bottoms = zip(*boxes, strict=True)
         return min(lefts), min(tops), max(rights), max(bottoms)
 
     def draw(self, draw: ImageDraw.ImageDraw, x: float, base_y: float, fill: object) -> None:
         """Draws the line from (x, base_y) on, its base line there."""
-        for text, font in self._runs:
-            draw.text((x, base_y), text, fill=fill, font=font, anchor="ls")
-            x += font.getlength(text)
+        for text, file in self._runs:
+            draw.text((x, base_y), text, fill=fill, font=_loaded(file, self._px), anchor="ls")
+            x += _measured(text, file, self._px)[0]
 
 
 def fitting_line(text: str, room: float, px: int, number: int | None = None, font: str = BUNDLED) -> Line:
@@ -186,6 +187,13 @@ def _ink(font: ImageFont.FreeTypeFont, letter: str) -> tuple[tuple[int, int], by
 def _loaded(file: str, px: int) -> ImageFont.FreeTypeFont:
     """Returns a font of this size, for which Pillow's own is unpacked once."""
     return ImageFont.truetype(file, px) if file else ImageFont.load_default(px)
+
+
+@lru_cache(maxsize=4096)
+def _measured(text: str, file: str, px: int) -> tuple[float, tuple[float, float, float, float]]:
+    """Returns how far a text reaches, and left, top, right and bottom of its ink: pictures repeat names and scores."""
+    font = _loaded(file, px)
+    return font.getlength(text), font.getbbox(text, anchor="ls")
 
 
 _FONTS_OF_SCRIPT: dict[str, list[str]] = {}

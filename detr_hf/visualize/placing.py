@@ -80,13 +80,18 @@ def label_place(width: int, height: int, span: Span, taken: Taken, size: tuple[i
         (span.x0, span.y0),
         (span.x0, span.y1 - height),
     )
-    places = []
+    best, least = span, None
     for x, y in candidates:
         x0 = min(max(x, 0), max(size[0] - width, 0))
         y0 = min(max(y, 0), max(size[1] - height, 0))
-        places.append(Span(x0, y0, x0 + width, y0 + height))
-    # Over another label is worst; being pushed over the object itself is worse than a later candidate.
-    return min(places, key=lambda place: (taken.overlap(place), taken.hidden(place), place.overlap(span) > 0))
+        place = Span(x0, y0, x0 + width, y0 + height)
+        # Over another label is worst; being pushed over the object itself is worse than a later candidate.
+        faults = (taken.overlap(place), taken.hidden(place), place.overlap(span) > 0)
+        if least is None or faults < least:
+            best, least = place, faults
+        if faults == (0, 0, False):
+            break
+    return best
 
 
 def best_first(boxes: Iterable[Sequence[float]], scores: Sequence[float] | None) -> list[int]:
