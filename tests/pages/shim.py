@@ -56,6 +56,8 @@ def detr_hf(arguments: list[str]) -> int:
     small = SMALL_PICTURES.get(arguments[0], [])
     if small and small[0] not in arguments and not any(word.endswith(".onnx") for word in arguments):
         arguments = [*arguments, *small]
+    if arguments[0] == "benchmark":  # it sets up a process of its own for each runtime, from a fresh one
+        return subprocess.call([sys.executable, "-m", "detr_hf", *arguments])
     return python(["-m", "detr_hf", *arguments])
 
 
