@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
@@ -21,6 +20,7 @@ from .serving import ROOT, Visit, serving
 
 gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed: make test-page")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-page")
+httpx = pytest.importorskip("httpx", reason="gradio is not installed: make test-page")
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("no Chromium: apt-get install chromium-headless-shell", allow_module_level=True)
