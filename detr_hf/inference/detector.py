@@ -95,7 +95,10 @@ class Detector:
             device: where to run; by default the first CUDA device, or else the CPU.
             dtype: of weights and computation, as `"bfloat16"` or `torch.bfloat16`; float32 by default. What
                 is exported keeps its own.
-            revision, token, cache_dir, local_files_only: as in transformers, for a Hub id.
+            revision: of a Hub id, as in transformers.
+            token: for a Hub id that not everybody may read, as in transformers.
+            cache_dir: where what the Hub gives is kept.
+            local_files_only: ask no Hub.
             **loading: further arguments of `DETRForObjectDetection.from_pretrained`, such as `subfolder`, `variant` or
                 `use_safetensors`, or `nheads` of a weight file that does not show it.
         """
@@ -114,7 +117,7 @@ class Detector:
 
         from ..checkpoints.model_classes import load_model
         from ..checkpoints.processors import processor_of
-        from ..model.compiling_detr import warn_of_slow_bfloat16
+        from ..model.compiling_detr import warn_of_slow_dtype
         from ..model.modeling_detr import DETRForObjectDetection
 
         load = DETRForObjectDetection.from_pretrained if task == "detection" else load_model
@@ -122,7 +125,7 @@ class Detector:
         chosen_task(task, model.has_mask_head, str(source))  # before anything moves to a device
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        warn_of_slow_bfloat16(model.dtype, device)
+        warn_of_slow_dtype(model.dtype, device)
         return cls(model.to(device), processor_of(source, of_hub), task)
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:
@@ -147,6 +150,11 @@ class Detector:
         from .looking import look
 
         return look(self, picture, threshold, layer, head)
+
+    @property
+    def gives_attention(self) -> bool:
+        """Whether `attention` can be asked for: of a checkpoint's model, not of an exported or a converted one."""
+        return hasattr(self.model, "transformer")
 
     def stream(
         self,

@@ -124,6 +124,11 @@ def _as_drawn(text: str, file: str) -> str:
     return text if features.check("raqm") else visual_order(text, lambda letter: _has(file, letter))
 
 
+def files_with_letters(text: str) -> list[str]:
+    """Returns the files of the fonts with which the letters of a text are drawn that Pillow's own font lacks."""
+    return [file for file in dict.fromkeys(file for _, file in _runs(text, None, BUNDLED)) if file != BUNDLED]
+
+
 class _Probe(NamedTuple):
     font: ImageFont.FreeTypeFont
     missing: tuple[tuple[int, int], bytes]  # what it draws for a letter that it lacks

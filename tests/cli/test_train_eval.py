@@ -92,7 +92,19 @@ def test_from_pictures_to_numbers(folder):
 def test_a_share_for_validation_is_the_same_for_train_and_eval(folder, tmp_path):
     """Of the training split, read under another name."""
     reading = ["--split", "train=train", "--validation_share", 0.5]
-    flags = ["--max_steps", 1, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--output_dir", tmp_path]
+    flags = [
+        "--max_steps",
+        1,
+        "--figures",
+        "false",
+        "--use_cpu",
+        "--report_to",
+        "none",
+        "--disable_tqdm",
+        "true",
+        "--output_dir",
+        tmp_path,
+    ]
     trained = run("train", "--data", folder / "data", "--model", folder / "start", *flags, *reading)
     assert trained.exit_code == 0, trained.output
     assert "2 of 4 pictures of split 'train' are set aside as 'validation'" in trained.output

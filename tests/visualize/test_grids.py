@@ -94,7 +94,7 @@ def test_an_image_fits_into_a_square_in_its_proportions(size: tuple[int, int], f
 def test_the_package_is_a_face():
     from detr_hf import visualize
 
-    names = {"grid", "draw_boxes", "draw_segments", "objects_svg", "segments_svg"}
+    names = {"grid", "draw_boxes", "draw_segments", "draw_training", "objects_svg", "segments_svg"}
     names |= {"Attention", "attention", "QuerySlots", "query_slots", "Block", "Row", "architecture_svg"}
     assert set(visualize.__all__) == names
     assert all(getattr(visualize, name).__name__ == name for name in names)
