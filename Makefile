@@ -1,5 +1,6 @@
 # make demo   detect objects in a picture with the model that ships in the package
 # make test   the test suite, in under ten minutes on two cores; make test-processors, a part of it as three processors
+# make examples   the scripts of examples/ that do not train for long, with their scores
 # Each makes its own virtual environment first; the second run of either finds it made.
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
-.PHONY: demo test test-processors test-slow test-common first-hour bench lint format wheel clean
+.PHONY: demo test test-processors test-slow test-common first-hour examples bench lint format wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -40,6 +41,12 @@ test-common: $(VENV)/.installed-dev
 # A newcomer's first hour from a wheel in empty environments, with what they take; JOURNEYS="detect deploy" for some.
 first-hour: $(VENV)/bin/python
 	$(VENV)/bin/python tests/first_hour/run.py $(JOURNEYS)
+
+# All but those that train for long; each prints its score.
+EXAMPLES = quickstart attention export_and_run from_transformers custom_backbone lora predict_ray
+examples: $(VENV)/.installed-examples
+	@for name in $(EXAMPLES); do echo "== $$name"; \
+		$(RUN) $(VENV)/bin/python examples/$$name.py --output runs/$$name || exit 1; done
 
 bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward
@@ -74,6 +81,10 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) for development: torch and its companions take a few minutes the first time."
 	$(PIP) --editable ".[dev]"
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-examples: $(VENV)/.installed-dev
+	$(PIP) peft "ray[data]"
+	@touch $@
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(VENV) demo_boxes.png

@@ -112,6 +112,7 @@ def main() -> None:
         lr_scheduler_type="cosine",
         warmup_steps=20,
         augment="none",  # no scene comes twice
+        eval_strategy="no",
         save_strategy="no",
         report_to="none",
     )

@@ -42,6 +42,7 @@ def main() -> None:
         per_device_train_batch_size=4,
         learning_rate=1e-3,
         warmup_steps=5,
+        eval_strategy="no",
         save_strategy="no",
         report_to="none",
     )
