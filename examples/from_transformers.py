@@ -3,7 +3,7 @@
     python examples/from_transformers.py --model facebook/detr-resnet-50
     python examples/from_transformers.py
 
-COST_from_transformers
+The second takes 25 seconds of one core: in 40 steps the loss falls from 16.72 to 16.37, AP is 0.000.
 
 Without `--model` no network is needed: a tiny `DetrForObjectDetection` with random weights is written and taken. It
 shows the road, and no score worth having. The classes are new, even and odd digits; the class head is made anew and

@@ -16,7 +16,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import ray
+from pyarrow import parquet
 from ray.data.checkpoint import CheckpointConfig
 
 from detr_hf import Detections, Detector
@@ -69,8 +71,11 @@ def main() -> None:
         checkpoint_path=str((options.output / "checkpoint").resolve()),
         delete_checkpoint_on_success=False,
     )
+    listed = options.output.resolve() / "paths.parquet"  # Ray looks for what is done in what it reads, not in items
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table({"path": paths}), listed)
     blocks = max(1, len(paths) // options.batch)
-    ray.data.from_items([{"path": path} for path in paths], override_num_blocks=blocks).map_batches(
+    ray.data.read_parquet(str(listed), override_num_blocks=blocks).map_batches(
         Finder,
         fn_constructor_kwargs={"model": options.model, "threshold": options.threshold},
         batch_size=options.batch,
@@ -83,6 +88,8 @@ def main() -> None:
     failed = sum("error" in one for one in found)
     print(f"{len({line['path'] for line in lines})} of {len(paths)} pictures in {len(lines)} lines, {objects} objects")
     print(f"{failed} could not be read")
+    if len(lines) != len(paths):
+        raise SystemExit("Not every picture is there once: is the output folder that of the same pictures?")
 
 
 def draw_scenes(folder: Path, count: int = 64) -> Path:
