@@ -1,5 +1,6 @@
 # make demo   detect objects in a picture with the model that ships in the package
 # make test   the test suite, in under ten minutes on two cores; make test-processors, a part of it as three processors
+# make examples   the scripts of examples/ that do not train for long, with their scores
 # Each makes its own virtual environment first; the second run of either finds it made.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
 .PHONY: demo test test-processors test-slow test-common test-page first-hour contact-sheet docs docs-test docs-figures notebooks \
-	bench lint format wheel clean
+	examples bench lint format wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -73,6 +74,12 @@ docs-figures: $(VENV)/.installed-docs
 notebooks: $(VENV)/.installed-docs
 	$(RUN) $(VENV)/bin/python examples/notebooks/run.py
 
+# All but those that train for long; each prints its score.
+EXAMPLES = quickstart attention export_and_run from_transformers custom_backbone lora predict_ray
+examples: $(VENV)/.installed-examples
+	@for name in $(EXAMPLES); do echo "== $$name"; \
+		$(RUN) $(VENV)/bin/python examples/$$name.py --output runs/$$name || exit 1; done
+
 bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward --padded
@@ -119,6 +126,10 @@ $(PAGE_VENV)/.installed: $(VENV)/.installed-dev
 		> "$$($(PAGE_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/development.pth"
 	$(PAGE_VENV)/bin/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt \
 		--editable ".[app]" playwright
+	@touch $@
+
+$(VENV)/.installed-examples: $(VENV)/.installed-dev
+	$(PIP) peft "ray[data]"
 	@touch $@
 
 clean:

@@ -3,7 +3,8 @@
     python examples/custom_backbone.py
     python examples/custom_backbone.py --steps 5000
 
-COST_custom_backbone
+The first takes 40 seconds of one core: in 150 steps the loss falls from 18.4 to 16.6, and AP is 0.001. Whether a
+backbone is any good shows after thousands of steps, as in the second.
 
 A backbone is whatever timm builds by name with `features_only=True`: register yours, and name it in the configuration.
 Whoever loads the checkpoint registers it before, as this file does when it is imported. The preset `precise` learns
@@ -112,6 +113,7 @@ def main() -> None:
         lr_scheduler_type="cosine",
         warmup_steps=20,
         augment="none",  # no scene comes twice
+        eval_strategy="no",
         save_strategy="no",
         report_to="none",
     )

@@ -3,11 +3,11 @@
     python examples/from_transformers.py --model facebook/detr-resnet-50
     python examples/from_transformers.py
 
-COST_from_transformers
+The second takes 25 seconds of one core: in 40 steps the loss falls from 16.72 to 16.37, AP is 0.000.
 
 Without `--model` no network is needed: a tiny `DetrForObjectDetection` with random weights is written and taken. It
-shows the road, and no score worth having. The classes are new, even and odd digits; the class head is made anew and all
-else is kept. For pictures of your own take `examples/finetune.py`. Needs the extras `train` and `eval`.
+shows the road, and no score worth having. The classes are new, even and odd digits; the class head is made anew and
+all else is kept. For pictures of your own take `examples/finetune.py`. Needs the extras `train` and `eval`.
 """
 
 import argparse
@@ -48,6 +48,7 @@ def main() -> None:
         max_steps=options.steps,
         per_device_train_batch_size=4,
         logging_steps=1,
+        eval_strategy="no",
         save_strategy="no",
         report_to="none",
     )
@@ -55,9 +56,8 @@ def main() -> None:
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     reached = evaluate(trainer.model, EvenOdd("validation", options.scenes), processor=processor).metrics
-    print(
-        f"loss {np.mean(losses[:5]):.2f} -> {np.mean(losses[-5:]):.2f}, AP {reached['AP']:.3f} on {options.scenes} scenes"
-    )
+    fell = f"loss {np.mean(losses[:5]):.2f} -> {np.mean(losses[-5:]):.2f}"
+    print(f"{fell}, AP {reached['AP']:.3f} on {options.scenes} scenes")
     trainer.save_model(str(options.output / "detr_hf"))
     trainer.model.to_transformers().save_pretrained(options.output / "transformers")
     again = AutoModelForObjectDetection.from_pretrained(options.output / "transformers")

@@ -1,7 +1,6 @@
 """`detr-hf predict`: boxes and masks in files, folders, patterns and URLs; with `--out` in any number of pictures."""
 
 import os
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from ..whole_files import is_result, refuse_overwriting, refuse_unwritable
 from . import predict_flags as flags
 from .naming import split_model
 from .predict_files import predict_files, search_pictures
+from .predict_films import checked_films
 from .predict_run import load_source, predict_run, process_device
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def predict(
         predict_run(detector, source, out, model=named, **settings)
     else:
         found = search_pictures(paths, save, limit)
-        refuse_of_films(found, json_file, attention, every)
+        found = checked_films(found, paths, {"--json": json_file, "--attention": attention, "--every": every != 1})
         refuse_overwriting({"--json": json_file}, [model, *found], is_result)
         if save is not None:
             refuse_unwritable("--save", save)
@@ -98,24 +98,6 @@ def refuse_wrong_calls(
         raise typer.BadParameter("takes neither --save nor --json: they hold all results at once", param_hint="--out")
     if out is None and dataset is not None:
         raise typer.BadParameter("a data set needs a folder for its results, --out", param_hint="--dataset")
-
-
-def refuse_of_films(found: Iterable[Path | str], json_file: Path | None, attention: bool, every: int) -> None:
-    """Raises a typer.BadParameter for an option that no film can have, and an ImportError where none can be read."""
-    from ..inference.sources.opening import is_film
-    from ..inference.sources.video import require_pyav
-
-    film = next((path for path in found if is_film(path)), None)
-    if film is None:
-        return
-    require_pyav()
-    for option, is_set, why in (
-        ("--json", json_file is not None, "holds all results at once; those of a film go to a folder, --out"),
-        ("--attention", attention, "draws pictures, not films"),
-        ("--every", every != 1, "is of --out; a film is drawn with all its frames"),
-    ):
-        if is_set:
-            raise typer.BadParameter(f"{why} ({film})", param_hint=option)
 
 
 def load_detector(

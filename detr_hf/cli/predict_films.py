@@ -1,7 +1,8 @@
 """Films in `detr-hf predict --save`: a film each with what was found drawn on it, and what there is to say of it."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -9,6 +10,44 @@ from .console import progress_bar
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
+
+# Option -> why no film can have it.
+NOT_OF_FILMS = {
+    "--json": "holds all results at once; those of a film go to a folder, --out",
+    "--attention": "draws pictures, not films",
+    "--every": "is of --out; a film is drawn with all its frames",
+}
+
+
+def checked_films(
+    found: dict[Path | str, Path], paths: Iterable[str], options: Mapping[str, Any]
+) -> dict[Path | str, Path]:
+    """Returns what was found, without films that cannot be read here; what they are drawn without is said.
+
+    Raises:
+        typer.BadParameter: an option of `options` is set that a film cannot have which is named, not in a folder.
+        ImportError: PyAV is missing, and a film is named, or nothing else is there.
+    """
+    from ..inference.sources.opening import is_film
+    from ..inference.sources.video import require_pyav
+
+    films = [path for path in found if is_film(path)]
+    if not films:
+        return found
+    pictures = {path: below for path, below in found.items() if path not in films}
+    named = [film for film in films if str(film) in set(paths)]
+    try:
+        require_pyav()
+    except ImportError as error:
+        if named or not pictures:
+            raise
+        typer.echo(f"{len(films)} films are left out. {error}", err=True)
+        return pictures
+    for option in [option for option, is_set in options.items() if is_set]:
+        if named:
+            raise typer.BadParameter(f"{NOT_OF_FILMS[option]} ({named[0]})", param_hint=option)
+        typer.echo(f"{option} {NOT_OF_FILMS[option]}: {len(films)} films are drawn without it.", err=True)
+    return found
 
 
 def draw_films(

@@ -1,5 +1,6 @@
 """`detr-hf predict --save` with films: what is drawn, said and refused, and the exit code."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def test_a_damaged_film_is_said_and_the_exit_code_is_1(films, tmp_path):
     assert f"Left out {films / 'd.mp4'}: " in done.stderr and "1 of 4 pictures could not be read" in done.stderr
     drawn = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert drawn == ["a_boxes.mp4", "c_boxes.png", "sub/b_boxes.mp4"]
+
+
+def test_films_of_a_folder_stop_no_pictures(films, tmp_path, monkeypatch):
+    save = ("--save", tmp_path / "out")
+    done = predict("--model", "x", films, "-t", 0, *save, "--json", tmp_path / "x.json")
+    assert done.exit_code == 0 and "2 films are drawn without it" in done.stderr
+    assert len(json.loads((tmp_path / "x.json").read_text())["pictures"]) == 1
+    monkeypatch.setitem(sys.modules, "av", None)
+    done = predict("--model", "x", films, "-t", 0, *save)
+    assert done.exit_code == 0 and "2 films are left out. Videos need PyAV" in done.stderr
+    assert done.stdout.count("\n") == 1
 
 
 def test_what_no_film_can_have_is_refused_before_the_model_is_loaded(films, tmp_path, monkeypatch):
