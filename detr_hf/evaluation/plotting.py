@@ -50,12 +50,13 @@ class _LeftOut(Exception):
     """Why a plot is not drawn."""
 
 
-def check_can_plot() -> None:
-    """Raises an ImportError that says what to install, where plots cannot be drawn."""
+def missing_for_plots() -> str | None:
+    """Returns a sentence that says what to install, where plots cannot be drawn; else None."""
     missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        extras = ",".join(NEEDED[name] for name in missing)
-        raise ImportError(f"Plots need {' and '.join(missing)}, not installed here: pip install 'detr-hf[{extras}]'.")
+    if not missing:
+        return None
+    extras = ",".join(NEEDED[name] for name in missing)
+    return f"Plots need {' and '.join(missing)}, not installed here: pip install 'detr-hf[{extras}]'."
 
 
 def save_plots(
@@ -74,7 +75,8 @@ def save_plots(
         ImportError: hotcoco or matplotlib is not installed.
         OSError: the folder cannot be written.
     """
-    check_can_plot()
+    if missing := missing_for_plots():
+        raise ImportError(missing)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     drawing = _Drawing(evaluation, rows, dict(about or {}))
@@ -106,6 +108,8 @@ class _Drawing:
 
     def _notes(self, without_objects: Sequence[str]) -> list[str]:
         notes, count = [], len(self.names)
+        if self.found.masks is not None or self.found.panoptic is not None:
+            notes.append(f"The plots are of boxes; what was measured of masks is in {NUMBERS}.")
         if without_objects and self.per_class:
             some = ", ".join(without_objects[:5]) + (", ..." if len(without_objects) > 5 else "")
             notes.append(f"{len(without_objects)} of {count} classes have no objects, and so no AP: {some}.")
@@ -120,7 +124,7 @@ class _Drawing:
         judged, mistakes = self.judged.evaluation, self.found.mistakes
         ap50, lost = self.found.metrics["AP50"], mistakes.ap50_lost
         nothing_right = None if self.judged.right.any() else "no detection is right at any score"
-        no_loss = None if any(lost.values()) else "no kind of mistake costs any AP50"
+        no_loss = None if any(lost.values()) else "AP50 gains nothing where one kind of mistake alone is mended"
         no_scores = None if any(self.per_class.values()) else "AP of every class is 0"
         too_many = f"{len(self.names)} classes are too many for a page"
         draw, save = partial, self._with_objects

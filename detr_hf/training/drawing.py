@@ -16,11 +16,18 @@ FIGURES, CURVES = "figures", "curves.png"  # a folder in the output folder, and 
 
 def save_figures(trainer: Any, folder: str | Path | None = None) -> list[str]:
     """Returns what is to be said of the figures that it wrote, in lines; see `StreamingEvaluation.save_figures`."""
-    from ..evaluation.plotting import save_plots
+    from ..evaluation.plotting import missing_for_plots, save_plots
 
+    missing = missing_for_plots()
+    if missing:
+        logger.warning("Not all figures of this training are drawn. %s", missing)
     folder = Path(trainer.args.output_dir, FIGURES) if folder is None else Path(folder)
     about = {"model": str(trainer.args.output_dir), "step": trainer.state.global_step}
-    lines = _tried("The curves", lambda: _save_curves(trainer.state.log_history, folder / CURVES))
+    lines = []
+    if "matplotlib" not in (missing or ""):
+        lines += _tried("The curves", lambda: _save_curves(trainer.state.log_history, folder / CURVES))
+    if missing:
+        return lines
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {None: trainer.eval_dataset}
     for name, rows in sets.items():
         place, of_set = (folder, about) if name is None else (folder / name, {**about, "set": name})

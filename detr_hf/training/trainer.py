@@ -69,7 +69,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
     What else transformers' Trainer takes is as there.
 
     After an evaluation `last_evaluation` holds its `CocoMetrics`, with AP by class; `last_mask_evaluation` those of
-    masks, and `last_panoptic_evaluation` its `PanopticMetrics`.
+    masks, and `last_panoptic_evaluation` its `PanopticMetrics`. `whole_evaluation()` has its detections and thresholds
+    too; `save_figures()` draws it, and the curves of the run.
 
     Raises:
         ValueError: data, model and arguments do not fit; the message says what to change.

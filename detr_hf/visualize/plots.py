@@ -181,7 +181,7 @@ def save_ap_by_class(per_class: Mapping[str, float], path: Path) -> None:
     mean = sum(per_class.values()) / len(per_class)
 
     def finish(axes: Any) -> None:
-        axes.lines[0].set_xdata([mean, mean])
+        axes.lines[0].set(xdata=[mean, mean], zorder=0)
         axes.get_legend().remove()
         classes = "1 class" if len(per_class) == 1 else f"{len(per_class)} classes"
         axes.set_title(f"AP by class; the line is the mean of {classes}, {mean:.3f}", fontsize=11)
@@ -242,8 +242,9 @@ def _letters_of(names: Iterable[str]) -> Iterator[None]:
     from hotcoco.plot import core
     from matplotlib import font_manager
 
+    family = getattr(core, "_resolve_font_family", list)()  # what its plots go by; nothing public says it
     talker = logging.getLogger("matplotlib.font_manager")  # of each weight that a font lacks
-    level, family = talker.level, core._resolve_font_family()  # what its plots go by; nothing public says it
+    level = talker.level
     before = list(family)
     talker.setLevel(logging.ERROR)
     for file in files_with_letters("".join(names)):

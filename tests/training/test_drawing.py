@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from PIL import Image
 
 from detr_hf.evaluation import plotting
 from detr_hf.training import drawing
@@ -22,13 +23,13 @@ def run(tmp_path_factory):
 
 
 def test_curves_and_plots_lie_in_the_output_folder(run, monkeypatch):
-    saved = []
-    monkeypatch.setattr(
-        plotting, "save_plots", lambda *given: saved.append(given) or plotting.SavedPlots("x", [], {}, [])
-    )
+    saved, logged, nothing = [], [], plotting.SavedPlots("x", [], {}, [])
+    monkeypatch.setattr(drawing, "draw_training", lambda log: logged.append(log) or Image.new("RGB", (9, 9)))
+    monkeypatch.setattr(plotting, "save_plots", lambda *given: saved.append(given) or nothing)
     lines = run.save_figures()
     folder = drawing.Path(run.args.output_dir, "figures")
     assert [path.name for path in folder.iterdir()] == ["curves.png"] and str(folder / "curves.png") in lines[0]
+    assert logged == [run.state.log_history]
     found, place, _, about = saved[0]
     assert (
         place == folder
@@ -50,6 +51,15 @@ def test_no_run_fails_for_a_figure(run, monkeypatch, caplog):
         assert run.save_figures() == []
     assert "The curves were not drawn" in caplog.text and "pip install 'detr-hf[viz]'" in caplog.text
     assert "The plots of the evaluation were not drawn: division by zero" in caplog.text
+
+
+@pytest.mark.parametrize(("missing", "drawn"), [("matplotlib", False), ("hotcoco", True)])
+def test_what_is_not_installed_is_said_in_one_line(missing, drawn, run, monkeypatch, caplog):
+    monkeypatch.setattr(plotting, "find_spec", lambda name: None if name == missing else True)
+    monkeypatch.setattr(drawing, "draw_training", lambda log: Image.new("RGB", (9, 9)))
+    with caplog.at_level(logging.WARNING):
+        assert len(run.save_figures()) == drawn
+    assert len(caplog.records) == 1 and f"Plots need {missing}" in caplog.text and "pip install" in caplog.text
 
 
 def test_an_evaluation_of_an_earlier_step_is_not_taken_for_the_last(run):
