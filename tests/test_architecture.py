@@ -35,7 +35,9 @@ ARROWS = {
     "inference": ("checkpoints", "export", "model", "processing", "visualize"),
     "hub": ("checkpoints", "data", "inference", "model", "processing", "visualize"),
     "training": ("checkpoints", "data", "evaluation", "hub", "model", "processing", "visualize"),
+    "app": ("checkpoints", "export", "inference", "processing", "visualize"),
     "cli": (
+        "app",
         "checkpoints",
         "data",
         "evaluation",

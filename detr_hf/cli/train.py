@@ -101,6 +101,7 @@ def build(data_args: DataArguments, reading: Reading, args: "DETRTrainingArgumen
     from ..training.trainer import DETRTrainer
 
     flags = flags_of(args)
+    data_args.choose_preset(args.recipe)
     try:
         data_args.check()
     except OSError as error:
@@ -113,6 +114,12 @@ def build(data_args: DataArguments, reading: Reading, args: "DETRTrainingArgumen
     data = load_detection_dataset(data_args.data, **options)
     data.split_for("train")  # says what to do where there is none
     model = data_args.load_model(data.id2label, with_masks)
+    if data_args.choose_size(data, model.config) and args.process_index == 0:
+        typer.echo(
+            f"A new model sees pictures at a shortest side of {data_args.shortest_edge}, which suits these and their "
+            "objects; --shortest_edge N for another.",
+            err=True,
+        )
     processor = data_args.processor(model)
     trainer = DETRTrainer(model, args, data, processing_class=processor)
     trainer.watch.words = partial(in_flags, flags=flags)

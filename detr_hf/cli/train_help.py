@@ -13,7 +13,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "model": "",
         "backbone": "",
         "backbone_weights": "Of a new model: imagenet (by default), a FILE with timm's, or none (random).",
-        "preset": "Build a new model: detr, or precise, for small objects and boxes that fit.",
+        "preset": "Of a new model: precise (by default) or detr (the paper's).",
         "recipe": "What learns how: auto, scratch, finetune, mask_head, fast, fast_ref, precise.",
         "num_queries": "",
         "task": "detection, instance (a mask for each object) or panoptic.",
@@ -31,7 +31,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "skip_check": "",
     },
     "the pictures": {
-        "shortest_edge": "Resize the shorter side to this; the checkpoint's by default, else 800.",
+        "shortest_edge": "Of pictures; by default the checkpoint's, of a new model what suits the data.",
         "longest_edge": "The longer side is at most this; in proportion by default.",
         "augment": "Of training pictures: none, paper (flip, multi-scale, crop) or strong.",
         "balance_classes": "Draw pictures of rare classes more often: 0.1, say.",

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ..visualize import plots
-from ..visualize.comparison import Comparison, DrawnObjects, comparison_grid
+from ..visualize.boxes import draw_boxes
+from ..visualize.grids import grid
 from ..visualize.saving import save_drawing
 from ..visualize.slots import QuerySlots
 from .analysis import FITS, KINDS, Judged
@@ -175,13 +176,19 @@ class _Drawing:
         if not chosen:
             raise _LeftOut("no picture has an object or a detection")
         images = images_of(rows, [places[image_id] for _, image_id, _ in chosen])
-        drawn = [
-            Comparison(Image.fromarray(image), self._truth_of(image_id), self._found_in(image_id), f"{kind}: {text}")
-            for image, (kind, image_id, text) in zip(images, chosen, strict=True)
-        ]
-        id2label = {category["id"]: str(category["name"]) for category in self.found.ground_truth["categories"]}
-        columns = EACH if len(drawn) == 3 * EACH else 1
-        save_drawing(comparison_grid(drawn, id2label, TILE_PX, columns), path)
+        cells, captions = [], []
+        for image, (kind, image_id, text) in zip(images, chosen, strict=True):
+            cells += [self._drawn(image, *objects) for objects in (self._truth_of(image_id), self._found_in(image_id))]
+            captions += [f"{kind}: {text}", ""]  # one above both
+        columns = EACH if len(chosen) == 3 * EACH else 1
+        save_drawing(grid(cells, captions=captions, heads=("truth", "found") * columns, side=TILE_PX), path)
+
+    def _drawn(
+        self, image: np.ndarray, boxes: np.ndarray, labels: list[int], scores: list[float] | None
+    ) -> Image.Image:
+        names = {category["id"]: str(category["name"]) for category in self.found.ground_truth["categories"]}
+        named = [names.get(label, f"? {label}") for label in labels]
+        return draw_boxes(Image.fromarray(image), boxes, named, labels=labels, scores=scores, side=TILE_PX)
 
     def _worst_middling_best(self) -> list[tuple[str, int, str]]:
         """Returns kind, image id and caption of the pictures to compare; with few pictures each comes once."""
@@ -201,17 +208,17 @@ class _Drawing:
         groups = {"worst": worst, "middling": rest[first : first + each], "best": best}
         return [(kind, image_id, text) for kind, some in groups.items() for _, _, image_id, text in some]
 
-    def _truth_of(self, image_id: int) -> DrawnObjects:
+    def _truth_of(self, image_id: int) -> tuple[np.ndarray, list[int], None]:
         of_picture = [one for one in self.found.ground_truth["annotations"] if one["image_id"] == image_id]
         boxes = np.array([one["bbox"] for one in of_picture], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        return DrawnObjects(boxes, [one["category_id"] for one in of_picture])
+        return boxes, [one["category_id"] for one in of_picture], None
 
-    def _found_in(self, image_id: int) -> DrawnObjects:
+    def _found_in(self, image_id: int) -> tuple[np.ndarray, list[int], list[float]]:
         rows = self.found.detections
         rows = rows[(rows[:, 0] == image_id) & (rows[:, 5] >= self.found.threshold)]
         boxes = np.concatenate([rows[:, 1:3], rows[:, 1:3] + rows[:, 3:5]], axis=1)
-        return DrawnObjects(boxes, rows[:, 6].astype(int).tolist(), rows[:, 5].tolist())
+        return boxes, rows[:, 6].astype(int).tolist(), rows[:, 5].tolist()
 
     def numbers(self) -> dict[str, Any]:
         """Returns every number of the plots, for a JSON file."""

@@ -107,11 +107,13 @@ def evaluate(
         split: its name; by default the one for validation, or the only one.
         processor: the model's image processor; by default its checkpoint's.
         threshold: the score from which mistakes are counted; COCO's numbers see every detection.
-        batch_size, num_workers: images at a time, and processes that read them; a `Detector` has threads of its own.
+        batch_size: images at a time.
+        num_workers: processes that read them; a `Detector` has threads of its own.
         device: where a model runs that is given by name; by default on a GPU if there is one.
         on_batch: is told, again and again, how many more images are done, and of how many; None for a stream.
-        rule, panoptic_threshold: of panoptic segments, as in `post_process_panoptic_segmentation`; `rule="original"`
-            is that of published figures, which a `Detector` does not have.
+        rule: of panoptic segments, as in `post_process_panoptic_segmentation`; "original" is that of published
+            figures, which a `Detector` does not have.
+        panoptic_threshold: of their scores.
 
     Raises:
         LayoutError: the split is not there, or which one is meant is not clear.

@@ -4,7 +4,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..visualize.grids import tile_grid
+from ..visualize.grids import grid
 
 COUNT, COLUMNS, TILE_PX, GAP_PX = 10, 5, 240, 4
 
@@ -25,11 +25,7 @@ def draw_examples(model: Any, processor: Any, rows: Any, threshold: float = 0.5)
         found = Detector(model, processor)(pictures, threshold=threshold)
     finally:
         model.train(training)
-    tiles = []
-    for detections in found:
-        tiles.append(detections.draw())
-        tiles[-1].thumbnail((TILE_PX, TILE_PX))  # at once: ten photographs in full size are much memory
-    return tile_grid(tiles, (TILE_PX, TILE_PX), COLUMNS, gap=GAP_PX)
+    return grid(found, COLUMNS, side=TILE_PX, gap=GAP_PX)
 
 
 def _pictures(rows: Any) -> list[Any]:

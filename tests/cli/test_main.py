@@ -1,12 +1,16 @@
 """The command as a whole: help, version, and how an error looks."""
 
+import json
 import subprocess
 import sys
+from itertools import cycle
 
 import pytest
 from typer.testing import CliRunner
 
 import detr_hf
+import detr_hf.cli.main as main_module
+from detr_hf.checkpoints.embedded import demo_scene_path
 from detr_hf.cli.flags import without_python
 from detr_hf.cli.main import app, main
 from detr_hf.errors import EXTRA_OF, lacking
@@ -43,6 +47,27 @@ def test_an_error_is_one_line(monkeypatch, capsys, tmp_path):
     assert run_main(monkeypatch, "predict", str(tmp_path), str(picture)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("detr-hf: ") and "Traceback" not in last
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("hidden_dim", "Field 'hidden_dim' expected int, got str"),
+        ("label2id", "label2id is str 'x'; expected a mapping"),
+    ],
+)
+def test_a_field_of_another_type_is_no_traceback(field, words, monkeypatch, capsys, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "detr_hf", field: "x"}))
+    assert run_main(monkeypatch, "predict", str(tmp_path), str(demo_scene_path())) == 1
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+
+
+def test_a_fault_of_the_program_shows_its_place(monkeypatch):
+    for fault in (TypeError, KeyError):
+        monkeypatch.setattr(main_module, "app", lambda fault=fault: {}["x"] if fault is KeyError else None())
+        with pytest.raises(fault):
+            main_module.main()
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path):
@@ -99,7 +124,12 @@ BARE = EXTRAS + ",torch,transformers,timm,torchvision,huggingface_hub,scipy"
 @pytest.mark.parametrize(
     ("absent", "verbs", "said"),
     [
-        (EXTRAS, "check data", "the package datasets, which is not installed: pip install 'detr-hf[train,eval]'."),
+        (
+            EXTRAS,
+            "check data;app",
+            "the package datasets, which is not installed: pip install 'detr-hf[train,eval]'.;"
+            "the package gradio, which is not installed: pip install 'detr-hf[app]'.",
+        ),
         (BARE, "predict .;export;convert detr-digits x;eval detr-digits d", "--no-deps` does not: pip install"),
     ],
 )
@@ -109,7 +139,7 @@ def test_a_verb_that_lacks_a_package_says_what_to_install(absent, verbs, said, t
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("Model: ")]
     assert len(lines) == verbs.count(";") + 3 and done.returncode == 0, done.stderr
-    assert all(said in line for line in lines[:-2]), done.stderr
+    assert all(words in line for line, words in zip(lines[:-2], cycle(said.split(";")))), done.stderr
     assert all("pip install 'detr-hf[train,eval]'" in line for line in lines[-2:]), done.stderr
 
 

@@ -132,15 +132,17 @@ def test_the_worst_the_middling_and_the_best_pictures_are_drawn_once_each(writte
     features = Features({**columns, "image": ImageFeature(), "objects": one})
     rows = [{"image_id": i, "width": 320, "height": 240, "image": picture} for i in range(12)]
     rows = Dataset.from_list([{**row, "objects": {"bbox": [], "category": []}} for row in rows], features)
-    drawn = []
+    drawn, captions = [], []
+    monkeypatch.setattr(plotting, "draw_boxes", lambda *args, **options: drawn.append((args[1], options["scores"])))
     monkeypatch.setattr(
-        plotting, "comparison_grid", lambda comparisons, *_: drawn.extend(comparisons) or Image.new("RGB", (9, 9))
+        plotting, "grid", lambda cells, **options: captions.extend(options["captions"]) or Image.new("RGB", (9, 9))
     )
     assert "comparison.png" in save_plots(found, tmp_path, rows).files
-    kinds = [one.caption.partition(":")[0] for one in drawn]
+    kinds = [caption.partition(":")[0] for caption in captions[::2]]
     assert kinds == ["worst"] * 3 + ["middling"] * 3 + ["best"] * 3
-    assert "F1 0.00, 0 of 1 found, 1 wrong" in drawn[0].caption and "F1 1.00, 1 of 1" in drawn[-1].caption
-    assert drawn[0].truth.boxes_xyxy_abs.tolist() == [[10, 10, 50, 50]] and drawn[0].found.scores == [0.9]
+    assert "F1 0.00, 0 of 1 found, 1 wrong" in captions[0] and "F1 1.00, 1 of 1" in captions[-2]
+    (truth, unscored), (_, scores) = drawn[:2]
+    assert truth.tolist() == [[10, 10, 50, 50]] and unscored is None and scores == [0.9]
 
 
 def test_a_missing_library_is_said_before_anything_is_drawn(tmp_path, monkeypatch):
