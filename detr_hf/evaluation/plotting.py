@@ -179,7 +179,7 @@ class _Drawing:
         cells, captions = [], []
         for image, (kind, image_id, text) in zip(images, chosen, strict=True):
             cells += [self._drawn(image, *objects) for objects in (self._truth_of(image_id), self._found_in(image_id))]
-            captions += [f"{kind}: {text}", ""]  # one above both
+            captions += [f"{kind}, {text}", ""]  # one above both
         columns = EACH if len(chosen) == 3 * EACH else 1
         save_drawing(grid(cells, captions=captions, heads=("truth", "found") * columns, side=TILE_PX), path)
 

@@ -138,7 +138,7 @@ def test_the_worst_the_middling_and_the_best_pictures_are_drawn_once_each(writte
         plotting, "grid", lambda cells, **options: captions.extend(options["captions"]) or Image.new("RGB", (9, 9))
     )
     assert "comparison.png" in save_plots(found, tmp_path, rows).files
-    kinds = [caption.partition(":")[0] for caption in captions[::2]]
+    kinds = [caption.partition(",")[0] for caption in captions[::2]]
     assert kinds == ["worst"] * 3 + ["middling"] * 3 + ["best"] * 3
     assert "F1 0.00, 0 of 1 found, 1 wrong" in captions[0] and "F1 1.00, 1 of 1" in captions[-2]
     (truth, unscored), (_, scores) = drawn[:2]
