@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from detr_hf import Detector, DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
 from detr_hf.cli.naming import split_model
-from detr_hf.cli.predict import summary
+from detr_hf.cli.predict_files import summary
 from detr_hf.cli.predict_run import duration, process_device, process_name, progress_text
 from detr_hf.inference.results import BestBelow, Detections
 from detr_hf.inference.runs.drawings import DRAWING_OF, drawing_paths
