@@ -7,6 +7,7 @@ lock on it, which the system takes back from a dead process: so the next one to 
 works on any more, and removes it.
 """
 
+import ctypes
 import functools
 import json
 import logging
@@ -14,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,14 +32,15 @@ logger = logging.getLogger(__name__)
 LONGEST_WAIT = 10.0  # seconds; moving the files of a folder takes a thousandth of one
 UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.detr_hf\.unfinished$")
 
-# What the JSON files have in common that the verbs write: predict, eval, check, benchmark and inspect; and COCO's
-# results.
+# What the JSON files have in common that the verbs write: predict, eval, check, benchmark, inspect and doctor; and
+# COCO's results.
 RESULT_KEYS = (
     {"threshold", "pictures", "failed"},
     {"mistakes", "per_class"},
     {"findings", "splits"},
     {"environment", "settings", "rows"},
     {"environment", "settings", "steps"},
+    {"packages", "extras", "self_test"},
 )
 COCO_RESULT_KEYS = {"image_id", "category_id", "score"}
 
@@ -236,6 +239,18 @@ def _move_all(scratch: Path, path: Path, together: tuple[str, ...], last: str) -
             os.replace(ending, path / last)
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Whether two paths, of files or folders, have changed places, in one step; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):  # a C library without it
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
+
+
 def open_to_umask(path: Path) -> None:
     """Lets read a file whom the umask lets: safetensors makes its files for their owner alone."""
     probe = path.with_name(secrets.token_hex(4))
@@ -337,6 +352,15 @@ def drop_folder(folder: Path) -> None:
 def is_leftover(path: Path) -> bool:
     """Whether a path is called as what is unfinished is."""
     return UNFINISHED.search(path.name) is not None
+
+
+def is_left(path: Path) -> bool:
+    """Whether a killed process left something unfinished; False where one works on it, or nobody can tell."""
+    with suppress(OSError):
+        if fcntl is not None and path not in _held and hold(path) and path in _held:
+            let_go(path)
+            return True
+    return False
 
 
 def remove_leftovers(folder: Path) -> None:

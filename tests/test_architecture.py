@@ -30,11 +30,11 @@ ARROWS = {
     "checkpoints": ("model", "processing"),
     "visualize": (),
     "data": ("processing", "visualize"),
-    "evaluation": ("checkpoints", "data", "model", "processing"),
+    "evaluation": ("checkpoints", "data", "model", "processing", "visualize"),
     "export": ("model", "processing"),
     "inference": ("checkpoints", "export", "model", "processing", "visualize"),
     "hub": ("checkpoints", "data", "inference", "model", "processing", "visualize"),
-    "training": ("checkpoints", "data", "evaluation", "hub", "model", "processing"),
+    "training": ("checkpoints", "data", "evaluation", "hub", "model", "processing", "visualize"),
     "app": ("checkpoints", "export", "inference", "processing", "visualize"),
     "cli": (
         "app",

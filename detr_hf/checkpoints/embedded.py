@@ -6,6 +6,8 @@ from typing import Any
 
 EMBEDDED_MODEL = "detr-digits"
 DEMO_SCENE = "digits_scene.png"
+# What is to be seen there, from left to right: a digit, and the middle of its box in pixels.
+DEMO_DIGITS = (("8", (67, 451)), ("8", (210, 448)), ("6", (238, 75)), ("1", (268, 145)), ("2", (280, 388)))
 ABOUT = (
     f"{EMBEDDED_MODEL}, which comes with detr_hf, finds handwritten digits, and takes other things for digits. For "
     "other objects name a checkpoint, such as facebook/detr-resnet-50."

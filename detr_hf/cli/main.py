@@ -2,6 +2,8 @@
 
 import os
 import sys
+from pathlib import Path
+from traceback import extract_tb
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ from .benchmark import benchmark
 from .check import check
 from .convert import convert
 from .demo import demo
+from .doctor import doctor
 from .eval import evaluate
 from .export import export
 from .flags import Verb, with_nearest, without_python
@@ -43,6 +46,7 @@ app.command(cls=Verb)(export)
 app.command(cls=Verb)(benchmark)
 app.command(cls=Verb)(inspect)
 app.command("app", cls=Verb)(serve_page)
+app.command(cls=Verb)(doctor)
 
 
 def _show_version(wanted: bool) -> None:
@@ -60,12 +64,26 @@ def options(
     """DETR for Hugging Face: detect objects, check data, train, measure, convert, publish."""
 
 
+def _is_said(error: Exception) -> bool:
+    """Whether an error is one that users make; any other is a fault of the program, whose place is wanted.
+
+    That of a configuration's field is known by its name, as huggingface_hub is not loaded; and a TypeError is one
+    where this package raised it.
+    """
+    kinds = (FloatingPointError, ImportError, OSError, RuntimeError, ValueError)
+    if isinstance(error, kinds) or any(base.__name__ == "StrictDataclassError" for base in type(error).__mro__):
+        return True
+    last = extract_tb(error.__traceback__)[-1]
+    is_own = Path(last.filename).is_relative_to(Path(__file__).parents[1])
+    return isinstance(error, TypeError) and is_own and (last.line or "").startswith("raise ")
+
+
 def main() -> None:
     """Runs the command. An error is one line and exit code 1; `DETR_HF_TRACEBACK=1` shows where it arose."""
     try:
         app()
-    except (FloatingPointError, ImportError, OSError, RuntimeError, ValueError) as error:
-        if os.environ.get("DETR_HF_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("DETR_HF_TRACEBACK") or not _is_said(error):
             raise
         typer.echo(f"detr-hf: {with_nearest(without_python(lacking(error) or str(error)))}", err=True)
         sys.exit(1)

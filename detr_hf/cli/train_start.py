@@ -1,6 +1,8 @@
 """What `detr-hf train` starts from: a checkpoint, or a new model on a backbone's weights; and its image processor."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +35,13 @@ class Start:
     )
     preset: str | None = _flag(
         None,
-        "Build a new model of this kind: 'detr', the paper's, or 'precise', for small objects and boxes that fit.",
+        "Build a new model of this kind: 'precise', which learns from a few hundred pictures, or 'detr', the paper's, "
+        "which needs thousands. 'precise' by default, 'detr' where --recipe is one for it (scratch, detr, fast, ...).",
     )
     num_queries: int | None = _flag(None, "Another number of object queries: the first are kept, or all are tiled.")
-    shortest_edge: int | None = _flag(None, "Resize pictures so; the checkpoint's by default, else 800.")
+    shortest_edge: int | None = _flag(
+        None, "Resize pictures so; by default the checkpoint's, of a new model what suits the data."
+    )
     longest_edge: int | None = _flag(None, "At most this; in proportion by default.")
 
     @property
@@ -54,6 +59,13 @@ class Start:
         """Returns the checkpoint to start from; None for a new model."""
         return None if self.is_new else self.model or DEFAULT_MODEL
 
+    def choose_preset(self, recipe: str) -> None:
+        """Fills in the preset of a new model where none is given: one that can learn from what people have."""
+        from ..training.arguments import MODEL_OPTIONS
+
+        if self.is_new and self.preset is None:
+            self.preset = "detr" if recipe in ("scratch", *MODEL_OPTIONS) else "precise"
+
     def check(self) -> None:
         """Raises where there is nothing to start from: before the data are read, which may take long.
 
@@ -64,13 +76,9 @@ class Start:
         if self.is_new:
             from ..model.timm_body_detr import create_timm_body
 
-            config, timm_logger = self.new_config(), logging.getLogger("timm")
-            level = timm_logger.level
-            timm_logger.setLevel(logging.ERROR)  # what it says of a classifier's head, it says when the model is built
-            try:
+            config = self.new_config()
+            with _quiet_timm():
                 create_timm_body(config, (-1,), load_weights=config.backbone_weights is not None)
-            finally:
-                timm_logger.setLevel(level)
         elif self._of_new:
             raise ValueError(
                 f"{', '.join(self._of_new)} build{'s' * (len(self._of_new) == 1)} a new model, and --model "
@@ -84,7 +92,7 @@ class Start:
         weights = self.backbone_weights or "imagenet"
         fields = {"backbone": self.backbone or DEFAULT_BACKBONE, **changes}
         return DETRConfig.from_preset(
-            self.preset or "detr", **fields, backbone_weights=None if weights == "none" else weights
+            self.preset or "precise", **fields, backbone_weights=None if weights == "none" else weights
         )
 
     def needs_masks(self, task: str | None) -> bool:
@@ -104,8 +112,18 @@ class Start:
         if self.num_queries is not None:
             changes["num_queries"] = self.num_queries
         if self.is_new:
-            return model_class(self.new_config(**changes))
+            with _quiet_timm():
+                return model_class(self.new_config(**changes))
         return model_class.from_pretrained(self.checkpoint, **changes)
+
+    def choose_size(self, data: Any, config: Any) -> bool:
+        """Fills in the size of pictures for a new model where none is given and the data tells one; whether it did."""
+        from ..data.checking.check import fitting_shortest_edge
+
+        if self.is_new and not (self.shortest_edge or self.longest_edge):
+            self.shortest_edge = fitting_shortest_edge(data, config)
+            return self.shortest_edge is not None
+        return False
 
     def processor(self, model: Any) -> Any:
         """Returns the checkpoint's image processor, or one for the backbone's weights, at the size of the run."""
@@ -117,3 +135,15 @@ class Start:
             longest = self.longest_edge or round(shortest * 1333 / 800)
             processor.size = {"shortest_edge": shortest, "longest_edge": longest}
         return processor
+
+
+@contextmanager
+def _quiet_timm() -> Iterator[None]:
+    """Keeps out of the output what timm says of weights of a classifier's head, which no detector has."""
+    timm_logger = logging.getLogger("timm")
+    level = timm_logger.level
+    timm_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        timm_logger.setLevel(level)

@@ -19,7 +19,7 @@ from ..model.modeling_detr import DETRForObjectDetection
 from ..model.segmentation_detr import refuse_without_masks
 from ..processing.segments_detr import checked_labels
 from ..version import version_of
-from ..whole_files import unfinished_folder
+from ..whole_files import exchange, unfinished_folder
 from .artefact import OPENVINO_GRAPH, SUFFIX_OF, ArtefactInfo
 from .parity import Parity, calibration_cases, check_parity, parity_cases, refuse_far
 from .runtimes import INSTALL, load_runtime
@@ -78,7 +78,8 @@ def export_model(
         to: "onnx", "openvino", "torch-export" or "executorch".
         dtype: one of `DTYPES_OF[to]`. OpenVINO stores float16 and bfloat16 alike as float16 and computes bfloat16 as
             such where the processor can; its int8 is for convolutions and computes the rest as bfloat16.
-        batch, size_hw: fixed shapes, which some runtimes run faster; None for any.
+        batch: a fixed number of images, which some runtimes run faster; None for any.
+        size_hw: a fixed height and width; None for any.
         masked: take `pixel_mask`. Without it the graph is smaller and serves pictures without padding.
         mask_queries: of a segmentation model, give masks of so many queries of a picture only, those with the best
             scores, which is so much faster; None for all.
@@ -104,11 +105,26 @@ def export_model(
         parity = check_parity(model, load_runtime(path), cases)
         if not accept_difference:
             refuse_far(parity)
-        for whole in list(folder.iterdir()):
-            if output.is_dir():  # no folder takes the place of one with files in it
-                os.replace(output, folder / "replaced")
-            os.replace(whole, output.with_name(whole.name))
+        put_in_place(folder, output)
     return (output / OPENVINO_GRAPH if to == "openvino" else output), parity
+
+
+def put_in_place(folder: Path, output: Path) -> None:
+    """Moves an artefact out of the folder where it was made.
+
+    A process that is killed meanwhile leaves the old one or the new one. Where the system cannot exchange two folders
+    it can leave none of OpenVINO's; of ExecuTorch's two files it can leave the program alone, which is refused.
+    """
+    new, metadata = folder / output.name, folder / output.with_suffix(".json").name
+    if output.is_dir():
+        if exchange(new, output):
+            return
+        os.replace(output, folder / "replaced")  # no folder takes the place of one with files in it
+    if metadata.exists():
+        output.with_name(metadata.name).unlink(missing_ok=True)
+    os.replace(new, output)
+    if metadata.exists():
+        os.replace(metadata, output.with_name(metadata.name))
 
 
 def describe(

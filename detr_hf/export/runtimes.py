@@ -150,11 +150,11 @@ class TorchProgram:
     def __init__(self, path: Path, device: str, threads: int | None):
         with install_hint(f"{path} is a program of torch.export and runs in torch, which is missing."):
             import torch
-        from ..model.compiling_detr import warn_of_slow_bfloat16
+        from ..model.compiling_detr import warn_of_slow_dtype
 
         self.info = ArtefactInfo.from_json(_extra_file(path), path)
         self.device = device
-        warn_of_slow_bfloat16(self.info.dtype, device)
+        warn_of_slow_dtype(self.info.dtype, device)
         if threads is not None:
             torch.set_num_threads(threads)
         with _reading(path):

@@ -53,6 +53,18 @@ class Detection(_Object):
         return one
 
 
+class BestBelow(NamedTuple):
+    """The best object that did not score more than a threshold."""
+
+    name: str
+    score: float
+    threshold: float
+
+    def __str__(self) -> str:
+        digits = 2 if f"{self.score:.2f}" != f"{self.threshold:.2f}" else 4
+        return f"nothing over {self.threshold:.{digits}f}; the best is {self.score:.{digits}f} {self.name}"
+
+
 def plain_value(value: Any, digits: int | None) -> Any:
     """Returns a value of a `Detection` as JSON holds it, rounded to `digits` decimals, or not where that is None."""
     if isinstance(value, tuple):
@@ -87,7 +99,7 @@ def coco_results(
         x0, y0, x1, y1 = one["box"]
         size = [plain_value(x1 - x0, digits), plain_value(y1 - y0, digits)]
         record = {"image_id": image_id, "category_id": one["label"], "bbox": [x0, y0, *size], "score": one["score"]}
-        masked = {"segmentation": one["segmentation"]} if "segmentation" in one else {}
+        masked = {} if one.get("segmentation") is None else {"segmentation": one["segmentation"]}
         results.append(record | masked)
     return results
 
@@ -129,8 +141,10 @@ class Detections(Showing):
     one picture they say which row belongs to which object.
 
     A model with masks gives `segmentations`, a list of N COCO run lengths (`masks` are they as arrays; one may have no
-    pixel), and `panoptic` or `semantic`, `SegmentMap`s of the whole picture. These are made of more than the objects
-    that a slice or `filter()` keeps, so that what is selected has none.
+    pixel, or be None), and `panoptic` or `semantic`, `SegmentMap`s of the whole picture. These are made of more than
+    the objects that a slice or `filter()` keeps, so that what is selected has none.
+
+    Where nothing scored more than the threshold, `best_below` says what came nearest.
     """
 
     boxes: np.ndarray = field(
@@ -151,7 +165,7 @@ class Detections(Showing):
         metadata={"of_each": Field("label", _array(np.int64, (-1,)), int, lambda arrow: arrow.int64())}
     )
     names: list[str] = field(metadata={"of_each": Field("name", list, str, lambda arrow: arrow.string())})
-    segmentations: list[dict[str, Any]] | None = field(
+    segmentations: list[dict[str, Any] | None] | None = field(
         default=None,
         kw_only=True,
         metadata={"of_each": Field("segmentation", list, lambda run_lengths: run_lengths, _mask_column)},
@@ -161,6 +175,7 @@ class Detections(Showing):
     )
     panoptic: SegmentMap | None = field(default=None, kw_only=True)
     semantic: SegmentMap | None = field(default=None, kw_only=True)
+    best_below: BestBelow | None = field(default=None, kw_only=True)
     size_hw: tuple[int, int] = field(kw_only=True)
     path: Path | None = field(default=None, kw_only=True)
     source: Any = field(default=None, kw_only=True)
@@ -179,7 +194,7 @@ class Detections(Showing):
                 f"{', '.join(names)} and {last} must be of one length, got "
                 f"{', '.join(str(counts[name]) for name in names)} and {counts[last]}."
             )
-        sizes = {tuple(one["size"]) for one in self.segmentations or ()}
+        sizes = {tuple(one["size"]) for one in self.segmentations or () if one is not None}
         sizes |= {map_.size_hw for map_ in (self.panoptic, self.semantic) if map_ is not None}
         if sizes - {self.size_hw}:
             raise ValueError(f"There are masks of (height, width) {sizes} in a picture of {self.size_hw}.")
@@ -195,7 +210,8 @@ class Detections(Showing):
             return None
         masks = np.zeros((len(self), *self.size_hw), dtype=bool)
         for mask, run_lengths in zip(masks, self.segmentations, strict=True):
-            mask[:] = run_length_mask(run_lengths, self.size_hw)
+            if run_lengths is not None:
+                mask[:] = run_length_mask(run_lengths, self.size_hw)
         return masks
 
     def __len__(self) -> int:
@@ -216,6 +232,7 @@ class Detections(Showing):
             self,
             panoptic=None,
             semantic=None,
+            best_below=None,
             **{
                 name: values[chosen] if isinstance(values, np.ndarray) else [values[index] for index in chosen]
                 for name, values in held.items()
@@ -231,7 +248,11 @@ class Detections(Showing):
         if names is not None:
             wanted = {names} if isinstance(names, str) else set(names)
             keep &= np.array([name in wanted for name in self.names], dtype=bool)
-        return self[keep]
+        kept = self[keep]
+        if not len(kept) and names is None:
+            best = None if not len(self) else self[int(self.scores.argmax())]
+            kept.best_below = self.best_below if best is None else BestBelow(best.name, best.score, threshold)
+        return kept
 
     def count(self) -> dict[str, int]:
         """Returns how many there are of each class, the most frequent first."""
@@ -244,7 +265,7 @@ class Detections(Showing):
         where = f" in {self.path.name!r}" if self.path is not None else ""
         height, width = self.size_hw
         head = f"Detections({len(self)} object{'' if len(self) == 1 else 's'}{where}, {width}x{height} px)"
-        lines = []
+        lines = [f"  {self.best_below}"] if self.best_below else []
         for one in self[:10]:
             mask = "" if one.segmentation is None else f"  mask of {mask_crop(one.segmentation).pixels.sum()} px"
             lines.append(

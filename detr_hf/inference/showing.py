@@ -17,7 +17,8 @@ from .pictures import Stamp, stamp_of
 from .segments import TASKS, SegmentMap, mask_crop
 
 if TYPE_CHECKING:
-    from .results import Detections
+    from ..visualize.lettering import Font
+    from .results import BestBelow, Detections
 
 SHOWN_IN_A_CELL = 12
 SIDE_IN_A_CELL = 800
@@ -38,9 +39,10 @@ class Showing:
     scores: np.ndarray
     labels: np.ndarray
     names: list[str]
-    segmentations: list[dict[str, Any]] | None
+    segmentations: list[dict[str, Any] | None] | None
     panoptic: SegmentMap | None
     semantic: SegmentMap | None
+    best_below: "BestBelow | None"
     size_hw: tuple[int, int]
     path: Path | None
     source: Any
@@ -64,26 +66,36 @@ class Showing:
             )
         return Image.fromarray(shown_pixels(pixels))
 
-    def draw(self, font: str | Path | None = None, what: str | None = None) -> Image.Image:
+    def draw(
+        self,
+        font: "Font | None" = None,
+        what: str | None = None,
+        labels: str = "clear",
+        side: int | None = None,
+    ) -> Image.Image:
         """Returns a copy of the picture with what was found drawn on it.
 
         Args:
-            font: the file of a font; by default one that has the letters of the names is looked for.
+            font: the file of a font, or an `ImageFont` loaded from one; by default one that has the letters of the
+                names is looked for.
             what: `"detection"` for boxes with names and scores, `"instance"` for masks under them (the default where
                 there are masks), `"panoptic"` or `"semantic"` for the map of the picture with names on the segments.
+            labels: `"clear"` leaves names out that would cover better ones, or hide small objects; `"all"`, `"none"`.
+            side: the picture is first made as large as a square of so many pixels allows, so that lines are sharp.
 
         Raises:
             ValueError: there is nothing of that kind, as in a slice, which has no map.
         """
+        styles = {"font": font, "shown_names": labels, "side": side}
         map_, masks = self._shown(what)
         if map_ is not None:
             from ..visualize.segments import draw_segments
 
-            return draw_segments(self.image, map_.segmentation, map_.segments_info, font=font)
+            return draw_segments(self.image, map_.segmentation, map_.segments_info, **styles)
         from ..visualize.boxes import draw_boxes
 
         return draw_boxes(
-            self.image, self.boxes, self.names, labels=self.labels, scores=self.scores, masks=masks, font=font
+            self.image, self.boxes, self.names, labels=self.labels, scores=self.scores, masks=masks, **styles
         )
 
     def to_svg(
@@ -93,12 +105,12 @@ class Showing:
         what: str | None = None,
         threshold: float = 0.0,
         max_side: int | None = None,
-        all_names: bool = False,
+        labels: str = "clear",
     ) -> str:
         """Returns what `draw` shows as one SVG that holds the picture, with names and scores under the pointer.
 
         It has no script and asks for nothing from outside. Each object is a `<g class="object">` with `data-index`
-        (its number here), `data-score` and `data-label`, which Tab reaches too; its coordinates are pixels of the
+        (its number), `data-score` and `data-label`, which Tab reaches too; its coordinates are pixels of the
         picture. A name that would cover a better one's waits for the pointer. Names are in the fonts of whoever looks.
 
         Args:
@@ -106,7 +118,7 @@ class Showing:
             what: as in `draw`.
             threshold: objects with a higher score are there.
             max_side: the picture is made smaller where a side of it has more pixels; by default 1280.
-            all_names: also those that cover others.
+            labels: as in `draw`; those left out wait for the pointer.
 
         Raises:
             ValueError: there is nothing of that kind, or the image has other proportions than the picture.
@@ -117,18 +129,19 @@ class Showing:
             raise ValueError(f"The image is of {image.width}x{image.height} pixels, the picture of {width}x{height}.")
         from ..visualize.vector import MAX_SIDE, objects_svg, segments_svg
 
-        layout = {"title": self._title(), "max_side": max_side or MAX_SIDE, "all_names": all_names}
-        map_, masks = self._shown(what)
+        kept = self.filter(threshold=threshold) if threshold else self
+        map_, masks = (self if what in ("panoptic", "semantic") else kept)._shown(what)
+        said = "" if map_ is not None and map_.segments_info else str(kept.best_below or "")
+        layout = {"title": self._title(), "caption": said, "max_side": max_side or MAX_SIDE, "shown_names": labels}
         if map_ is not None:
             return segments_svg(image, map_.segmentation, map_.segments_info, **layout)
-        kept = np.flatnonzero(self.scores > threshold)
         return objects_svg(
             image,
-            self.boxes[kept],
-            [self.names[index] for index in kept],
-            labels=self.labels[kept],
-            scores=self.scores[kept],
-            masks=None if masks is None else [masks[index] for index in kept],
+            kept.boxes,
+            kept.names,
+            labels=kept.labels,
+            scores=kept.scores,
+            masks=masks,
             size_hw=self.size_hw,
             **layout,
         )
@@ -148,10 +161,12 @@ class Showing:
                 f"Detector.from_pretrained(..., task={what!r}); slices and filter() keep no map of the picture."
             )
         if what == "instance":
-            return None, [mask_crop(one) for one in self.segmentations or ()]
+            return None, [None if one is None else mask_crop(one) for one in self.segmentations or ()]
         return held.get(what), None
 
-    def save(self, path: str | Path, font: str | Path | None = None, what: str | None = None) -> Path:
+    def save(
+        self, path: str | Path, font: "Font | None" = None, what: str | None = None, labels: str = "clear"
+    ) -> Path:
         """Returns `path` after writing the picture with what was found there, whole; the ending decides the format.
 
         `.svg` and `.html` hold what `to_svg` gives, in the fonts of whoever looks; anything else the pixels of `draw`,
@@ -163,10 +178,10 @@ class Showing:
         if is_vector(path):
             from ..visualize.vector import html_page
 
-            svg = self.to_svg(what=what)
+            svg = self.to_svg(what=what, labels=labels)
             is_page = Path(path).suffix.lower() != ".svg"
             return save_vector(html_page(svg, self._title()) if is_page else svg, path)
-        return save_drawing(self.draw(font, what), path)
+        return save_drawing(self.draw(font, what, labels), path)
 
     def _repr_html_(self, max_side: int | None = None) -> str:
         """Returns what a notebook's cell shows that ends in it: the picture, or why there is none."""

@@ -46,6 +46,16 @@ def normal_labels(labels: Any) -> dict[int, str]:
     return named
 
 
+def indices_of(label2id: Any) -> Mapping[str, Any]:
+    """Returns it; a TypeError where it maps nothing."""
+    if not isinstance(label2id, Mapping):
+        raise TypeError(
+            f"label2id is {type(label2id).__name__} {str(label2id)[:60]!r}; expected a mapping from name to index. "
+            "Names in order are id2label."
+        )
+    return label2id
+
+
 def check_labels(id2label: dict[int, str], num_labels: int | None, label2id: Mapping[str, Any] | None) -> None:
     """Raises ValueError for classes with gaps and for what contradicts them; logs a name that several have."""
     count = len(id2label)
@@ -60,7 +70,7 @@ def check_labels(id2label: dict[int, str], num_labels: int | None, label2id: Map
         raise ValueError(
             f"num_labels={num_labels} disagrees with id2label, which names {count} classes. Give id2label alone."
         )
-    other = {name: index for name, index in (label2id or {}).items() if id2label.get(_index(index)) != name}
+    other = {name: index for name, index in indices_of(label2id or {}).items() if id2label.get(_index(index)) != name}
     if other:
         raise ValueError(f"label2id disagrees with id2label about {list(other.items())[:3]}. Give id2label alone.")
     for name, times in Counter(id2label.values()).items():

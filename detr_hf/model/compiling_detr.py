@@ -19,6 +19,10 @@ MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagrap
 
 # Limits that ONEDNN_MAX_CPU_ISA sets on a processor with AVX-512, below which bfloat16 is converted instead.
 LIMITS_WITHOUT_BFLOAT16 = ("AVX512_CORE", "AVX512_CORE_VNNI")
+SLOW_FLOAT16 = (
+    "This processor has no instructions for float16 (such as AVX-512 FP16) that torch can use, and takes many times "
+    "as long in it as in float32: use float32 here, or a GPU."
+)
 SLOW_BFLOAT16 = (
     "This processor has no instructions for bfloat16 (such as AVX-512 BF16 or AMX) that torch can use, and takes many "
     "times as long in it as in float32: use float32 here, or a GPU."
@@ -50,7 +54,7 @@ def optimize_for_inference(
     if dtype is not None:
         model.to(dtype)
     parameter = next(model.parameters())
-    warn_of_slow_bfloat16(parameter.dtype, parameter.device)
+    warn_of_slow_dtype(parameter.dtype, parameter.device)
     model._compiled_call_impl = None
     if compile:
         mode = compile if isinstance(compile, str) else None
@@ -93,16 +97,27 @@ def bfloat16_hardware() -> bool:
     return any(supported is not None and supported() for supported in told)
 
 
-def warn_of_slow_bfloat16(dtype: torch.dtype | str, device: torch.device | str) -> None:
-    """Logs a sentence, once in a process, where bfloat16 is about to be computed by a processor that is slow in it."""
-    is_bfloat16 = str(dtype).removeprefix("torch.") == "bfloat16"
-    if is_bfloat16 and torch.device(device).type == "cpu" and not bfloat16_hardware():
-        _say_that_bfloat16_is_slow()
+def float16_hardware() -> bool:
+    """Whether this processor has instructions for float16, and oneDNN is there and allowed to use them."""
+    try:
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    except (AttributeError, RuntimeError):  # a torch that does not tell
+        return False
+
+
+def warn_of_slow_dtype(dtype: torch.dtype | str, device: torch.device | str) -> None:
+    """Logs a sentence, once in a process, where a half precision is about to be computed by a processor slow in it."""
+    if torch.device(device).type == "cpu":
+        name = str(dtype).removeprefix("torch.")
+        if name == "bfloat16" and not bfloat16_hardware():
+            _say_once(SLOW_BFLOAT16)
+        elif name == "float16" and not float16_hardware():
+            _say_once(SLOW_FLOAT16)
 
 
 @functools.cache
-def _say_that_bfloat16_is_slow() -> None:
-    logger.warning(SLOW_BFLOAT16)
+def _say_once(sentence: str) -> None:
+    logger.warning(sentence)
 
 
 def _checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -27,7 +27,7 @@ from .arguments_detr import (
     take_foreign,
     without_refusals,
 )
-from .classes_detr import check_labels, normal_class_weights, normal_labels, whole_number
+from .classes_detr import check_labels, indices_of, normal_class_weights, normal_labels, whole_number
 from .presets_detr import PRESETS
 
 logger = logging.get_logger(__name__)
@@ -194,7 +194,7 @@ class DETRConfig(PreTrainedConfig):
         if kwargs.get("num_labels") is not None:
             kwargs["num_labels"] = whole_number("num_labels", kwargs["num_labels"])
         if self.id2label is None and self.label2id is not None:
-            self.id2label = {index: name for name, index in self.label2id.items()}
+            self.id2label = {index: name for name, index in indices_of(self.label2id).items()}
         if self.id2label is not None:
             self.id2label = normal_labels(self.id2label)
             check_labels(self.id2label, kwargs.get("num_labels"), self.label2id)

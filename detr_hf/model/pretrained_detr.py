@@ -7,7 +7,7 @@ What differs on purpose from transformers: initialisation is the original's, fro
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -136,9 +136,14 @@ class DETRPreTrainedModel(PreTrainedModel):
             name, config, state_dict = cls._translate(name, config, kwargs)
         elif state_dict and cls.workshop is not None:
             state_dict = cls.workshop.own_state_dict(state_dict)
-        model, info = super().from_pretrained(
-            name, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs
-        )
+        kwargs.update(config=config, state_dict=state_dict, output_loading_info=True)
+        try:
+            model, info = super().from_pretrained(name, *model_args, **kwargs)
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            unlike = super().from_pretrained(name, *model_args, **kwargs, ignore_mismatched_sizes=True)[1]
+            raise ValueError(_does_not_fit(source, unlike["mismatched_keys"])) from error
         if pretrained_model_name_or_path is not None:
             model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         model.new_classes = tuple(model.config.__dict__.pop("new_classes", ()))  # noted by whoever fitted the weights
@@ -264,6 +269,7 @@ class DETRPreTrainedModel(PreTrainedModel):
             self.config.auto_map = dict(AUTO_MAP)
         if self.workshop is None or kwargs.get("distributed_checkpoint"):  # to which every process writes its part
             super().save_pretrained(save_directory, **kwargs)
+            _open_as_config(save_directory)
             return
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", os.path.basename(os.path.abspath(save_directory)))
@@ -292,11 +298,30 @@ class DETRPreTrainedModel(PreTrainedModel):
                 module.freeze()
 
 
+def _open_as_config(folder: str | os.PathLike) -> None:
+    """Lets read the weights who may read the configuration: safetensors makes its files for their owner alone."""
+    config = os.path.join(folder, "config.json")
+    if os.path.isfile(config):  # one of several processes writes it
+        for name in os.listdir(folder):
+            if name.endswith(".safetensors"):
+                os.chmod(os.path.join(folder, name), os.stat(config).st_mode & 0o777)
+
+
 def _is_broken(tensor: Tensor) -> bool:
     """Whether a value is not finite; of a quantised or sharded tensor the parts that it is made of are looked at."""
     if is_traceable_wrapper_subclass(tensor):
         return any(_is_broken(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     return tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all())
+
+
+def _does_not_fit(source: Any, unlike: Iterable[tuple[str, Any, Any]]) -> str:
+    """Returns the error of weights that are not those of the configuration, with the tensors that tell."""
+    seen = [f"{name} has {tuple(there)} there and {tuple(here)} here" for name, there, here in sorted(unlike)]
+    return (
+        f"{source} holds weights of another model than its configuration describes: {'; '.join(seen[:3])}"
+        f"{', ...' if seen[3:] else ''} ({len(seen)} tensors). Give it the config.json that it was saved with, or "
+        "ignore_mismatched_sizes=True to have these drawn anew."
+    )
 
 
 def _init_attention(attention: MultiheadAttention) -> None:

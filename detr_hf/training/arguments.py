@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..model.compiling_detr import warn_of_slow_bfloat16
+from ..model.compiling_detr import warn_of_slow_dtype
 
 RECIPES: dict[str, dict[str, float | str | None]] = {
     "scratch": {
@@ -246,7 +246,7 @@ class DETRTrainingArguments(TrainingArguments):
         self._match_saving_to_evaluation()
         super().__post_init__()
         if self.use_cpu and (self.bf16 or self.bf16_full_eval):
-            warn_of_slow_bfloat16("bfloat16", "cpu")
+            warn_of_slow_dtype("bfloat16", "cpu")
 
     def _check(self) -> None:
         if self.recipe not in ("auto", *RECIPES, *MODEL_OPTIONS):

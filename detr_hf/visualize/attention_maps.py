@@ -13,18 +13,19 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..whole_files import refuse_overwriting
-from .boxes import class_color, draw_boxes
-from .grids import LETTERS_PX, fit_image, tile_grid
-from .lettering import Line
+from .boxes import draw_boxes
+from .colors import WHITE, class_color, mixed, relative_luminance
+from .grids import fit_image, grid
+from .lettering import beside_text
 from .saving import picture_format, save_drawing
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
     from ..inference.results import Detections
 
-GAP_PX = 6
+WIDEST_CAPTION = 320
 DIMMED = 0.6  # of the picture's light, where there is no attention
-LIGHT = 240  # of 255: the brightest channel of a colour that shows attention
+LEAST_LIGHT = 0.25  # of a colour that shows attention, as WCAG 2 measures it
 POINT_COLOR = (255, 190, 20)
 
 
@@ -159,12 +160,11 @@ class Attention:
                 drawn = heat_image(small, self.decoder[index], self.grids[0], color)
                 ImageDraw.Draw(drawn).rectangle(tuple(boxes[index]), outline=(255, 255, 255))
                 tiles.append(drawn)
-                captions.append(f"{one.name}  {one.score:.2f}: {share:.0%} in its box")
+                captions.append(f"{beside_text(one.name)}  {one.score:.2f}: {share:.0%} in its box")
             if not len(found):
-                captions = [f"nothing over {self.threshold:.2f}; the best is {self.best[1]:.2f} {self.best[0]}"]
+                captions = [str(found.best_below)]
         columns = -(-len(tiles) // -(-len(tiles) // columns))  # no row much shorter than the others
-        longest = max(Line(caption, LETTERS_PX).length for caption in captions)
-        return tile_grid(tiles, (max(small.width, round(longest) + 4), small.height), columns, captions, gap=GAP_PX)
+        return grid(tiles, columns, captions=captions, side=max(tile, WIDEST_CAPTION), font=font)
 
     def caption(self, kind: str) -> str:
         """Returns which layer and heads the maps of the `"decoder"` or the `"encoder"` are of."""
@@ -210,7 +210,9 @@ def heat_layer(
     heat = Image.fromarray(np.asarray(map_, dtype=np.float32)).resize(size, Image.Resampling.BILINEAR, box=reach)
     heat = np.asarray(heat) / max(float(map_.max()), 1e-12)
     heat = heat.clip(0, 1)[..., None]
-    light = np.asarray(color, dtype=np.float32) * LIGHT / max(color)  # brown would be lost on grey
+    while relative_luminance(color) < LEAST_LIGHT:  # brown and blue would be lost on grey
+        color = mixed(color, WHITE, 0.2)
+    light = np.asarray(color, dtype=np.float32)
     bright = light * (1 - heat**2 * 0.6) + 255 * heat**2 * 0.6  # white at the top
     return bright, heat**0.6 * 0.9
 

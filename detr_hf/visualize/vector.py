@@ -17,9 +17,12 @@ from unicodedata import category, east_asian_width
 import numpy as np
 from PIL import Image
 
-from .boxes import Span, Taken, class_color, inside, label_place, text_color
-from .lettering import Line
+from .boxes import MOST_HEIGHTS, MOST_WIDTH
+from .colors import class_color, class_dashes, rim_color, text_color
+from .lettering import LEFT_TO_RIGHT, Line
+from .masks import Mask, placed_mask
 from .outlines import path_data
+from .placing import Span, Taken, best_first, inside_place, label_place, refuse_names, span_in
 from .saving import DRAWING_MARK
 
 MAX_SIDE = 1280
@@ -38,7 +41,7 @@ STYLE = """
 .detr-hf{max-width:100%;height:auto;font-family:system-ui,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif}
 .detr-hf .object{outline:none}
 .detr-hf .rim,.detr-hf .line,.detr-hf .mask{vector-effect:non-scaling-stroke}
-.detr-hf .rim{fill:none;pointer-events:all;stroke:#000;stroke-opacity:.5;stroke-width:4}
+.detr-hf .rim{fill:none;pointer-events:all;stroke-opacity:.7;stroke-width:4}
 .detr-hf .line{fill:none;stroke-width:2}
 .detr-hf .mask{fill-opacity:.4;fill-rule:evenodd;stroke-width:1.5}
 .detr-hf .segment .mask{fill-opacity:.55;stroke:#fff}
@@ -72,14 +75,22 @@ svg{{max-height:100vh}}
 
 @dataclass(frozen=True)
 class Shape:
-    """One object: its box xyxy in pixels, name, class number, score if it has one, and the path of its mask."""
+    """One object: its box xyxy in pixels, name, class number, score if it has one, and the path of its mask.
+
+    A segment has the pixels (h, w) bool in its box too, into which its name is written.
+    """
 
     box: tuple[float, float, float, float]
     name: str
     label: int
     score: float | None = None
     path: str = ""
-    kind: str = "object"
+    segment: np.ndarray | None = None
+
+    @property
+    def kind(self) -> str:
+        """The classes of its group."""
+        return "object" if self.segment is None else "object segment"
 
 
 def objects_svg(
@@ -89,7 +100,7 @@ def objects_svg(
     *,
     labels: Sequence[int],
     scores: Sequence[float] | None = None,
-    masks: Sequence[tuple[int, int, np.ndarray]] | None = None,
+    masks: Sequence[Mask | None] | None = None,
     size_hw: tuple[int, int] | None = None,
     **layout: Any,
 ) -> str:
@@ -103,15 +114,16 @@ def objects_svg(
         names: N texts; what is no text in XML is spelled by its number.
         labels: N class numbers, which choose the colours.
         scores: N numbers in [0, 1].
-        masks: N masks, each the x and y of its left upper pixel in the picture and its pixels (h, w) bool.
+        masks: N masks, as in `draw_boxes`, of the picture.
         size_hw: the picture's, if it is not the image's.
-        **layout: `title`, `caption`, `max_side` and `all_names` of `svg_of`.
+        **layout: `title`, `caption`, `max_side` and `shown_names` of `svg_of`.
     """
     height, width = size_hw or image.size[::-1]
     step = max(1, max(width, height) // layout.get("max_side", MAX_SIDE))
     shapes = []
     for index, box in enumerate(np.asarray(boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4).tolist()):
-        path = "" if masks is None else path_data(masks[index][2], masks[index][:2], step)
+        x0, y0, pixels = placed_mask(None if masks is None else masks[index], (width, height))
+        path = path_data(pixels, (x0, y0), step)
         score = None if scores is None else float(scores[index])
         shapes.append(Shape(tuple(box), str(names[index]), int(labels[index]), score, path))
     return svg_of(image, shapes, (height, width), **layout)
@@ -139,10 +151,10 @@ def segments_svg(
         box = (0, 0, 0, 0)
         if len(columns):
             box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        path = path_data(mask[box[1] : box[3], box[0] : box[2]], box[:2], step)
-        shapes.append(
-            Shape(box, str(segment["name"]), int(segment["label_id"]), segment.get("score"), path, "object segment")
-        )
+        pixels = mask[box[1] : box[3], box[0] : box[2]]
+        path = path_data(pixels, box[:2], step)
+        name, label = str(segment["name"]), int(segment["label_id"])
+        shapes.append(Shape(box, name, label, segment.get("score"), path, pixels))
     return svg_of(image, shapes, ids.shape, **layout)
 
 
@@ -154,7 +166,7 @@ def svg_of(
     title: str = "",
     caption: str = "",
     max_side: int = MAX_SIDE,
-    all_names: bool = False,
+    shown_names: str = "clear",
 ) -> str:
     """Returns the SVG of shapes on an image, in pixels of the picture of `size_hw`.
 
@@ -165,16 +177,18 @@ def svg_of(
         title: what the whole is called where it is read aloud.
         caption: a line of text in the lower left corner.
         max_side: the image in the file has no more pixels on a side.
-        all_names: also those that cover others.
+        shown_names: "clear" has those that would cover a better object's wait for the pointer or the focus, "none" has
+            all wait, and "all" none.
     """
+    refuse_names(shown_names)
     height, width = size_hw
     scale = max(min(max(width, height), max_side), LEAST_SHOWN_PX) / max(width, height)
     shown = (max(round(width * scale), 1), max(round(height * scale), 1))
-    labels = _labels(shapes, scale, shown, all_names)
+    labels = _labels(shapes, scale, shown, shown_names)
     areas = [(shape.box[2] - shape.box[0]) * (shape.box[3] - shape.box[1]) for shape in shapes]
     body = [_group(index, shapes[index], *labels[index]) for index in np.argsort(areas, kind="stable")[::-1]]
     if caption:
-        text = _Text(caption, shown)
+        text = _Text(caption, shown, is_whole=True)
         corner = Span(0, shown[1] - text.height, text.width, shown[1])
         body.append(f'<g fill="#000" class="named caption">{text.svg(corner, scale, (0, 0, 0))}</g>')
     box = f'viewBox="0 0 {width} {height}" width="{shown[0]}" height="{shown[1]}"'
@@ -203,7 +217,7 @@ def _group(index: int, shape: Shape, label: str, is_named: bool) -> str:
     edges = [f"{edge:g}" for edge in np.round(shape.box, 2).tolist()]
     score = "" if shape.score is None else f"{shape.score:.2f}"
     said = " ".join(part for part in (_escaped(shape.name), score) if part)
-    color = "#{:02x}{:02x}{:02x}".format(*class_color(shape.label))
+    color, rim = _hex(class_color(shape.label)), _hex(rim_color(class_color(shape.label)))
     data = {"index": index, "label": shape.label, **dict(zip(("x0", "y0", "x1", "y1"), edges, strict=True))}
     data |= {} if shape.score is None else {"score": round(shape.score, 6)}
     attributes = " ".join(f'data-{name}="{value}"' for name, value in data.items())
@@ -212,43 +226,54 @@ def _group(index: int, shape: Shape, label: str, is_named: bool) -> str:
     parts = [f"<title>{said}\n[{', '.join(edges)}]</title>"]
     if shape.path:
         parts.append(f'<path class="mask" d="{shape.path}"/>')
-    if shape.kind == "object":
-        parts += [f'<rect class="rim" {rectangle}/>', f'<rect class="line" {rectangle}/>']
+    if shape.segment is None:
+        dashes = " ".join(str(2 * length) for length in class_dashes(shape.label))
+        dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+        parts += [f'<rect class="rim" stroke="{rim}" {rectangle}/>', f'<rect class="line"{dashed} {rectangle}/>']
     classes = shape.kind + " named" * is_named
     head = f'<g class="{classes}" tabindex="0" role="img" aria-label="{said}" {attributes} fill="{color}"'
     return f'{head} stroke="{color}">{"".join(parts)}{label}</g>'
 
 
-def _labels(shapes: Sequence[Shape], scale: float, shown: tuple[int, int], all_names: bool) -> list[tuple[str, bool]]:
+def _labels(shapes: Sequence[Shape], scale: float, shown: tuple[int, int], shown_names: str) -> list[tuple[str, bool]]:
     """Returns for each shape its label, and whether it stands there always: it is in the way of no better one's."""
     taken, labels = Taken(shown), [("", False)] * len(shapes)
-    for index in best_first([shape.box for shape in shapes], [shape.score for shape in shapes]):
+    label_px = round(GROUND * LETTERS * max(shown))
+    for index in best_first([shape.box for shape in shapes], [shape.score or 0.0 for shape in shapes]):
         shape = shapes[index]
-        span = inside(np.array(shape.box) * scale, shown)
-        if span is None or (shape.kind != "object" and not shape.path):
+        span = span_in([edge * scale for edge in shape.box], shown)
+        if span is None or (shape.segment is not None and not shape.path):
             continue
         text = _Text(shape.name, shown, shape.score)
-        place = label_place(text.width, text.height, span, taken, shown)
-        is_named = all_names or not taken.overlap(place)
+        place = _place(shape, text, span, taken, shown)
+        is_named = shown_names == "all" or (shown_names == "clear" and taken.is_clear(place))
         if is_named:
             taken.add(place)
+        taken.add_object(span, label_px)  # only worse ones' names give way to it, see above
         labels[index] = (text.svg(place, scale, class_color(shape.label)), is_named)
     return labels
 
 
-def best_first(boxes: Sequence[Sequence[float]], scores: Sequence[float | None]) -> list[int]:
-    """Returns the numbers of objects by score, the best first, and of equal ones the largest."""
-    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes]
-    return sorted(range(len(boxes)), key=lambda index: (-(scores[index] or 0.0), -areas[index]))
+def _place(shape: Shape, text: "_Text", span: Span, taken: Taken, shown: tuple[int, int]) -> Span:
+    """Returns where a label stands: in its segment if there is room, else beside its object."""
+    size = (text.width, text.height)
+    if shape.segment is not None:
+        pixels = Image.fromarray(shape.segment).resize((span.x1 - span.x0, span.y1 - span.y0))
+        corner = inside_place(np.asarray(pixels), size)
+        if corner is not None:
+            x0, y0 = span.x0 + corner[0], span.y0 + corner[1]
+            return Span(x0, y0, x0 + size[0], y0 + size[1])
+    return label_place(*size, span, taken, shown)
 
 
 class _Text:
     """A line of text on a ground of `width` and `height` shown pixels, cut to what the picture has room for."""
 
-    def __init__(self, text: str, shown: tuple[int, int], score: float | None = None):
+    def __init__(self, text: str, shown: tuple[int, int], score: float | None = None, is_whole: bool = False):
         self.px = max(shown) * LETTERS
-        after = "" if score is None else f"\u200e  {score:.2f}"  # the mark keeps the number right of Arabic
-        room = shown[0] - 2 * MARGIN * self.px
+        after = "" if score is None else f"{LEFT_TO_RIGHT}  {score:.2f}"
+        room = min(shown[0] - 2 * MARGIN * self.px, max(MOST_WIDTH * shown[0], MOST_HEIGHTS * self.px))
+        room = shown[0] - 2 * MARGIN * self.px if is_whole else room
         whole = text = _spelled(text)
         while text and self._width(text + "…" * (text != whole) + after) > room:
             text = text[:-1]
@@ -281,6 +306,10 @@ def _letter_width(letter: str) -> float:
 
 
 _ASCII_WIDTHS: dict[str, float] = {" ": 0.25}
+
+
+def _hex(color: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def _spelled(text: str) -> str:

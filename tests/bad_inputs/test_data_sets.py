@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from datasets import concatenate_datasets
+from PIL import Image
 from typer.testing import CliRunner
 
 from detr_hf.cli.main import app
 from detr_hf.data import check, load_detection_dataset
+from detr_hf.visualize.saving import save_drawing
 
 from .kinds import Holds, Kind, Refused, coco, coco_with, each, picture, rows, try_out, voc, write, yolo
 
@@ -111,6 +113,34 @@ def half_of_the_rows(root: Path) -> Any:
     return rows(root, image=[str(picture(root / "a.png")), None])
 
 
+IN_BOTH = ("splits-overlap", "image-in-two-splits")
+
+
+def of_findings(*codes: str) -> Callable[[Path], list[str]]:
+    """Returns the road: load and check; which of these codes the check's text has."""
+    return lambda root: (load()(root), [code for code in codes if code in checked(root)])[1]
+
+
+def rows_of_splits(root: Path) -> dict[str, int]:
+    """The road: load, and count the pictures of each split."""
+    return {name: len(split) for name, split in load_detection_dataset(root).items()}
+
+
+def val_is_train(root: Path) -> None:
+    yolo(root, ("train",))
+    write(root / "data.yaml", "train: images/train\nval: images/train\nnames: [cat, dog]\n")
+
+
+def with_drawing(write_data: Callable[[Path], Any], folder: str) -> Callable[[Path], None]:
+    """Returns a `make`: a data set with the drawing that `check --preview` put into a folder."""
+
+    def make(root: Path) -> None:
+        write_data(root)
+        save_drawing(Image.new("RGB", (96, 64)), root / folder / "preview.png")
+
+    return make
+
+
 def one_split(root: Path) -> None:
     coco(root, "a")
 
@@ -155,6 +185,21 @@ DROPPED = [
 ]
 # Harmless: read as they are, with a word.
 HARMLESS = [
+    Kind(
+        "YOLO: val is the training set",
+        val_is_train,
+        of_findings(*IN_BOTH),
+        ["splits-overlap"],
+        ["splits-overlap (1)"],
+    ),
+    Kind(
+        "YOLO: a drawing of ours lies among the pictures",
+        with_drawing(yolo, "images/train"),
+        rows_of_splits,
+        {"train": 2, "val": 2},
+        ["preview.png is a drawing"],
+    ),
+    Kind("COCO: a drawing of ours is not in the JSON", with_drawing(coco, "train"), of_findings("image-unlisted"), []),
     Kind("a list names a picture twice", yolo_list("a", "b", "a"), load(), {"train": 2}, ["image-repeated (1)"]),
     Kind("ImageSets names a picture twice", voc_list("a", "b", "a"), load(), {"train": 2}, ["image-repeated (1)"]),
     Kind("ids of rows repeat", joined_rows, load(), {"train": 4}, ["image-id-repeated (2)"]),

@@ -1,5 +1,6 @@
 """The command as a whole: help, version, and how an error looks."""
 
+import json
 import subprocess
 import sys
 from itertools import cycle
@@ -8,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 import detr_hf
+import detr_hf.cli.main as main_module
+from detr_hf.checkpoints.embedded import demo_scene_path
 from detr_hf.cli.flags import without_python
 from detr_hf.cli.main import app, main
 from detr_hf.errors import EXTRA_OF, lacking
@@ -44,6 +47,27 @@ def test_an_error_is_one_line(monkeypatch, capsys, tmp_path):
     assert run_main(monkeypatch, "predict", str(tmp_path), str(picture)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("detr-hf: ") and "Traceback" not in last
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("hidden_dim", "Field 'hidden_dim' expected int, got str"),
+        ("label2id", "label2id is str 'x'; expected a mapping"),
+    ],
+)
+def test_a_field_of_another_type_is_no_traceback(field, words, monkeypatch, capsys, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "detr_hf", field: "x"}))
+    assert run_main(monkeypatch, "predict", str(tmp_path), str(demo_scene_path())) == 1
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+
+
+def test_a_fault_of_the_program_shows_its_place(monkeypatch):
+    for fault in (TypeError, KeyError):
+        monkeypatch.setattr(main_module, "app", lambda fault=fault: {}["x"] if fault is KeyError else None())
+        with pytest.raises(fault):
+            main_module.main()
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path):

@@ -55,6 +55,7 @@ def folder(tmp_path, monkeypatch) -> Path:
         "benchmark model --json model/config.json",
         "inspect weights.pth --json weights.pth",
         "inspect model --json data/notes.json",
+        "doctor --json data/notes.json",
         "inspect model --svg data/a.png",
         "inspect model --svg new --json new",
         "demo --out data/a.png",

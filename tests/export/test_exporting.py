@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
 import re
+import shutil
+import signal
 import sys
 
 import numpy as np
@@ -106,6 +109,58 @@ def test_a_bad_artefact_is_deleted_and_the_old_one_stays(quick_writer, tmp_path,
     with pytest.raises(ValueError, match="differs from the model"):
         export_model(quick_writer, small_processor(), output, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"] and output.read_text() == before
+
+
+def dies_after(count: int, work) -> bool:
+    """Whether a child process that does the work was ended, as by kill -9, after so many changes of the folder."""
+    child = os.fork()
+    if child == 0:
+        done = 0
+
+        def stepping(step):
+            def call(*arguments, **options):
+                nonlocal done
+                if done == count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                done += 1
+                return step(*arguments, **options)
+
+            return call
+
+        os.replace, os.unlink, exporting_module.exchange = map(
+            stepping, (os.replace, os.unlink, exporting_module.exchange)
+        )
+        work()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("names", [["openvino_model.xml", "openvino_model.bin"], ["m.pte", "m.json"]])
+def test_a_killed_export_of_two_files_is_never_a_mixture(names, can_exchange, tmp_path, monkeypatch):
+    output = tmp_path / "out" / ("m.pte" if "m.pte" in names else "m")
+    inside = (lambda root: root / "out") if "m.pte" in names else (lambda root: root / "out" / "m")
+
+    def write(root, text):
+        for name in names:
+            inside(root).mkdir(parents=True, exist_ok=True)
+            (inside(root) / name).write_text(text)
+
+    if not can_exchange:
+        monkeypatch.setattr(exporting_module, "exchange", lambda one, other: False)
+    steps, killed = 0, True
+    while killed:
+        shutil.rmtree(tmp_path)
+        write(tmp_path, "old")
+        write(tmp_path / "scratch", "new")
+        made = tmp_path / "scratch" / "out"
+        killed = dies_after(steps, lambda made=made: exporting_module.put_in_place(made, output))
+        found = {path.name: path.read_text() for path in inside(tmp_path).glob("*")}
+        loads = names[0] in found and ("m.json" in found or "m.pte" not in names)
+        assert not loads or found in ({name: "old" for name in names}, {name: "new" for name in names}), (steps, found)
+        assert loads or "m.pte" in names or not can_exchange, (steps, found)
+        steps += 1
+    assert steps > 1 and set(found.values()) == {"new"}
 
 
 def test_nothing_is_overwritten_unasked(quick_writer, tmp_path):

@@ -117,6 +117,27 @@ def test_a_cut_download_is_fetched_again(hub, client, tmp_path):
     assert hub.faults.left["get_cut"] == 0
 
 
+@pytest.mark.slow
+def test_a_download_that_is_always_cut_leaves_nothing_that_loads(hub, client, tmp_path):
+    pushed = client(actions.push_model, "detr-a")
+    hub.faults.left["get_cut"] = 1000
+    for _ in range(2):
+        with pytest.raises(OSError, match="me/detr-a"):
+            client(actions.load, "me/detr-a", cache_dir=str(tmp_path))
+    hub.faults.left.clear()
+    assert client(actions.load, "me/detr-a", cache_dir=str(tmp_path))["digest"] == pushed["digest"]
+
+
+@pytest.mark.slow
+def test_a_cached_file_that_is_cut_is_named(hub, client, tmp_path):
+    client(actions.push_model, "detr-a")
+    client(actions.load, "me/detr-a", cache_dir=str(tmp_path))
+    (weights,) = tmp_path.rglob("model.safetensors")
+    os.truncate(weights.resolve(), weights.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged.*cache"):
+        client(actions.load, "me/detr-a", cache_dir=str(tmp_path))
+
+
 def test_a_bit_that_flips_on_the_way_is_found_and_named(hub, client, tmp_path):
     pushed = client(actions.push_model, "detr-a")
     hub.faults.left["get_flip"] = 1

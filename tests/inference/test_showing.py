@@ -47,6 +47,7 @@ def test_an_svg_holds_what_is_drawn(found):
     assert grouped(found.to_svg(threshold=0.4)) == {"0": "dog 0.90"}
     assert grouped(found.to_svg(what="panoptic")) == {"0": "sea 0.80"}
     assert found.to_svg().count('class="mask"') == 1 and 'class="mask"' not in found.to_svg(what="detection")
+    assert found.to_svg(threshold=0.4).count('class="mask"') == 1
     with pytest.raises(ValueError, match="nothing to draw for 'semantic'"):
         found.to_svg(what="semantic")
 
@@ -77,3 +78,24 @@ def test_a_cell_shows_the_picture_or_says_why_there_is_none(found):
     many = DetectionsList([found] * (SHOWN_IN_A_CELL + 2))
     assert many._repr_html_().count("<svg") == SHOWN_IN_A_CELL and "and 2 pictures more" in many._repr_html_()
     assert many[0] is found and isinstance(many, list) and "more" not in DetectionsList([found])._repr_html_()
+
+
+def test_where_nothing_is_over_the_threshold_it_is_said_what_came_nearest(found):
+    empty = found.filter(threshold=0.9)
+    assert str(empty.best_below) == "nothing over 0.9000; the best is 0.9000 dog"  # of float32
+    assert str(found.filter(threshold=0.95).best_below) == "nothing over 0.95; the best is 0.90 dog"
+    assert "  nothing over 0.95; the best is 0.90 dog" in repr(found.filter(threshold=0.95))
+    assert np.array_equal(np.asarray(empty.draw()), np.asarray(found.image))
+    for svg in (empty.to_svg(), found.to_svg(threshold=0.9)):
+        assert "nothing over 0.9000" in svg and grouped(svg) == {}
+    assert "nothing over" not in found.to_svg() + found.to_svg(what="panoptic", threshold=0.9)
+    assert empty.filter(threshold=0.95).best_below == empty.best_below
+    assert found[:0].best_below is None and found.filter(threshold=0.95, names="dog").best_below is None
+
+
+def test_an_object_may_be_without_a_mask(found):
+    found.segmentations[1] = None
+    found = Detections(**{key: getattr(found, key) for key in found.__dataclass_fields__})
+    assert found.masks.sum(axis=(1, 2)).tolist() == [400, 0] and "mask" not in repr(found).splitlines()[2]
+    assert [("segmentation" in one) for one in found.to_coco(1)] == [True, False]
+    assert found.draw().size == (100, 80) and found.to_svg().count('class="mask"') == 1

@@ -13,7 +13,7 @@ import torch
 from detr_hf import Detector, DETRForObjectDetection, DETRTrainingArguments
 from detr_hf.export import runtimes
 from detr_hf.model import compiling_detr
-from detr_hf.model.compiling_detr import SLOW_BFLOAT16, bfloat16_hardware, optimize_for_inference
+from detr_hf.model.compiling_detr import SLOW_BFLOAT16, SLOW_FLOAT16, bfloat16_hardware, optimize_for_inference
 
 from ..conftest import NARROW, padded_batch, tiny_model
 from ..export.artefacts import info_of
@@ -121,9 +121,9 @@ def test_what_there_is_not_is_refused(model, arguments, words):
 @pytest.fixture
 def said(monkeypatch, caplog):
     """Returns the sentences about slow bfloat16; nothing was said before."""
-    compiling_detr._say_that_bfloat16_is_slow.cache_clear()
+    compiling_detr._say_once.cache_clear()
     yield lambda: [record.getMessage() for record in caplog.records if record.getMessage() == SLOW_BFLOAT16]
-    compiling_detr._say_that_bfloat16_is_slow.cache_clear()
+    compiling_detr._say_once.cache_clear()
 
 
 @pytest.fixture(params=[False, True], ids=["without bfloat16", "with bfloat16"])
@@ -161,9 +161,18 @@ def test_slow_bfloat16_is_said_once_before_the_work(work, hardware, said, tmp_pa
     assert SLOW_BFLOAT16.count(". ") == 0 and "float32" in SLOW_BFLOAT16
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_slow_float16_is_said_once(fast, said, caplog, monkeypatch, model):
+    monkeypatch.setattr(compiling_detr, "float16_hardware", lambda: fast)
+    for _ in range(2):
+        model.optimize_for_inference("float16")
+    compiling_detr.warn_of_slow_dtype(torch.float16, "cuda:0")
+    assert [record.getMessage() for record in caplog.records].count(SLOW_FLOAT16) == (0 if fast else 1)
+
+
 def test_other_dtypes_and_devices_are_not_warned_of(said, monkeypatch, model, tmp_path):
     monkeypatch.setattr(compiling_detr, "bfloat16_hardware", lambda: False)
-    compiling_detr.warn_of_slow_bfloat16(torch.bfloat16, "cuda:0")
+    compiling_detr.warn_of_slow_dtype(torch.bfloat16, "cuda:0")
     for dtype in (None, "float32", "float16"):
         model.optimize_for_inference(dtype)
     DETRTrainingArguments(str(tmp_path), use_cpu=True, report_to=[])

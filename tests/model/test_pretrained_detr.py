@@ -54,6 +54,17 @@ def test_a_save_is_whole_readable_by_whom_the_umask_lets_and_has_no_shard_of_an_
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
+def test_weights_saved_without_the_package_are_readable_by_whom_the_umask_lets(model, tmp_path, monkeypatch):
+    """By the code that travels with a checkpoint."""
+    monkeypatch.setattr(DETRForObjectDetection, "workshop", None)
+    before = os.umask(0o027)
+    try:
+        model.save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(model, tmp_path):
     with torch.no_grad():
         model.class_embed.bias[0] = torch.nan

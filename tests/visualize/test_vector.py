@@ -84,7 +84,7 @@ def test_names_that_would_cover_better_ones_wait_and_do_not_change_with_what_is_
     for threshold in (0.3, 0.8):
         alone = named(np.flatnonzero(scores > threshold))
         assert alone == {score for score in whole if score > threshold} != set()
-    svg = objects_svg(grey(), boxes, ["cat"] * 80, labels=[0] * 80, scores=scores, all_names=True)
+    svg = objects_svg(grey(), boxes, ["cat"] * 80, labels=[0] * 80, scores=scores, shown_names="all")
     assert all("named" in group.get("class") for group in groups(svg))
 
 
@@ -133,3 +133,12 @@ def test_the_same_twice_and_a_caption():
     assert one == other
     (caption,) = [each for each in ElementTree.fromstring(one).iter(f"{SVG}g") if "caption" in each.get("class", "")]
     assert next(caption.iter(f"{SVG}text")).text == "<nothing>"
+
+
+def test_a_segments_name_stands_in_it_where_there_is_room():
+    ids = np.zeros((240, 320), dtype=np.int32)
+    ids[:, 160:] = ids[120:] = 1  # without the left upper quarter, where a box's name would go
+    (group,) = groups(segments_svg(grey(), ids, [{"id": 1, "label_id": 2, "name": "sea"}]))
+    (ground,) = group.find(f"{SVG}g").iter(f"{SVG}rect")
+    x, y, width, height = (float(ground.get(key)) for key in ("x", "y", "width", "height"))
+    assert (ids[int(y) : int(y + height), int(x) : int(x + width)] == 1).all()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ...errors import LayoutError, PictureError
 from ..pictures import read_header
 from .coco_layout import CocoSource, panoptic_folder
-from .coco_pictures import PictureSearch
+from .coco_pictures import PictureFolders
 from .faults import IdsByNumber, id_fault, number_fault, plain_box, plain_flag, plain_id, plain_number
 from .json_lists import iterate_lists
 from .other_tools import json_of_a_tool, looks_like_coco
@@ -27,7 +27,7 @@ POLYGONS = re.compile(r'"segmentation"\s*:\s*(\[[\[\]0-9\s.,eE+-]*\])\s*[,}]')
 NUMBERS = {int, float}
 
 
-def read_coco(source: CocoSource, keep_masks: bool = True, search: PictureSearch | None = None) -> "CocoFile":
+def read_coco(source: CocoSource, keep_masks: bool = True, search: PictureFolders | None = None) -> "CocoFile":
     """Returns one annotation file as records; faults are in `records.log`.
 
     Raises:
@@ -37,7 +37,7 @@ def read_coco(source: CocoSource, keep_masks: bool = True, search: PictureSearch
     if tool:
         raise LayoutError(f"{source.json_path} is no COCO file; it is {tool}.")
     records = SplitRecords(source.split, keep_masks=keep_masks, labels_from=str(source.json_path))
-    file = CocoFile(source, records, search or PictureSearch())
+    file = CocoFile(source, records, search or PictureFolders())
     images: list[Any] = []
     waiting: list[tuple[Any, str]] = []
     seen = set()
@@ -93,7 +93,7 @@ class CocoFile:
 
     source: CocoSource
     records: SplitRecords
-    search: PictureSearch
+    search: PictureFolders
     categories: list[Any] = field(default_factory=list)
     row_of: dict[int | str, int] = field(default_factory=dict)
     finder: PictureFinder | None = None

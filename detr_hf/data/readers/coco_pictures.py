@@ -79,7 +79,7 @@ def _common_end(parts: list[str], others: list[str]) -> int:
     return next((position for position, (part, other) in pairs if part != other), min(len(parts), len(others)))
 
 
-class PictureSearch:
+class PictureFolders:
     """What the files of one data set share when their pictures are looked for: listings, and what names meant."""
 
     def __init__(self) -> None:

@@ -5,6 +5,8 @@ never followed, so that a downloaded data set cannot make a program read other f
 last parts inside the data's own folder instead, says so, and refuses where two names would meet in one file.
 """
 
+import functools
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,7 +15,10 @@ from urllib.parse import unquote
 
 from ...errors import LayoutError
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
+from ...visualize.saving import is_drawing
 from .text import name_key
+
+logger = logging.getLogger(__name__)
 
 # What cameras and design programs write, and is no picture here.
 OTHER_PICTURE_SUFFIXES = frozenset(
@@ -103,8 +108,20 @@ def is_unread_picture(name: str) -> bool:
 
 
 def list_pictures(folder: Path) -> list[str]:
-    """Returns the names of all pictures below `folder`, relative to it with `/`, sorted; see `walk_files`."""
-    return sorted(name for name in walk_files(folder) if is_picture(name))
+    """Returns the names of all pictures below `folder`, relative to it with `/`, sorted; see `walk_files`.
+
+    What this package drew there, as `check --preview` does, is no picture of the data; that it is left out is said.
+    """
+    names = sorted(name for name in walk_files(folder) if is_picture(name))
+    drawings = {name for name in names if is_drawing(folder / name)}
+    for name in sorted(drawings):
+        _say_left_out(folder / name)
+    return [name for name in names if name not in drawings]
+
+
+@functools.lru_cache(1024)
+def _say_left_out(path: Path) -> None:
+    logger.warning("%s is a drawing that detr_hf made, and no picture of the data: it is left out.", path)
 
 
 class FileIndex:

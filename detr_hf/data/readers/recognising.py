@@ -16,7 +16,7 @@ from ..findings import FindingLog
 from ..pictures import read_header
 from ..read_options import ReadOptions
 from . import coco, coco_classes, coco_layout, hf_objects, voc, voc_layout, yolo
-from .coco_pictures import PictureSearch
+from .coco_pictures import PictureFolders
 from .digit_data import DIGITS, digit_splits
 from .mask_checks import check_masks, check_segments
 from .other_tools import is_archive, what_else
@@ -180,7 +180,7 @@ def _read_coco(path: Path, options: ReadOptions) -> ReadData:
         coco_layout.refuse_cut_splits(by_split, path)
     for split, root in options.roots(chosen).items():
         by_split[split].image_root = root
-    search, log = PictureSearch(), FindingLog()
+    search, log = PictureFolders(), FindingLog()
     files = {name: coco.read_coco(by_split[split], options.masks, search) for name, split in chosen.items()}
     records = {name: file.records for name, file in files.items()}
     if len(chosen) == len(sources):
