@@ -28,10 +28,14 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
         )
-        line = self.process.stdout.readline()
-        self.seconds = time.perf_counter() - start
-        found = re.search(r"http://127\.0\.0\.1:\d+/", line)
-        assert found, line + self.process.stderr.read()
+        try:
+            line = self.process.stdout.readline()
+            self.seconds = time.perf_counter() - start
+            found = re.search(r"http://127\.0\.0\.1:\d+/", line)
+            assert found, line + self.process.stderr.read()
+        except BaseException:  # also a time-out of pytest
+            self.process.kill()
+            raise
         self.url = found[0]
 
     def files(self) -> list[Path]:
