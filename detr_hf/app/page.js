@@ -180,6 +180,7 @@ function show(entry) {
     row.onkeydown = (event) => { if (event.key === "Enter") attend({ index }); };
     return row;
   }));
+  entry.parts = entry.answer.objects.map((_, index) => ({ drawn: [group(index), rows.children[index]] }));
   drawStrip();
   filter();
 }
@@ -191,20 +192,27 @@ function filter() {
   level.textContent = Number(slider.value).toFixed(2);
   if (!shown) return;
   const { objects, best } = shown.answer, over = new Map();
+  const least = Math.fround(slider.value);
   let kept = 0;
-  for (const object of shown.svg.querySelectorAll(".object")) {
-    const index = Number(object.dataset.index), one = objects[index], isIn = isKept(one);
-    object.style.display = rows.children[index].style.display = isIn ? "" : "none";
+  objects.forEach((one, index) => {
+    const isIn = isKept(one), parts = shown.parts[index];
     kept += isIn;
-    if (one.score > Math.fround(slider.value)) {
+    if (one.score > least) {
       over.set(one.name, { color: one.color, number: (over.get(one.name)?.number || 0) + 1 });
     }
-  }
+    if (isIn === parts.isIn) return;  // most stay as they are, and the browser has nothing to draw
+    parts.isIn = isIn;
+    for (const part of parts.drawn) part.style.display = isIn ? "" : "none";
+  });
   if (chosen !== null && !isKept(objects[chosen])) forget();
   const found = kept ? `${kept} object${kept > 1 ? "s" : ""}` : over.size ? "All classes are switched off"
     : `Nothing over ${level.textContent}` + (best ? `; the best is ${best.score.toFixed(2)} ${best.name}` : "");
   count.textContent = `${found} in ${shown.answer.name}, by ${shown.answer.model}`;
-  chips.replaceChildren(...[...over].sort((a, b) => b[1].number - a[1].number).map(([name, { color, number }]) => {
+  const listed = [...over].sort((a, b) => b[1].number - a[1].number);
+  const now = JSON.stringify([listed, [...hidden]]);
+  if (chips.dataset.now === now) return;
+  chips.dataset.now = now;
+  chips.replaceChildren(...listed.map(([name, { color, number }]) => {
     const dot = make("span", { className: "dot" });
     dot.style.background = color;
     const chip = make("button", { type: "button" }, dot, `${name} ×${number}`);

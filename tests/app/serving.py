@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+SHOTS = ROOT / "out" / "page"
+LOOKS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 
 
 class Server:
@@ -26,10 +28,14 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
         )
-        line = self.process.stdout.readline()
-        self.seconds = time.perf_counter() - start
-        found = re.search(r"http://127\.0\.0\.1:\d+/", line)
-        assert found, line + self.process.stderr.read()
+        try:
+            line = self.process.stdout.readline()
+            self.seconds = time.perf_counter() - start
+            found = re.search(r"http://127\.0\.0\.1:\d+/", line)
+            assert found, line + self.process.stderr.read()
+        except BaseException:  # also a time-out of pytest
+            self.process.kill()
+            raise
         self.url = found[0]
 
     def files(self) -> list[Path]:
