@@ -15,7 +15,7 @@ PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
-.PHONY: demo test test-processors test-slow test-common first-hour bench lint format wheel clean
+.PHONY: demo test test-processors test-slow test-common first-hour reliability test-oldest types bench lint format wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -40,6 +40,22 @@ test-common: $(VENV)/.installed-dev
 # A newcomer's first hour from a wheel in empty environments, with what they take; JOURNEYS="detect deploy" for some.
 first-hour: $(VENV)/bin/python
 	$(VENV)/bin/python tests/first_hour/run.py $(JOURNEYS)
+
+# What must not break: fuzz, kills, full disks, long runs, the catalogue of bad inputs; PARTS="pictures kill-json" for some,
+# SCALE=0.1 for a tenth of the cases.
+SCALE ?= 1
+MINUTES ?= 600
+reliability: $(VENV)/.installed-dev
+	$(RUN) $(VENV)/bin/python -m tests.reliability.run $(PARTS) --scale $(SCALE) --minutes $(MINUTES)
+
+# The core of the suite with the oldest versions that pyproject.toml names, in an environment of its own.
+test-oldest: $(VENV)/bin/python
+	$(RUN) $(VENV)/bin/python tests/reliability/oldest.py --venv $(VENV)-oldest
+
+# The public API, as a type checker sees it.
+types: $(VENV)/.installed-dev
+	$(PIP) "pyright>=1.1.390"
+	$(VENV)/bin/python tests/reliability/types.py
 
 bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward

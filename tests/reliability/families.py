@@ -59,7 +59,7 @@ def pictures(folder: Path) -> Family:
         if isinstance(outcomes[0], Exception):
             raise outcomes[0]
         for pixels in outcomes:
-            assert pixels.shape[:2] == (1, 3) and max(pixels.shape[2:]) <= 64 and pixels.isfinite().all()
+            assert pixels.shape[:2] == (1, 3) and max(pixels.shape[2:]) <= 128 and pixels.isfinite().all()
         if chance.random() < 0.1:
             check_detections(detector(what, threshold=0.0))
 
