@@ -21,7 +21,7 @@ CORE = (
 
 
 def lower_bounds() -> list[str]:
-    """Returns a requirement `name==version` for each lower bound of the package and of the extras that the core needs."""
+    """Returns `name==version` for each lower bound of the package and of the extras that the core needs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [*project["dependencies"], *(line for extra in EXTRAS for line in project["optional-dependencies"][extra])]
     bounds = (re.match(r"([\w-]+)>=([\d.]+)", line) for line in lines)

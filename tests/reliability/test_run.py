@@ -1,4 +1,4 @@
-"""`make reliability` sees what it looks for; a thousandth of its cases with each run of the suite."""
+"""`make reliability` sees what it looks for; some of its cases with each run of the suite."""
 
 import os
 import random
@@ -9,15 +9,15 @@ import pytest
 from . import fuzzing
 from .families import FAMILIES
 from .fuzzing import Family, fuzz
-from .running import slope
 from .run import main, parts
+from .running import slope
 
 
-def test_a_thousandth_of_all_cases(capsys):
-    assert main([*FAMILIES, "--scale", "0.001"]) == 0
+def test_some_of_all_cases(capsys):
+    assert main([*FAMILIES, "--scale", "0.0004"]) == 0
     table = capsys.readouterr().out
-    assert all(f"\n{name} " in table and f"run {name} --scale 0.001 --seed 0" in table for name in FAMILIES)
-    assert " of 50 accepted" in table and "FAULTS" not in table
+    assert all(f"\n{name} " in table and f"run {name} --scale 0.0004 --seed 0" in table for name in FAMILIES)
+    assert " of 20 accepted" in table and "FAULTS" not in table
 
 
 def spins(chance: random.Random) -> None:
