@@ -16,8 +16,8 @@ PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
-.PHONY: demo test test-processors test-slow test-common test-page first-hour contact-sheet docs docs-test docs-figures notebooks \
-	examples bench lint format wheel clean
+.PHONY: demo test test-processors test-slow test-common test-page test-oldest first-hour reliability types contact-sheet docs docs-test \
+	docs-figures notebooks examples bench lint format wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -79,6 +79,22 @@ EXAMPLES = quickstart attention export_and_run from_transformers custom_backbone
 examples: $(VENV)/.installed-examples
 	@for name in $(EXAMPLES); do echo "== $$name"; \
 		$(RUN) $(VENV)/bin/python examples/$$name.py --output runs/$$name || exit 1; done
+
+# What must not break: fuzz, kills, full disks, long runs, the catalogue of bad inputs; PARTS="pictures kill-json" for some,
+# SCALE=0.1 for a tenth of the cases.
+SCALE ?= 1
+MINUTES ?= 600
+reliability: $(VENV)/.installed-dev
+	$(RUN) $(VENV)/bin/python -m tests.reliability.run $(PARTS) --scale $(SCALE) --minutes $(MINUTES)
+
+# The core of the suite with the oldest versions that pyproject.toml names, in an environment of its own.
+test-oldest: $(VENV)/bin/python
+	$(RUN) $(VENV)/bin/python tests/reliability/oldest.py --venv $(VENV)-oldest
+
+# The public API, as a type checker sees it.
+types: $(VENV)/.installed-dev
+	$(PIP) "pyright>=1.1.390"
+	$(VENV)/bin/python tests/reliability/types.py
 
 bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward

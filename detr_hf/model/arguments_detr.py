@@ -132,6 +132,14 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
         raise ValueError(f"DETRConfig has no argument {name!r}. The nearest one is {nearest!r}.")
 
 
+def check_dtype(dtype: Any) -> None:
+    """Raises a ValueError for a text that names no type of torch's."""
+    import torch
+
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype={dtype!r} is no type of torch's; expected one such as 'float32' or 'bfloat16'.")
+
+
 def choice_error(name: str, value: str, choices, listing: str = "") -> str:
     """Returns what to say of a value that is none of `choices`, with the nearest of them."""
     nearest = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.0)[0]

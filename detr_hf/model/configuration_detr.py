@@ -10,7 +10,7 @@ What differs on purpose:
 
 import copy
 import json
-import math
+import sys
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -22,6 +22,7 @@ from .arguments_detr import (
     LOADING_ARGUMENTS,
     NOT_PLAIN_DETR,
     TRANSFORMERS_ARGUMENTS,
+    check_dtype,
     choice_error,
     refuse_unknown,
     take_foreign,
@@ -199,6 +200,7 @@ class DETRConfig(PreTrainedConfig):
             self.id2label = normal_labels(self.id2label)
             check_labels(self.id2label, kwargs.get("num_labels"), self.label2id)
             self.label2id = {name: index for index, name in self.id2label.items()}
+        check_dtype(self.dtype or kwargs.get("torch_dtype"))
         super().__post_init__(**kwargs)
         if self.position_embedding not in POSITION_EMBEDDINGS:
             raise ValueError(choice_error("position_embedding", self.position_embedding, POSITION_EMBEDDINGS))
@@ -365,7 +367,7 @@ class DETRConfig(PreTrainedConfig):
         weights = ("bbox_loss_coef", "giou_loss_coef", "mask_loss_coef", "dice_loss_coef", "eos_coef")
         weights += ("iou_label_power", "focal_gamma", "encoder_aux_coef", "box_noise_scale")
         for name, value in {**costs, **{name: getattr(self, name) for name in weights}}.items():
-            if not (math.isfinite(value) and value >= 0):
+            if not 0 <= value <= sys.float_info.max:  # also of an integer that is too large for a float
                 raise ValueError(f"{name} must be a finite number that is not negative, but is {value}.")
         if not 0 <= self.label_noise_ratio <= 1:
             raise ValueError(f"label_noise_ratio must be in [0, 1], but is {self.label_noise_ratio}.")

@@ -293,6 +293,7 @@ def _keep_with_area(
     boxes_xyxy_abs: np.ndarray, names: list[str], image_name: str, image_hw: tuple[int, int]
 ) -> list[int]:
     """Returns the positions of the boxes with area, and warns of the others by name, once."""
+    boxes_xyxy_abs = boxes_xyxy_abs.astype(np.float32)  # as they are learnt
     has_area = (boxes_xyxy_abs[:, 2] > boxes_xyxy_abs[:, 0]) & (boxes_xyxy_abs[:, 3] > boxes_xyxy_abs[:, 1])
     if not has_area.all():
         lost = [name.partition(" of ")[0].lower() for name, kept in zip(names, has_area, strict=True) if not kept]
@@ -325,6 +326,8 @@ def _listed(items: list[str], limit: int = 10) -> str:
 def _whole(value: Any) -> int | None:
     """Returns a whole number as int, also one that an augmentation made a float; None for anything else."""
     value = _plain(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)  # which may be too large for a float
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         return None
     return int(value) if value == int(value) else None

@@ -194,7 +194,7 @@ def _panoptic_path(masks_path: str | os.PathLike | None, file_name: Any, image_n
         raise ValueError(
             f"{image_name} has file_name {text!r}: expected a name inside masks_path, not one that leaves it."
         )
-    if not (folder / text).is_file():
+    if not os.path.isfile(folder / text):  # also where no file can be called so
         raise FileNotFoundError(f"{image_name}: no panoptic PNG {folder / text}")
     return folder / text
 

@@ -9,11 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 import detr_hf
-import detr_hf.cli.main as main_module
 from detr_hf.checkpoints.embedded import demo_scene_path
 from detr_hf.cli.flags import without_python
 from detr_hf.cli.main import app, main
 from detr_hf.errors import EXTRA_OF, lacking
+
+from ..conftest import NARROW, tiny_model
 
 
 def test_help_names_the_verbs():
@@ -57,17 +58,19 @@ def test_an_error_is_one_line(monkeypatch, capsys, tmp_path):
     ],
 )
 def test_a_field_of_another_type_is_no_traceback(field, words, monkeypatch, capsys, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "detr_hf", field: "x"}))
+    tiny_model(**NARROW).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, field: "x"}))
     assert run_main(monkeypatch, "predict", str(tmp_path), str(demo_scene_path())) == 1
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
 
 
-def test_a_fault_of_the_program_shows_its_place(monkeypatch):
-    for fault in (TypeError, KeyError):
-        monkeypatch.setattr(main_module, "app", lambda fault=fault: {}["x"] if fault is KeyError else None())
-        with pytest.raises(fault):
-            main_module.main()
+@pytest.mark.parametrize(("fault", "work"), [(TypeError, lambda: len(5)), (KeyError, lambda: {}["x"])])
+def test_a_fault_of_the_program_shows_its_place(fault, work, monkeypatch):
+    monkeypatch.setattr(sys.modules["detr_hf.cli.main"], "app", work)
+    with pytest.raises(fault):
+        main()
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path):

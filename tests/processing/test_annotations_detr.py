@@ -81,6 +81,7 @@ DROPPED = [
     ("negative width", changed(bbox=[30, 10, -10, 20])),
     ("negative height", changed(bbox=[30, 30, 10, -20])),
     ("outside", changed(bbox=[90, 10, 10, 20])),
+    ("no width in float32", changed(bbox=[10, 10, 1e-320, 20])),
     ("left of it", changed(bbox=[-30, 10, 20, 20])),
 ]
 
@@ -128,6 +129,7 @@ REFUSED = [
     ("a dict", changed(bbox={"x": 10}), ValueError, "four numbers"),
     ("None inside", changed(bbox=[10, None, 30, 20]), TypeError, "four numbers"),
     ("integer beyond floats", changed(bbox=[10, 10, 10**400, 20]), ValueError, "too large"),
+    ("label beyond floats", changed(category_id=10**400), ValueError, "category_id 1000"),
     ("iscrowd 2", changed(iscrowd=2), ValueError, "iscrowd 2"),
 ]
 
@@ -217,6 +219,7 @@ UNUSABLE = [
     ),
     ("not a dict inside", {"image_id": 5, "annotations": [[1, 2, 3, 4]]}, TypeError, "Number 0 in 'annotations'"),
     ("image_id 1.5", annotation(GOOD, image_id=1.5), TypeError, "image_id 1.5"),
+    ("image_id beyond floats", annotation(GOOD, image_id=10**400), ValueError, "64 bits"),
     ("image_id beyond 64 bits", annotation(GOOD, image_id=2**70), ValueError, "64 bits"),
     ("a string", "annotations.json", TypeError, "got str"),
 ]

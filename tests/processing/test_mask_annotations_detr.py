@@ -195,6 +195,7 @@ PATHS = [
     ("absolute", "/etc/hostname", ValueError, "inside masks_path"),
     ("absolute, Windows", "C:\\secret.png", ValueError, "inside masks_path"),
     ("missing", "6.png", FileNotFoundError, "no panoptic PNG"),
+    ("too long a name", "x" * 5000, FileNotFoundError, "no panoptic PNG"),
     ("URL", "https://example.org/5.png", ValueError, "inside masks_path"),
     ("a number", 5, TypeError, "file_name 5"),
 ]
