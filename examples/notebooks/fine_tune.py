@@ -20,6 +20,7 @@
 # %%
 import json
 import logging
+import os
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -41,7 +42,9 @@ from detr_hf.data import DigitScenes
 logging.getLogger("detr_hf").setLevel(logging.ERROR)
 torch.manual_seed(0)
 torch.set_num_threads(1)
-folder = Path(mkdtemp())
+os.chdir(mkdtemp())
+folder = Path("three_digits")
+folder.mkdir()
 
 # %% [markdown]
 # ## A folder as labelling tools write it
@@ -85,8 +88,7 @@ print(sorted(path.name for path in folder.iterdir()))
 # %%
 data = load_detection_dataset(folder)
 print(data.id2label, {split: len(rows) for split, rows in data.items()})
-report = check(data)
-print(report)
+print(check(data, size=(160, 160)))
 
 # %% [markdown]
 # ## Train
