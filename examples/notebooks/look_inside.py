@@ -27,14 +27,14 @@ from detr_hf.checkpoints.embedded import demo_scene_path
 from detr_hf.data import DigitScenes
 
 logging.getLogger("detr_hf").setLevel(logging.ERROR)
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def small(image: Image.Image, width: int = 700) -> Image.Image:
     """Returns the image with few colours and no wider than that, so that the notebook stays small."""
     if image.width > width:
         image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-    return image.quantize(96)
+    return image.quantize(160)
 
 
 detector = Detector.from_pretrained("detr-digits")
@@ -65,7 +65,7 @@ small(visualize.attention(detector, picture, threshold=0.7, layer=0, head=2).dra
 
 # %%
 x0, y0, x1, y1 = found.boxes[0]
-point = (float(x0 + x1) / 2, float(y0 + y1) / 2)
+point = (round(float(x0 + x1) / 2), round(float(y0 + y1) / 2))
 print(seen.encoder(*point).shape)
 small(seen.draw([point, (40, 60)], tile=260))
 

@@ -13,7 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent
-LONGEST = 900  # seconds of a cell
+LONGEST = 1800  # seconds of a cell
 
 
 def run(script: Path) -> Path:

@@ -131,11 +131,25 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(f"{len(ran)} blocks of {len(pages)} pages executed, {len(skipped)} skipped")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
+    """Prints what is wrong at once: a run of all pages takes its time."""
+    report = yield
+    if report.failed:
+        reporter = item.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line(f"\n{item.nodeid}: {call.excinfo.exconly()[-3000:]}")
+    return report
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Makes too many skipped blocks a failure, and ends what was started."""
+    """Makes too many skipped blocks a failure."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if len(reporter.stats.get("skipped", [])) > MOST_SKIPPED:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_unconfigure() -> None:
+    """Ends what was started."""
     if Page.warm is not None:
         Page.warm.kill()
     HUB.stop()

@@ -94,14 +94,13 @@ class Look:
         """Types words into the search of the first page, and looks for their pages among the results."""
         page = self.browser.new_context(viewport={"width": WIDTHS[0], "height": 900}).new_page()
         page.goto(f"{self.address}/index.html", wait_until="networkidle")
+        page.locator(".md-search__button").click()
         for word, wanted in SEARCHED.items():
-            page.keyboard.press("Escape")
-            page.keyboard.press("Control+k")
             page.wait_for_timeout(1000)
             page.keyboard.press("Control+a")
             page.keyboard.type(word)
             try:
-                page.wait_for_selector(f"a[href*='{wanted}']:visible", timeout=15000)
+                page.wait_for_selector(f"a[href*='{wanted}?h=']", timeout=60000)
             except Exception as error:
                 self.faults.append(f"the search for {word} does not find {wanted} ({type(error).__name__})")
             if self.shots:

@@ -5,6 +5,7 @@ made small in plain sight: here is all of it.
 
 - benchmarks that train: two steps, two pictures at a time;
 - train, eval, predict, benchmark: small pictures, where the page does not say how large;
+- benchmark: torch alone, without compiling for it;
 - every training: four steps (`stage.train_shortly`);
 - torchrun and accelerate: two processes on this machine, on the processor;
 - make and pytest: what they would run is listed (`--dry-run`, `--collect-only`); they have their own place in CI;
@@ -38,7 +39,7 @@ SMALL_PICTURES = {
     "train": ["--shortest_edge", "96", "--longest_edge", "160"],
     "eval": ["--image-size", "96"],
     "predict": ["--image-size", "96"],
-    "benchmark": ["--size", "96x128"],
+    "benchmark": ["--size", "96x128", "--runtimes", "torch"],
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import PIL.ImageOps
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_CHECKOUT = ("detr_hf", "tests", "benchmarks", "examples", "docs", "model_cards")
@@ -159,7 +160,16 @@ def data_sets(folder: Path) -> None:
         layouts.write_coco(folder / name)
     layouts.write_panoptic(folder / "my_coco")
     layouts.write_coco(folder / "my_coco")
-    scenes(str(folder / "path/to/digits"))
+    validation_of_segments(folder / "my_coco")
+    scenes(str(folder / "path/to/digits"), count=12)
+
+
+def validation_of_segments(folder: Path) -> None:
+    """Gives panoptic data a validation split: the same segments, in pictures of other colours."""
+    shutil.copytree(folder / "panoptic_train", folder / "panoptic_val")
+    shutil.copy(folder / "panoptic_train.json", folder / "panoptic_val.json")
+    for path in (folder / "panoptic_train").iterdir():
+        PIL.ImageOps.invert(PIL.Image.open(folder / "train" / path.name)).save(folder / "val" / path.name)
 
 
 class Stage:
