@@ -209,8 +209,9 @@ def svg_sheets(samples: list[Sample], out: Path) -> None:
     style = "body{margin:8px;display:grid;gap:8px;grid-template-columns:repeat(auto-fit,minmax(360px,1fr))}"
     page = f"<!doctype html><meta charset=utf-8><style>:root{{color-scheme:light dark}}{style}</style>"
     (out / "svg.html").write_text(page + "".join(f"<div>{svg}</div>" for svg in svgs), encoding="utf-8")
-    samples[0].found().save(out / "one.svg")
-    samples[0].found().save(out / "one.html")
+    crowd = max(samples, key=lambda one: len(one.boxes)).found()
+    crowd.save(out / "one.svg")
+    crowd.save(out / "one.html")
     with sync_playwright() as playwright:
         program = shutil.which("chromium-headless-shell")
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
@@ -222,9 +223,9 @@ def svg_sheets(samples: list[Sample], out: Path) -> None:
             tab.on("console", lambda message: sys.exit(f"Chromium says: {message.text}"))
             tab.goto((out / f"{name}.html").absolute().as_uri())
             if act == "hover":
-                tab.locator("g.object:not(.named) .rim").last.hover(force=True)
+                tab.locator("g.object .rim").last.hover(force=True)
             elif act == "focus":
-                tab.locator("g.object:not(.named)").last.focus()
+                tab.locator("g.object").last.focus()
             tab.screenshot(path=out / f"{name}_{width}_{scheme}.png", full_page=True)
             if outside := [url for url in asked if not url.startswith(("file:", "data:"))]:
                 sys.exit(f"The page asked for {outside}.")
