@@ -72,11 +72,14 @@ def main() -> None:
         checkpoint_path=str((options.output / "checkpoint").resolve()),
         delete_checkpoint_on_success=False,
     )
-    listed = options.output.resolve() / "paths.parquet"  # Ray looks for what is done in what it reads, not in items
-    listed.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.table({"path": paths}), listed)
-    blocks = max(1, len(paths) // options.batch)
-    ray.data.read_parquet(str(listed), override_num_blocks=blocks).map_batches(
+    # Ray leaves out what is done where it reads a file, and saves what one file's pictures gave together.
+    listed = options.output.resolve() / "paths"
+    listed.mkdir(parents=True, exist_ok=True)
+    for number, start in enumerate(range(0, len(paths), options.batch)):
+        some = pyarrow.table({"path": paths[start : start + options.batch]})
+        parquet.write_table(some, listed / f"{number:06d}.parquet")
+    files = -(-len(paths) // options.batch)
+    ray.data.read_parquet(str(listed), override_num_blocks=files).map_batches(
         Finder,
         fn_constructor_kwargs={"model": options.model, "threshold": options.threshold},
         batch_size=options.batch,
