@@ -1,5 +1,6 @@
 # make demo   detect objects in a picture with the model that ships in the package
 # make test   the test suite, in under ten minutes on two cores; make test-processors, a part of it as three processors
+# make examples   the scripts of examples/ that do not train for long, with their scores
 # Each makes its own virtual environment first; the second run of either finds it made.
 
 PYTHON ?= python3
@@ -15,7 +16,8 @@ PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
-.PHONY: demo test test-processors test-slow test-common first-hour reliability test-oldest bench lint format wheel clean
+.PHONY: demo test test-processors test-slow test-common test-page test-oldest first-hour reliability contact-sheet docs docs-test \
+	docs-figures notebooks examples bench lint format wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -37,9 +39,46 @@ test-slow: $(VENV)/.installed-dev
 test-common: $(VENV)/.installed-dev
 	$(RUN) $(VENV)/bin/python tests/transformers_common/run.py
 
+# The page of `detr-hf app` in a real browser, with an environment on top of that of development: gradio asks for another
+# Pillow. Screenshots are in out/page; TESTS="-k threshold" for some.
+PAGE_VENV ?= .venv-page
+test-page: $(PAGE_VENV)/.installed
+	@command -v chromium-headless-shell >/dev/null || { echo "It needs a browser: apt-get install -y \
+	--no-install-recommends chromium-headless-shell fonts-wqy-microhei"; exit 1; }
+	$(RUN) $(PAGE_VENV)/bin/python -m pytest -s tests/app $(TESTS)
+
 # A newcomer's first hour from a wheel in empty environments, with what they take; JOURNEYS="detect deploy" for some.
 first-hour: $(VENV)/bin/python
 	$(VENV)/bin/python tests/first_hour/run.py $(JOURNEYS)
+
+# Every kind of picture on 16 photographs, to be looked at: PHOTOGRAPHS=folder of a COCO panoptic set, else drawn ones.
+contact-sheet: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pip install -qq playwright
+	$(RUN) $(VENV)/bin/python -m docs.contact_sheet $(PHOTOGRAPHS)
+
+# The documentation as a site in build/site; any complaint is an error.
+docs: $(VENV)/.installed-docs
+	$(RUN) $(VENV)/bin/python docs/build_site.py
+
+# Every block of every page, run on small stand-ins; then the site in a browser, which an apt line brings. PAGES=docs/hub.md for some.
+PAGES ?= README.md README.zh-CN.md docs
+docs-test: docs
+	$(RUN) $(VENV)/bin/python -m pytest -p tests.pages.blocks --timeout 900 $(PAGES)
+	$(RUN) $(VENV)/bin/python tests/pages/browse.py
+
+# Every figure of the documentation, drawn from what a model computes.
+docs-figures: $(VENV)/.installed-docs
+	$(RUN) $(VENV)/bin/python -m docs.draw_figures
+
+# The notebooks run anew, from their scripts, in minutes.
+notebooks: $(VENV)/.installed-docs
+	$(RUN) $(VENV)/bin/python examples/notebooks/run.py
+
+# All but those that train for long; each prints its score.
+EXAMPLES = quickstart attention export_and_run from_transformers custom_backbone lora predict_ray
+examples: $(VENV)/.installed-examples
+	@for name in $(EXAMPLES); do echo "== $$name"; \
+		$(RUN) $(VENV)/bin/python examples/$$name.py --output runs/$$name || exit 1; done
 
 # What must not break: fuzz, kills, full disks, long runs, the catalogue of bad inputs; PARTS="pictures kill-json" for some,
 # SCALE=0.1 for a tenth of the cases.
@@ -58,6 +97,7 @@ bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks train-step
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks criterion
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks preprocess
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks drawing
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks start
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks padding
 
@@ -86,6 +126,23 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable ".[dev]"
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) for the documentation: torch and its companions take a few minutes the first time."
+	$(PIP) --editable ".[docs]"
+	@touch $@ $(VENV)/.installed
+
+$(PAGE_VENV)/.installed: $(VENV)/.installed-dev
+	$(PYTHON) -m venv $(PAGE_VENV)
+	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(PAGE_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/development.pth"
+	$(PAGE_VENV)/bin/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt \
+		--editable ".[app]" playwright
+	@touch $@
+
+$(VENV)/.installed-examples: $(VENV)/.installed-dev
+	$(PIP) peft "ray[data]"
+	@touch $@
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(VENV) demo_boxes.png
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache contact_sheet $(VENV) $(PAGE_VENV) demo_boxes.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

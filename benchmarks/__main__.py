@@ -134,6 +134,22 @@ def preprocess(
 
 
 @app.command()
+def drawing(
+    context: typer.Context,
+    objects: Annotated[int, typer.Option(min=1, help="In the picture.")] = 40,
+    height: Height = 480,
+    width: Width = 640,
+    runs: Runs = 9,
+    out: Out = None,
+    machine: Machine = None,
+) -> None:
+    """Boxes, names and masks drawn on a photograph, beside supervision's annotators."""
+    from .drawing import compare_drawings
+
+    _finish(context, "drawing", compare_drawings(objects, (height, width), runs=runs))
+
+
+@app.command()
 def start(context: typer.Context, runs: Runs = 5, out: Out = None, machine: Machine = None) -> None:
     """Cold starts: importing, and `detr-hf --help`, each in new processes."""
     from .start import compare_starts

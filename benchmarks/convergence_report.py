@@ -138,27 +138,19 @@ def _listed(values: Sequence[float | None], form: str) -> str:
 
 def draw(runs: Sequence[Run], settings: dict[str, Any], path: Path) -> None:
     """Draws AP50 over steps and over seconds, a line for every seed, a colour for every arm; after ten, dashed."""
-    import matplotlib
+    from detr_hf.visualize.plots import Line, Panel, draw_panels
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    for number, ((arm, rate), members) in enumerate(grouped(runs).items()):
-        style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--", "lw": 1.3}
-        for nth, run in enumerate(members):
-            label = f"{arm}, lr {rate:g}" if nth == 0 else None
-            for axis, unit in zip(axes, ("step", "seconds"), strict=True):
-                xs = [point[unit] for point in run.curve]
-                axis.plot(xs, [point["AP50"] for point in run.curve], label=label, **style)
-    for axis, unit in zip(axes, ("steps", "seconds of training"), strict=True):
-        axis.set_xlabel(unit)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("AP50 on the validation pictures")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.suptitle(f"{Path(settings['data']).name}, width {settings['hidden_dim']}, batch {settings['batch']}")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    panels = []
+    for unit, text in (("step", "steps"), ("seconds", "seconds of training")):
+        lines = []
+        for number, ((arm, rate), members) in enumerate(grouped(runs).items()):
+            for nth, run in enumerate(members):
+                points = [(point[unit], point["AP50"]) for point in run.curve]
+                label = f"{arm}, lr {rate:g}" if nth == 0 else None
+                lines.append(Line(points, label, f"C{number % 10}", dashed=number >= 10))
+        panels.append(Panel("AP50 on the validation pictures", lines, x=text))
+    title = f"{Path(settings['data']).name}, width {settings['hidden_dim']}, batch {settings['batch']}"
+    draw_panels(panels, title=title, one_legend=True).save(path)
 
 
 __all__ = ["by_class_and_size", "described", "draw", "grouped", "mistakes", "summarise", "table"]

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from detr_hf.evaluation.analysis import box_iou_xywh
 from detr_hf.evaluation.coco import evaluate_boxes
 
 KINDS = ("place", "class", "background", "duplicates", "missed")
@@ -42,6 +41,15 @@ def forgiven(truth: Mapping[str, Any], detections: np.ndarray) -> dict[str, floa
     unmissed = [one for one in truth["annotations"] if one.get("iscrowd") or id(one) in concerned]
     truths = dict.fromkeys(KINDS, truth) | {"missed": {**truth, "annotations": unmissed}}
     return {kind: evaluate_boxes(truths[kind], np.concatenate(rows[kind])).summary["AP50"] for kind in KINDS}
+
+
+def box_iou_xywh(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns the intersection over union (N, M) of boxes (N, 4) and (M, 4), x, y, width, height."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, :2] + boxes[:, None, 2:], others[None, :, :2] + others[None, :, 2:])
+    common = np.clip(high - low, 0, None).prod(-1)
+    total = boxes[:, None, 2:].prod(-1) + others[None, :, 2:].prod(-1) - common
+    return np.divide(common, total, out=np.zeros_like(common), where=total > 0)
 
 
 def _kinds(found: np.ndarray, here: list[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .export.exporting import export_model as export_model
     from .hub.datasets import push_dataset as push_dataset
     from .inference.detector import Detector as Detector
+    from .inference.films import DrawnFilm as DrawnFilm, draw_film as draw_film
     from .inference.inspecting import inspect_model as inspect_model
     from .inference.inspection import Inspection as Inspection
     from .inference.results import Detection as Detection, Detections as Detections

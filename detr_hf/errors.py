@@ -57,6 +57,7 @@ EXTRA_OF = {
     "pycocotools": "train,eval",
     "sklearn": "train",
     "hotcoco": "eval",
+    "gradio": "app",
     "matplotlib": "viz",
     "optuna": "search",
 }

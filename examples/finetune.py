@@ -44,7 +44,7 @@ from detr_hf import (
     load_detection_dataset,
 )
 from detr_hf.data import load_pixels
-from detr_hf.visualize import Comparison, DrawnObjects, comparison_grid
+from detr_hf.visualize import draw_boxes, grid
 
 logger = logging.getLogger("finetune")
 
@@ -75,6 +75,7 @@ FROM_BACKBONE = {
 }
 LEAST_QUERIES = 25
 SHOWN_SCORE = 0.5
+TILE_PX = 320
 
 
 @dataclass
@@ -160,24 +161,24 @@ def report(folder: Path, model_folder: str, data: Any, start: Start) -> Evaluati
 
 
 def draw_comparisons(rows: Any, found: np.ndarray, id2label: dict[int, str], count: int) -> Image.Image:
-    """Returns `count` pictures spread evenly over the split; `found (N, 7)` is `Evaluation.detections`."""
+    """Returns `count` pictures spread evenly over the split, truth beside `found (N, 7)`, `Evaluation.detections`."""
     plain = rows.with_format(None).cast_column("image", type(rows.features["image"])(decode=False))
-    comparisons = []
+    cells, captions = [], []
     for position in np.linspace(0, len(plain) - 1, min(count, len(plain))).round().astype(int).tolist():
         row = plain[position]
         name = str(row["file_name"])
         pixels = load_pixels(row["image"], name, (row["width"], row["height"]))  # (3, H, W)
         mine = found[(found[:, 0] == row["image_id"]) & (found[:, 5] >= SHOWN_SCORE)]
         objects = row["objects"]
-        comparisons.append(
-            Comparison(
-                Image.fromarray(pixels.permute(1, 2, 0).numpy()),
-                DrawnObjects(_corners(np.array(objects["bbox"])), objects["category"]),
-                DrawnObjects(_corners(mine[:, 1:5]), mine[:, 6].astype(int).tolist(), mine[:, 5].tolist()),
-                f"{name}: ground truth | detections over {SHOWN_SCORE}",
-            )
-        )
-    return comparison_grid(comparisons, id2label)
+        for boxes, labels, scores in (
+            (np.array(objects["bbox"]), objects["category"], None),
+            (mine[:, 1:5], mine[:, 6].astype(int).tolist(), mine[:, 5].tolist()),
+        ):
+            names = [id2label[label] for label in labels]
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            cells.append(draw_boxes(image, _corners(boxes), names, labels=labels, scores=scores, side=TILE_PX))
+        captions += [name, ""]  # one above both
+    return grid(cells, heads=("ground truth", f"over {SHOWN_SCORE}") * 2, captions=captions, side=TILE_PX)
 
 
 def _corners(boxes_xywh_abs: np.ndarray) -> np.ndarray:

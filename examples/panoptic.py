@@ -49,7 +49,7 @@ from detr_hf import (
 )
 from detr_hf.data import DigitScenes, prepare
 from detr_hf.hub import facts_of, render_card, write_manifest
-from detr_hf.visualize import draw_segments, tile_grid
+from detr_hf.visualize import draw_segments, grid
 
 logger = logging.getLogger("panoptic")
 
@@ -162,7 +162,7 @@ def draw(folder: Path, rows: Dataset, processor: DETRImageProcessor, count: int 
         classes = enumerate(labels["class_labels"].tolist(), start=1)
         truth = [{"id": place, "label_id": label, "name": rows.id2label[label]} for place, label in classes]
         tiles += [draw_segments(image, ids, truth), detector(image, threshold=0.5).draw(what="panoptic")]
-    return tile_grid(tiles, tiles[0].size, 4, gap=4)
+    return grid(tiles, heads=("truth", "found") * 2, side=max(tiles[0].size), gap=4)
 
 
 def report(task: Task, trainer: DETRTrainer, minutes: float) -> None:

@@ -6,9 +6,12 @@ import importlib
 import importlib.util
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,17 @@ from detr_hf import DETRForObjectDetection, DETRImageProcessor
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("square", "bar")
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LONG = {"finetune", "panoptic", "train_digits"}  # train for long, or on data that is not here
+QUICK = {
+    "quickstart": "--scenes 2",
+    "attention": "--scenes 1",
+    "export_and_run": "--scenes 2",
+    "from_transformers": "--steps 1 --scenes 2",
+    "custom_backbone": "--steps 2 --batch 2 --side 64 --scenes 2",
+    "lora": "--steps 1 --scenes 2",
+}
+OTHERS = {"lora": "peft", "predict_ray": "ray"}  # what they need that no extra brings
 
 
 def load(path: str):
@@ -70,7 +84,7 @@ def backbone_file(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_import_public_names_alone(path):
     """What a user would copy: `from detr_hf import ...`, or from a room that declares what it exports."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -82,6 +96,61 @@ def test_examples_import_public_names_alone(path):
             assert public, f"{name} declares no public names"
             if isinstance(node, ast.ImportFrom):
                 assert {alias.name for alias in node.names} <= set(public), f"line {node.lineno}"
+
+
+def test_every_example_says_its_command_and_has_its_place():
+    table = (ROOT / "examples" / "README.md").read_text()
+    for path in EXAMPLES:
+        about = ast.get_docstring(ast.parse(path.read_text()))
+        assert re.search(rf"^ *(python|torchrun .*)? ?examples/{path.name}", about, re.MULTILINE), path.name
+        assert re.search(r"\b(AP|PQ|loss)\b.*\d|\d digits|card", about), f"{path.name} says what it reached"
+        assert re.search(r"\b(seconds?|minutes?|hours?)\b", about), f"{path.name} says what it cost"
+        assert f"]({path.name})" in table
+    made = re.search(r"^EXAMPLES = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert set(made) == {path.stem for path in EXAMPLES} - LONG == QUICK.keys() | {"predict_ray"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_the_example_runs_to_its_end(name, tmp_path):
+    if name in OTHERS:
+        pytest.importorskip(OTHERS[name], reason=f"pip install {OTHERS[name]}")
+    command = [sys.executable, ROOT / "examples" / f"{name}.py", *QUICK[name].split(), "--output", tmp_path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"(AP|objects).* \d", done.stdout) and any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_ray_killed_half_way_ends_with_every_picture_once(tmp_path):
+    pytest.importorskip("ray", reason='pip install "ray[data]"')
+    from detr_hf.data import DigitScenes
+
+    (tmp_path / "photos").mkdir()
+    for number in range(60):
+        DigitScenes("validation", 60)[number]["image"].save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture")
+    command = [sys.executable, ROOT / "examples" / "predict_ray.py", tmp_path / "photos", "--output", tmp_path / "out"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    given = {"env": environment, "cwd": tmp_path, "start_new_session": True, "text": True}
+
+    def lines() -> list[str]:
+        files = (tmp_path / "out" / "found").glob("*.json")
+        return [json.loads(line)["path"] for file in files for line in file.read_text().splitlines()]
+
+    killed = subprocess.Popen([*map(str, command), "--batch", "4"], **given, stdout=subprocess.DEVNULL)
+    while len(lines()) < 20:
+        assert killed.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    left = len(lines())
+    assert 20 <= left < 61
+    done = subprocess.run([*map(str, command), "--batch", "4"], **given, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "61 of 61 pictures in 61 lines" in done.stdout and "1 could not be read" in done.stdout
+    assert len(set(lines())) == len(lines()) == 61
 
 
 def small_flags(data, backbone_file, folder):

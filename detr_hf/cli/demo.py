@@ -9,17 +9,19 @@ from ..whole_files import refuse_overwriting
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where to write the picture with boxes.")] = Path("demo_boxes.png"),
+    out: Annotated[Path, typer.Option(help="Where to write the picture with boxes: .png, .jpg, .svg, .html.")] = Path(
+        "demo_boxes.png"
+    ),
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Show objects that score more than this.")] = 0.7,
 ) -> None:
     """Detect objects in a picture that ships with the package, offline, and draw them."""
     from ..checkpoints.embedded import EMBEDDED_MODEL, demo_scene_path, embedded_model_path
     from ..inference.detector import Detector
-    from ..visualize.saving import is_marked, picture_format
+    from ..visualize.saving import is_marked, refuse_ending
     from .console import quiet_loading
 
     refuse_overwriting({"--out": out}, [demo_scene_path()], is_marked)
-    picture_format(out)
+    refuse_ending(out)
     quiet_loading()
     scene = demo_scene_path()
     detections = Detector.from_pretrained(embedded_model_path())(scene, threshold=threshold)

@@ -1,11 +1,12 @@
 """`detr-hf eval`: AP of boxes and masks and panoptic quality, of a checkpoint or of results, on a data set."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..whole_files import is_result, refuse_overwriting
+from ..whole_files import file_identity, is_result, refuse_overwriting, refuse_unwritable
 from .flags import IMAGE_SIZE
 from .reading import Reading
 
@@ -32,6 +33,13 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers to this file: also confusions and curves.")
     ] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw into this folder: precision by recall, confusions, kinds of mistakes, AP by class, "
+            "calibration, a page as PDF, the worst and the best pictures; and write all numbers."
+        ),
+    ] = None,
     results: Annotated[Path | None, typer.Option(help="Write the detections to this file, as COCO results.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help=IMAGE_SIZE)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure on so many pictures at most, the first.")] = None,
@@ -53,7 +61,8 @@ def evaluate(
     *,
     reading: Reading,
 ) -> None:
-    """Measure a model, on the split for validation or on --split: COCO's twelve numbers, AP by class, mistakes.
+    """Measure a model, on the split for validation or on --split: COCO's twelve numbers, AP by class, mistakes, and
+    the thresholds with the best F1.
 
     Where model and data have masks, theirs too; on panoptic data (--task panoptic) also PQ, SQ and RQ of all classes,
     things, stuff and each class. Of results files the same, with the ids of the data; --masks asks for masks.
@@ -61,6 +70,8 @@ def evaluate(
     from .console import quiet_loading
 
     refuse_overwriting({"--json": json_file, "--results": results}, [model, data], is_result)
+    if plots is not None:
+        check_plots(plots, data)
     quiet_loading(model)  # before seconds of imports
     from ..evaluation.coco import choose_backend
 
@@ -81,6 +92,8 @@ def evaluate(
     is_file = kind is not None or model.lower().endswith(".json")
     if is_file and (image_size, limit) != (None, None):
         raise typer.BadParameter(f"is for a model, and {model} holds results", param_hint="--image-size, --limit")
+    if kind == "panoptic" and plots is not None:
+        raise typer.BadParameter(f"draws what was found as boxes, and {model} holds segments", param_hint="--plots")
     if kind == "panoptic":
         options["task"] = options["task"] or "panoptic"
         quality = evaluate_panoptic_results(model, load_detection_dataset(data, **options | {"masks": True}))
@@ -95,20 +108,49 @@ def evaluate(
     else:
         chosen = {"batch_size": batch_size, "num_workers": workers, "device": device, "threshold": threshold}
         chosen |= {"rule": rule} | ({} if panoptic_threshold is None else {"panoptic_threshold": panoptic_threshold})
-        found = measured(model, data, options, image_size, limit, chosen)
+        found, loaded = measured(model, data, options, image_size, limit, chosen)
         if results is not None:
             write_results(results, found.results())
             typer.echo(f"Detections: {results}", err=True)
     typer.echo(found.table())
+    about = {"model": model, "data": data}
     if json_file is not None:
-        found.save(json_file, {"model": model, "data": data}, curves=True)
+        found.save(json_file, about, curves=True)
         typer.echo(f"All numbers: {json_file}", err=True)
+    if plots is not None:
+        from ..evaluation import save_plots
+        from ..evaluation.running import rows_of
+
+        typer.echo(save_plots(found, plots, rows_of(loaded), about).text(), err=True)
+
+
+def check_plots(folder: Path, data: str) -> None:
+    """Raises where plots cannot be drawn into a folder, which is said before anything is read.
+
+    Raises:
+        ImportError: what draws them is not installed.
+        OSError: the folder cannot be written, or is a file.
+        ValueError: it is the data set's: pictures would be among its pictures.
+    """
+    for module in ("hotcoco", "matplotlib"):
+        if find_spec(module) is None:
+            raise ImportError(f"--plots needs {module}, not installed here: pip install 'detr-hf[eval,viz]'.")
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--plots {folder} is a file: name a folder.")
+    if file_identity(folder) is not None and file_identity(folder) == file_identity(data):
+        raise ValueError(
+            f"--plots {folder} is the folder of the data: name another, where no pictures are looked for."
+        )
+    refuse_unwritable("--plots", folder)
 
 
 def measured(
     model: str, data: str, reading: dict[str, Any], image_size: int | None, limit: int | None, chosen: dict[str, Any]
-) -> "Evaluation":
-    """Returns what a checkpoint or an exported model reaches on a data set; `chosen` are arguments of `evaluate`."""
+) -> "tuple[Evaluation, DetectionData]":
+    """Returns what a checkpoint or an exported model reaches on a data set, and that data set.
+
+    `chosen` are arguments of `evaluate`.
+    """
     from ..checkpoints.model_classes import has_mask_head
     from ..checkpoints.processors import processor_of
     from ..data import load_detection_dataset
@@ -137,7 +179,7 @@ def measured(
         loaded = first_pictures(loaded, limit)
     with progress_bar() as show:
         chosen["on_batch"] = lambda count, total: show(advance=count, total=total)
-        return measure(finder, loaded, **chosen)
+        return measure(finder, loaded, **chosen), loaded
 
 
 def first_pictures(data: "DetectionData", limit: int) -> "DetectionData":

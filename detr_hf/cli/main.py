@@ -10,6 +10,7 @@ import typer
 
 from ..errors import lacking
 from ..version import __version__
+from .app import app as serve_page
 from .benchmark import benchmark
 from .check import check
 from .convert import convert
@@ -44,6 +45,7 @@ app.command(cls=Verb)(verify)
 app.command(cls=Verb)(export)
 app.command(cls=Verb)(benchmark)
 app.command(cls=Verb)(inspect)
+app.command("app", cls=Verb)(serve_page)
 app.command(cls=Verb)(doctor)
 
 

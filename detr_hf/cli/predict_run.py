@@ -1,19 +1,47 @@
-"""What `detr-hf predict --out` tells of a run of batch prediction: its throughput, the time left, and how it ended."""
+"""What `detr-hf predict --out` does, a run of batch prediction, and tells of it: throughput, time left, the end."""
 
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .console import progress_bar
 
 if TYPE_CHECKING:
+    from ..inference.detector import Detector
     from ..inference.runs.prediction import PredictionRun, Progress
+    from ..inference.sources.base import Source, SourceOptions
 
 SECONDS_BETWEEN_LINES = 30
+
+
+def predict_run(detector: "Detector", source: "Source", out: Path, **settings: Any) -> None:
+    """Does the run, which goes on where it was; leaves with exit code 1 where nothing at all could be read."""
+    from ..inference.runs.prediction import predict_to_shards, read_predictions
+
+    with shown_progress() as show:
+        run = predict_to_shards(detector, source, out, **settings, on_progress=show)
+    typer.echo(ending(run), err=True)
+    if run.complete and not any("error" not in record for record in read_predictions(out)):
+        typer.echo("Nothing could be read: there is not one picture with a result.", err=True)
+        raise typer.Exit(1)
+
+
+def load_source(paths: list[str], dataset: str | None, options: "SourceOptions", out: Path) -> "Source":
+    """The pictures to detect in: those behind the paths, or a data set."""
+    if dataset is None:
+        from ..inference.sources.opening import open_source
+
+        return open_source(paths, options, results=out)
+    if paths:
+        raise typer.BadParameter(f"takes the place of {', '.join(paths)}; give one of both", param_hint="--dataset")
+    from ..inference.sources.tables import load_dataset_source
+
+    return load_dataset_source(dataset, options)
 
 
 def process_device(device: str | None) -> str | None:

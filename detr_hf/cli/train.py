@@ -33,6 +33,13 @@ class DataArguments(Start):
     strict: bool = field(
         default=False, metadata={"help": "Stop when the check of the data finds anything, not only errors."}
     )
+    figures: bool = field(
+        default=True,
+        metadata={
+            "help": "Draw curves of the run and plots of its last evaluation into 'figures' in output_dir; 'false' "
+            "for none. What cannot be drawn is said, and hinders nothing."
+        },
+    )
     skip_check: bool = field(default=False, metadata={"help": "Do not check the data first."})
 
 
@@ -49,20 +56,21 @@ def train(context: typer.Context) -> None:
         trainer = build(data_args, reading, args)
         trainer.command = command
         result = trainer.train(resume_from_checkpoint=resume)
-        finish(trainer, result.metrics)
+        finish(trainer, result.metrics, data_args.figures)
 
 
-def finish(trainer: "DETRTrainer", metrics: dict[str, float]) -> None:
-    """Saves and measures what was trained, prints the numbers, and publishes it where that is wanted."""
+def finish(trainer: "DETRTrainer", metrics: dict[str, float], figures: bool = True) -> None:
+    """Saves and measures what was trained, prints the numbers, draws, and publishes it where that is wanted."""
     trainer.save_model()
     trainer.save_metrics("train", metrics)
     trainer.save_state()
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
         if trainer.is_world_process_zero():
-            from ..evaluation import metrics_table
-
-            typer.echo(metrics_table(trainer.last_evaluation))
+            sets = trainer.last_evaluations or [None]
+            typer.echo("\n\n".join(found.table() for found in map(trainer.whole_evaluation, sets) if found))
+    for line in trainer.save_figures() if figures else ():
+        typer.echo(line, err=True)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
@@ -93,6 +101,7 @@ def build(data_args: DataArguments, reading: Reading, args: "DETRTrainingArgumen
     from ..training.trainer import DETRTrainer
 
     flags = flags_of(args)
+    data_args.choose_preset(args.recipe)
     try:
         data_args.check()
     except OSError as error:
@@ -105,6 +114,12 @@ def build(data_args: DataArguments, reading: Reading, args: "DETRTrainingArgumen
     data = load_detection_dataset(data_args.data, **options)
     data.split_for("train")  # says what to do where there is none
     model = data_args.load_model(data.id2label, with_masks)
+    if data_args.choose_size(data, model.config) and args.process_index == 0:
+        typer.echo(
+            f"A new model sees pictures at a shortest side of {data_args.shortest_edge}, which suits these and their "
+            "objects; --shortest_edge N for another.",
+            err=True,
+        )
     processor = data_args.processor(model)
     trainer = DETRTrainer(model, args, data, processing_class=processor)
     trainer.watch.words = partial(in_flags, flags=flags)

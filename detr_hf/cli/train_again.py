@@ -17,7 +17,7 @@ WITHOUT_EFFECT = {
     *("output_dir", "resume_from_checkpoint", "strict", "skip_check", "disable_tqdm", "report_to", "run_name"),
     *("logging_dir", "logging_steps", "dataloader_num_workers", "dataloader_pin_memory", "earlier_checkpoints"),
     *("dataloader_persistent_workers", "dataloader_prefetch_factor", "push_to_hub", "hub_model_id", "hub_token"),
-    *("hub_private_repo", "hub_strategy", "hub_always_push", "save_total_limit"),
+    *("hub_private_repo", "hub_strategy", "hub_always_push", "save_total_limit", "figures"),
 }
 
 

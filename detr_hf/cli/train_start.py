@@ -35,10 +35,13 @@ class Start:
     )
     preset: str | None = _flag(
         None,
-        "Build a new model of this kind: 'detr', the paper's, or 'precise', for small objects and boxes that fit.",
+        "Build a new model of this kind: 'precise', which learns from a few hundred pictures, or 'detr', the paper's, "
+        "which needs thousands. 'precise' by default, 'detr' where --recipe is one for it (scratch, detr, fast, ...).",
     )
     num_queries: int | None = _flag(None, "Another number of object queries: the first are kept, or all are tiled.")
-    shortest_edge: int | None = _flag(None, "Resize pictures so; the checkpoint's by default, else 800.")
+    shortest_edge: int | None = _flag(
+        None, "Resize pictures so; by default the checkpoint's, of a new model what suits the data."
+    )
     longest_edge: int | None = _flag(None, "At most this; in proportion by default.")
 
     @property
@@ -55,6 +58,13 @@ class Start:
     def checkpoint(self) -> str | None:
         """Returns the checkpoint to start from; None for a new model."""
         return None if self.is_new else self.model or DEFAULT_MODEL
+
+    def choose_preset(self, recipe: str) -> None:
+        """Fills in the preset of a new model where none is given: one that can learn from what people have."""
+        from ..training.arguments import MODEL_OPTIONS
+
+        if self.is_new and self.preset is None:
+            self.preset = "detr" if recipe in ("scratch", *MODEL_OPTIONS) else "precise"
 
     def check(self) -> None:
         """Raises where there is nothing to start from: before the data are read, which may take long.
@@ -82,7 +92,7 @@ class Start:
         weights = self.backbone_weights or "imagenet"
         fields = {"backbone": self.backbone or DEFAULT_BACKBONE, **changes}
         return DETRConfig.from_preset(
-            self.preset or "detr", **fields, backbone_weights=None if weights == "none" else weights
+            self.preset or "precise", **fields, backbone_weights=None if weights == "none" else weights
         )
 
     def needs_masks(self, task: str | None) -> bool:
@@ -105,6 +115,15 @@ class Start:
             with _quiet_timm():
                 return model_class(self.new_config(**changes))
         return model_class.from_pretrained(self.checkpoint, **changes)
+
+    def choose_size(self, data: Any, config: Any) -> bool:
+        """Fills in the size of pictures for a new model where none is given and the data tells one; whether it did."""
+        from ..data.checking.check import fitting_shortest_edge
+
+        if self.is_new and not (self.shortest_edge or self.longest_edge):
+            self.shortest_edge = fitting_shortest_edge(data, config)
+            return self.shortest_edge is not None
+        return False
 
     def processor(self, model: Any) -> Any:
         """Returns the checkpoint's image processor, or one for the backbone's weights, at the size of the run."""

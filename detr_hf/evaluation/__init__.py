@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .analysis import Mistakes as Mistakes, count_mistakes as count_mistakes, precision_recall as precision_recall
+    from .analysis import (
+        Mistakes as Mistakes,
+        Thresholds as Thresholds,
+        best_thresholds as best_thresholds,
+        count_mistakes as count_mistakes,
+        precision_recall as precision_recall,
+    )
     from .coco import CocoMetrics as CocoMetrics, evaluate_boxes as evaluate_boxes
     from .collecting import DetectionEvaluator as DetectionEvaluator
     from .from_files import (
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
         PanopticMetrics as PanopticMetrics,
         evaluate_panoptic as evaluate_panoptic,
     )
+    from .plotting import SavedPlots as SavedPlots, save_plots as save_plots
     from .report import Evaluation as Evaluation, metrics_table as metrics_table, panoptic_table as panoptic_table
     from .results import read_results as read_results, write_results as write_results
     from .running import evaluate as evaluate

@@ -1,137 +1,211 @@
-"""What AP does not tell: which classes are confused, which mistakes are made, and precision by recall.
+"""What AP does not tell: which classes are confused, which mistakes are made, where to cut, precision by recall.
 
-Different on purpose from a library's: counts at one score threshold, as the detector will be used, and independent of
-the AP backend. Crowds are left out: a detection that lies in one is neither right nor wrong.
+Counts are hotcoco's, those that its plots draw, so that table, JSON and plots say the same; pycocotools has none of
+them. What COCO calls neither right nor wrong counts nowhere: detections in a crowd of their class, and those beyond
+the hundred best of a picture.
 """
 
+import importlib.util
+import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .coco import evaluation_arrays
+from .coco import CocoMetrics, arrays_of, checked_array, complete, evaluated, evaluation_arrays, metrics_of
 
-ERRORS = ("right", "class", "localisation", "class and localisation", "duplicate", "background", "missed")
-
-
-def box_iou_xywh(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Returns the intersection over union (N, M) of boxes (N, 4) and (M, 4), x, y, width, height."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, :2] + boxes[:, None, 2:], others[None, :, :2] + others[None, :, 2:])
-    common = np.clip(high - low, 0, None).prod(-1)
-    total = boxes[:, None, 2:].prod(-1) + others[None, :, 2:].prod(-1) - common
-    return np.divide(common, total, out=np.zeros_like(common), where=total > 0)
+# hotcoco's (and TIDE's, arXiv:2008.08115) names of mistakes, and what they are called here.
+KINDS = {
+    "Cls": "class",
+    "Loc": "localisation",
+    "Both": "class and localisation",
+    "Dupe": "duplicate",
+    "Bkg": "background",
+    "Miss": "missed",
+}
+ERRORS = ("right", *KINDS.values())
+FITS = 0.5  # the IoU from which a detection fits an object
+NEEDS_HOTCOCO = (
+    "Mistakes, the best thresholds and plots need hotcoco, which is not installed: pip install 'detr-hf[eval]'."
+)
 
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Counts over all pictures at one score threshold.
+    """What detections with a score of `threshold` or more get right and wrong, over all pictures.
 
     Attributes:
+        threshold: in [0, 1].
         confusion: (K + 1, K + 1) int: rows are true classes, columns predicted ones; the last row is background
-            (nothing was there), the last column is missed.
+            (nothing was there), the last column is missed. Here a detection takes the object that it covers best,
+            whatever its class.
         names: the K classes, in the order of the rows.
-        errors: how many detections are `"right"`, or wrong by their `"class"` (a box of another class fits),
-            `"localisation"` (IoU 0.1 to 0.5 with one of its class), both, `"duplicate"`, or `"background"`; and
-            objects `"missed"`, which no detection touches.
+        errors: how many detections are `"right"` (IoU 0.5 with a free object of their class), or wrong by their
+            `"class"` (a box of another class fits), `"localisation"` (IoU 0.1 to 0.5 with one of its class), both,
+            `"duplicate"`, or `"background"`; and objects `"missed"`, which no detection touches.
+        ap50_lost: what AP50 would gain without a kind of mistake, over detections of every score.
     """
 
+    threshold: float
     confusion: np.ndarray
     names: list[str]
     errors: dict[str, int]
+    ap50_lost: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything for a JSON file."""
-        return {"names": self.names, "confusion": self.confusion.tolist(), "errors": self.errors}
+        return {**asdict(self), "confusion": self.confusion.tolist()}
 
 
-def count_mistakes(
-    ground_truth: Mapping[str, Any],
-    detections: np.ndarray,
-    threshold: float = 0.5,
-    iou: float = 0.5,
-    loose_iou: float = 0.1,
-) -> Mistakes:
-    """Returns confusions and errors of the detections with a score of at least `threshold`.
+class Cut(NamedTuple):
+    """A score to cut at, and the F1, precision and recall of the detections with that score or more."""
 
-    Detections take the object with the highest IoU of at least `iou` that is still free, those with high scores first;
-    of equal ones that of their own class.
+    score: float
+    f1: float
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The scores at which F1 is best: `of_all` objects together, and `per_class`; None where nothing is right."""
+
+    of_all: Cut | None
+    per_class: dict[str, Cut | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything for a JSON file."""
+        of_class = {name: cut and cut._asdict() for name, cut in self.per_class.items()}
+        return {"of_all": self.of_all and self.of_all._asdict(), "per_class": of_class}
+
+
+def can_judge() -> bool:
+    """Whether hotcoco is there, without which nothing but `precision_recall` is."""
+    return importlib.util.find_spec("hotcoco") is not None
+
+
+class Judged:
+    """Detections (N, 7) as hotcoco judges their boxes, at an IoU of `FITS` where it says no other.
+
+    Attributes:
+        truth: the COCO dictionary, complete.
+        detections: image id, x, y, width, height, score, category id.
+        evaluation: hotcoco's `COCOeval`, evaluated and summed up.
+        right, counted: (N,) whether a detection is right; and whether it is right or wrong at all.
+
+    Raises:
+        ImportError: hotcoco is not installed.
+        ValueError: as `evaluate_boxes`.
+    """
+
+    def __init__(self, ground_truth: Mapping[str, Any], detections: np.ndarray):
+        if not can_judge():
+            raise ImportError(NEEDS_HOTCOCO)
+        self.truth = complete(ground_truth)
+        self.detections = checked_array(detections, self.truth)
+        self.evaluation = evaluated("hotcoco", self.truth, self.detections)
+        # no score is 2: nobody asks for the errors in the labels, which take long
+        status = self.evaluation.image_diagnostics(iou_thr=FITS, score_thr=2.0)["dt_status"]
+        found = [status.get(number) for number in range(1, len(self.detections) + 1)]
+        self.right = np.array([one == "tp" for one in found], dtype=bool)
+        self.counted = np.array([one in ("tp", "fp") for one in found], dtype=bool)
+
+    @property
+    def categories(self) -> list[Mapping[str, Any]]:
+        """Returns the classes by ascending id, as hotcoco has them."""
+        return sorted(self.truth["categories"], key=lambda category: category["id"])
+
+    def objects(self, key: str = "category_id") -> np.ndarray:
+        """Returns the class id (or another key) of every object that is no crowd."""
+        return np.array([one[key] for one in self.truth["annotations"] if not one["iscrowd"]], dtype=np.int64)
+
+    def metrics(self) -> CocoMetrics:
+        """Returns what `evaluate_boxes` does."""
+        is_empty = not len(self.detections) or not self.truth["annotations"]
+        return metrics_of(self.truth, None if is_empty else arrays_of(self.evaluation), "hotcoco")
+
+    def mistakes(self, threshold: float = 0.5) -> Mistakes:
+        """Returns confusions and mistakes of the detections with a score of at least `threshold`."""
+        kept = self.counted & (self.detections[:, 5] >= threshold)
+        shown = evaluated("hotcoco", self.truth, self.detections[kept])
+        tables = shown.tide_errors(pos_thr=FITS), self.evaluation.tide_errors(pos_thr=FITS)
+        counts, lost = tables[0]["counts"], tables[1]["delta_ap"]
+        return Mistakes(
+            threshold,
+            np.asarray(shown.confusion_matrix(iou_thr=FITS)["matrix"]).astype(np.int64),
+            [str(category["name"]) for category in self.categories],
+            {"right": int(self.right[kept].sum()), **{name: int(counts[kind]) for kind, name in KINDS.items()}},
+            {name: float(lost[kind]) for kind, name in KINDS.items()},
+        )
+
+    def thresholds(self) -> Thresholds:
+        """Returns the scores at which F1 is best, exact for these detections: those of every score are looked at."""
+        scores, labels, objects = self.detections[:, 5], self.detections[:, 6], self.objects()
+        per_class = {}
+        for category in self.categories:
+            own = self.counted & (labels == category["id"])
+            count = int((objects == category["id"]).sum())
+            per_class[str(category["name"])] = best_cut(scores[own], self.right[own], count)
+        return Thresholds(best_cut(scores[self.counted], self.right[self.counted], len(objects)), per_class)
+
+    def of_pictures(self, threshold: float) -> dict[int, tuple[int, int, int]]:
+        """Returns for each picture how many detections from `threshold` on are right, how many wrong, and how many
+        objects it has."""
+        shown = self.counted & (self.detections[:, 5] >= threshold)
+        ids = [image["id"] for image in self.truth["images"]]
+        found = (self.detections[shown & self.right, 0], self.detections[shown & ~self.right, 0])
+        counts = [Counter(one.astype(np.int64).tolist()) for one in (*found, self.objects("image_id"))]
+        return {image_id: tuple(count[image_id] for count in counts) for image_id in ids}
+
+
+def count_mistakes(ground_truth: Mapping[str, Any], detections: np.ndarray, threshold: float = 0.5) -> Mistakes:
+    """Returns confusions and mistakes of the detections with a score of at least `threshold`.
 
     Args:
         ground_truth: a COCO dictionary.
         detections: (N, 7): image id, x, y, width, height, score, category id.
+        threshold: in [0, 1].
+
+    Raises:
+        ImportError: hotcoco is not installed.
+        ValueError: as `evaluate_boxes`.
     """
-    categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
-    index_of = {category["id"]: index for index, category in enumerate(categories)}
-    confusion = np.zeros((len(categories) + 1, len(categories) + 1), dtype=np.int64)
-    errors = dict.fromkeys(ERRORS, 0)
-    kept = detections[detections[:, 5] >= threshold]
-    order = np.lexsort((-kept[:, 5], kept[:, 0]))
-    kept = kept[order]
-    ids, starts = np.unique(kept[:, 0], return_index=True)
-    found = dict(zip(ids.tolist(), np.split(kept, starts[1:]), strict=True)) if len(kept) else {}
-    objects: dict[float, list[Mapping[str, Any]]] = {}
-    for annotation in ground_truth["annotations"]:
-        objects.setdefault(float(annotation["image_id"]), []).append(annotation)
-    for image in ground_truth["images"]:
-        rows = found.get(float(image["id"]), np.empty((0, 7)))
-        _count_image(rows, objects.get(float(image["id"]), []), index_of, (iou, loose_iou), confusion, errors)
-    return Mistakes(confusion, [str(category["name"]) for category in categories], errors)
+    return Judged(ground_truth, detections).mistakes(threshold)
 
 
-def _count_image(
-    found: np.ndarray,
-    objects: list[Mapping[str, Any]],
-    index_of: Mapping[Any, int],
-    ious: tuple[float, float],
-    confusion: np.ndarray,
-    errors: dict[str, int],
-) -> None:
-    """Adds one picture's counts; `found` is sorted by falling score."""
-    tight, loose = ious
-    crowds = np.array([one["bbox"] for one in objects if one.get("iscrowd")], dtype=float).reshape(-1, 4)
-    real = [one for one in objects if not one.get("iscrowd")]
-    classes = np.array([index_of[one["category_id"]] for one in real], dtype=int)
-    overlap = box_iou_xywh(found[:, 1:5], np.array([one["bbox"] for one in real], dtype=float).reshape(-1, 4))
-    free = np.ones(len(real), dtype=bool)
-    touched = np.zeros(len(real), dtype=bool)
-    background = confusion.shape[0] - 1
-    for row, detection in enumerate(found):
-        label = index_of[int(detection[6])]
-        fits = np.where(free & (overlap[row] >= tight), overlap[row] + 1e-9 * (classes == label), -1.0)
-        if len(fits) and fits.max() > 0:
-            best = int(fits.argmax())
-            free[best], touched[best] = False, True
-            confusion[classes[best], label] += 1
-            errors["right" if classes[best] == label else "class"] += 1
-        elif not _in_crowd(detection[1:5], crowds):
-            confusion[background, label] += 1
-            kind, nearest = _kind_of_error(overlap[row], classes == label, tight, loose)
-            errors[kind] += 1
-            touched[nearest] = True
-    for label in classes[free]:
-        confusion[label, background] += 1
-    errors["missed"] += int((~touched).sum())
+def best_thresholds(ground_truth: Mapping[str, Any], detections: np.ndarray) -> Thresholds:
+    """Returns the scores at which F1 is best, of all objects and by class; arguments and errors as above."""
+    return Judged(ground_truth, detections).thresholds()
 
 
-def _kind_of_error(overlap: np.ndarray, own_class: np.ndarray, tight: float, loose: float) -> tuple[str, list[int]]:
-    """Returns why a detection that got no object is wrong, and the object that it touches, if any."""
-    near = np.flatnonzero(overlap >= loose)
-    if not len(near):
-        return "background", []
-    own = near[own_class[near]]
-    kind, candidates = ("localisation", own) if len(own) else ("class and localisation", near)
-    best = int(candidates[overlap[candidates].argmax()])
-    return ("duplicate" if overlap[best] >= tight else kind), [best]
+def best_cut(scores: np.ndarray, right: np.ndarray, objects: int) -> Cut | None:
+    """Returns where to cut detections with these scores (N,), so that F1 is best; None where none is `right` (N,).
+
+    The score is the shortest decimal number that cuts there, so that what is printed is what was measured.
+    """
+    if not right.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    scores, found = scores[order], right[order].cumsum()
+    count = np.arange(1, len(scores) + 1)
+    f1 = 2 * found / (count + objects)
+    f1[:-1][scores[:-1] == scores[1:]] = -1  # equal scores are cut together
+    best = int(f1.argmax())
+    below = float(scores[best + 1]) if best + 1 < len(scores) else 0.0
+    score = _shortest_between(below, float(scores[best]))
+    return Cut(score, float(f1[best]), float(found[best] / count[best]), float(found[best] / objects))
 
 
-def _in_crowd(box: np.ndarray, crowds: np.ndarray) -> bool:
-    """Whether half of a detection lies in a crowd's box."""
-    low = np.maximum(box[:2], crowds[:, :2])
-    high = np.minimum(box[:2] + box[2:], crowds[:, :2] + crowds[:, 2:])
-    common = np.clip(high - low, 0, None).prod(-1)
-    return bool((common >= 0.5 * box[2:].prod()).any()) if len(crowds) else False
+def _shortest_between(low: float, high: float) -> float:
+    """Returns the number in (low, high] with the fewest decimals, and of those one near the middle."""
+    middle = (low + high) / 2
+    for decimals in range(1, 9):
+        for value in (round(middle, decimals), math.floor(high * 10**decimals) / 10**decimals):
+            if low < value <= high:
+                return value
+    return high
 
 
 def precision_recall(

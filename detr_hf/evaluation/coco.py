@@ -82,8 +82,12 @@ def coco_metrics(
     A detection's mask is a run-length encoding; otherwise arguments and errors are those of `evaluate_boxes`.
     """
     backend = choose_backend(backend)
-    truth = _complete(ground_truth)
-    arrays = _arrays(truth, detections, backend, iou_type)
+    truth = complete(ground_truth)
+    return metrics_of(truth, _arrays(truth, detections, backend, iou_type), backend)
+
+
+def metrics_of(truth: Mapping[str, Any], arrays: "EvaluationArrays | None", backend: str) -> CocoMetrics:
+    """Returns COCO's metrics from what a library computed against a truth that is `complete`."""
     if arrays is None:
         return _metrics_of_nothing(truth, backend)
     stats = [math.nan if value < 0 else value for value in arrays.stats.tolist()]
@@ -119,7 +123,7 @@ def evaluation_arrays(
 
     None where there are no objects or no detections.
     """
-    return _arrays(_complete(ground_truth), detections, backend, iou_type)
+    return _arrays(complete(ground_truth), detections, backend, iou_type)
 
 
 def _arrays(
@@ -134,7 +138,7 @@ def _arrays(
     if not isinstance(detections, np.ndarray):
         results = _checked(detections, truth, SHAPES[iou_type])
     elif iou_type == "bbox":
-        results = _checked_array(detections, truth)
+        results = checked_array(detections, truth)
     else:
         raise ValueError(
             f"An array of detections has boxes alone; for iou_type={iou_type!r} give results, each with its "
@@ -142,7 +146,7 @@ def _arrays(
         )
     if not len(results) or not truth["annotations"]:
         return None
-    return _run(choose_backend(backend), truth, results, iou_type)
+    return arrays_of(evaluated(choose_backend(backend), truth, results, iou_type))
 
 
 def choose_backend(backend: str | None = None) -> str:
@@ -155,7 +159,8 @@ def choose_backend(backend: str | None = None) -> str:
     raise ImportError(f"COCO metrics need {backend or 'hotcoco (or pycocotools)'}: pip install 'detr-hf[eval]'.")
 
 
-def _complete(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
+def complete(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a COCO dictionary whose annotations have all that the libraries look at, numbered from 1."""
     annotations = []
     for number, annotation in enumerate(ground_truth["annotations"], start=1):
         defaults = {"area": float(annotation["bbox"][2] * annotation["bbox"][3]), "iscrowd": 0}
@@ -205,7 +210,12 @@ def _mask_and_score(number: int, detection: Mapping[str, Any]) -> dict[str, Any]
     return {"segmentation": dict(mask), "score": score}
 
 
-def _checked_array(detections: np.ndarray, truth: dict[str, Any]) -> np.ndarray:
+def checked_array(detections: np.ndarray, truth: Mapping[str, Any]) -> np.ndarray:
+    """Returns detections (N, 7) as float64.
+
+    Raises:
+        ValueError: one is of an unknown picture or class, or not finite.
+    """
     if detections.ndim != 2 or detections.shape[1] != 7:
         raise ValueError(
             f"The detections have shape {detections.shape}; expected (N, 7): image id, x, y, w, h, score, category id."
@@ -225,9 +235,8 @@ def _checked_array(detections: np.ndarray, truth: dict[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(detections, dtype=np.float64)
 
 
-def _run(
-    backend: str, truth: dict[str, Any], results: list[dict[str, Any]] | np.ndarray, iou_type: str
-) -> EvaluationArrays:
+def evaluated(backend: str, truth: Mapping[str, Any], results: Any, iou_type: str = "bbox") -> Any:
+    """Returns the library's `COCOeval` of results against a truth that is `complete`, evaluated and summed up."""
     if backend == "hotcoco":
         from hotcoco import COCO, COCOeval
     else:
@@ -249,6 +258,11 @@ def _run(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
+    return evaluation
+
+
+def arrays_of(evaluation: Any) -> EvaluationArrays:
+    """Returns what a `COCOeval` has computed."""
     arrays = evaluation.eval
     return EvaluationArrays(
         np.asarray(arrays["precision"]), np.asarray(arrays["scores"]), np.asarray(evaluation.stats)

@@ -31,8 +31,9 @@ from .truth import coco_truth
 logger = logging.getLogger(__name__)
 
 MAX_DETECTIONS = 100  # COCO looks at no more in a picture
-# `image` is the picture's number in the order of arrival; boxes are x, y, width, height in its pixels.
-FOUND = np.dtype([("image", "i8"), ("label", "i4"), ("score", "f4"), ("box", "f4", 4)])
+# `image` is the picture's number in the order of arrival; boxes are x, y, width, height in its pixels; query is -1
+# where nobody knows it.
+FOUND = np.dtype([("image", "i4"), ("query", "i4"), ("label", "i4"), ("score", "f4"), ("box", "f4", 4)])
 
 
 class DetectionEvaluator:
@@ -92,7 +93,8 @@ class DetectionEvaluator:
                     "counted already. Use the image processor's labels, or add an id to each."
                 )
             image_id = len(self._images) if image_id is None else image_id
-            is_new = self.add(image_id, (height, width), **found[index])
+            queries = np.arange(len(found[index]["scores"]))
+            is_new = self.add(image_id, (height, width), **found[index], queries=queries)
             if is_new and self.ground_truth is None:
                 self._truth[image_id] = _objects_of(label, (height, width))
             if is_new and self.segments is not None and predictions.masks is not None:
@@ -120,8 +122,12 @@ class DetectionEvaluator:
             found.pop()
         self._masks[image_id] = packed([mask and mask["counts"] for mask in found])
 
-    def add(self, image_id: Any, size_hw: tuple[int, int], scores: Any, labels: Any, boxes: Any) -> bool:
+    def add(
+        self, image_id: Any, size_hw: tuple[int, int], scores: Any, labels: Any, boxes: Any, queries: Any = None
+    ) -> bool:
         """Adds one picture's scores (N,), labels (N,) and boxes (N, 4), xyxy in its pixels; says whether it is new.
+
+        `queries` (N,) are the numbers of the queries that found them.
 
         Raises:
             ValueError: the picture has come before, and `repeats` is off.
@@ -137,6 +143,7 @@ class DetectionEvaluator:
         order = _best_first(scores)
         rows = np.empty(len(order), FOUND)
         rows["image"], rows["label"] = len(self._images), labels[order]
+        rows["query"] = -1 if queries is None else queries[order]
         rows["score"], rows["box"] = scores[order], boxes[order]
         rows["box"][:, 2:] -= rows["box"][:, :2]
         self._images[image_id] = (int(size_hw[0]), int(size_hw[1]))
@@ -178,6 +185,11 @@ class DetectionEvaluator:
         rows = self._found_rows()
         ids = np.array(self._coco_image_ids(), dtype=np.float64)
         return np.column_stack((ids[rows["image"]], rows["box"], rows["score"], rows["label"]))
+
+    def coco_queries(self) -> np.ndarray | None:
+        """Returns the query (N,) that gave each of `coco_detections`; None where nobody knows it."""
+        queries = self._found_rows()["query"]
+        return queries if len(queries) and queries.min() >= 0 else None
 
     def results(self, source_category_ids: Sequence[Any] | None = None) -> list[dict[str, Any]]:
         """Returns COCO results, a dictionary a detection, with the image ids of the data, and its mask if it has one.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..whole_files import whole_file
-from .analysis import ERRORS, Mistakes, count_mistakes, precision_recall
+from .analysis import ERRORS, NEEDS_HOTCOCO, Judged, Mistakes, Thresholds, can_judge, precision_recall
 from .coco import CocoMetrics, evaluate_boxes
 from .panoptic import QUALITIES, PanopticMetrics
 from .results import coco_results
@@ -37,7 +37,7 @@ class Evaluation:
 
     Attributes:
         coco: COCO's numbers of boxes, and AP by class.
-        mistakes: what detections with a score of `threshold` or more got wrong.
+        mistakes: what detections with a score of `threshold` or more got wrong; None where hotcoco is not installed.
         threshold: in [0, 1].
         ground_truth: a COCO dictionary, whose category ids are labels.
         detections: (N, 7) of every score: image id, x, y, width, height, score, label.
@@ -48,10 +48,12 @@ class Evaluation:
             no masks.
         panoptic: the panoptic quality; None where it was not measured.
         segmentations: the run lengths of each detection, None for one without a mask; None without any.
+        thresholds: the scores at which F1 is best; None where hotcoco is not installed.
+        queries: (N,) the learned query that gave each detection; None where nobody knows it, or queries are boxes.
     """
 
     coco: CocoMetrics
-    mistakes: Mistakes
+    mistakes: Mistakes | None
     threshold: float
     ground_truth: Mapping[str, Any]
     detections: np.ndarray
@@ -61,14 +63,19 @@ class Evaluation:
     masks: CocoMetrics | None = None
     panoptic: PanopticMetrics | None = None
     segmentations: Sequence[Any] | None = None
+    thresholds: Thresholds | None = None
+    queries: np.ndarray | None = None
 
     @classmethod
     def of(
         cls, ground_truth: Mapping[str, Any], detections: np.ndarray, threshold: float = 0.5, **known: Any
     ) -> "Evaluation":
         """Returns the evaluation of detections; `known` are further attributes."""
-        coco, mistakes = evaluate_boxes(ground_truth, detections), count_mistakes(ground_truth, detections, threshold)
-        return cls(coco, mistakes, threshold, ground_truth, detections, **known)
+        if not can_judge():
+            return cls(evaluate_boxes(ground_truth, detections), None, threshold, ground_truth, detections, **known)
+        judged = Judged(ground_truth, detections)
+        known["thresholds"] = judged.thresholds()
+        return cls(judged.metrics(), judged.mistakes(threshold), threshold, ground_truth, detections, **known)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -85,11 +92,12 @@ class Evaluation:
         return coco_results(self.detections, self.image_ids, self.category_ids, self.segmentations)
 
     def table(self, max_classes: int = 100) -> str:
-        """Returns the twelve numbers, AP by class (the best first) and the mistakes, as text in columns.
+        """Returns the twelve numbers, AP and best threshold by class (the best first) and the mistakes, in columns.
 
         With masks their numbers follow, and the panoptic quality.
         """
-        tables = [metrics_table(self.coco, self.mistakes, max_classes)]
+        tables = [metrics_table(self.coco, self.mistakes, max_classes, self.thresholds)]
+        tables += [] if self.mistakes is not None else ["", NEEDS_HOTCOCO]
         if self.masks is not None:
             tables += ["", "masks", metrics_table(self.masks, max_classes=max_classes)]
         if self.panoptic is not None:
@@ -98,7 +106,9 @@ class Evaluation:
 
     def to_dict(self, curves: bool = False) -> dict[str, Any]:
         """Returns the numbers for a JSON file; with `curves` also precision by recall."""
-        content = {**self.coco.to_dict(), "mistakes": self.mistakes.to_dict()}
+        content = self.coco.to_dict()
+        for name, found in (("mistakes", self.mistakes), ("thresholds", self.thresholds)):
+            content[name] = None if found is None else found.to_dict()
         for name, metrics in (("masks", self.masks), ("panoptic", self.panoptic)):
             if metrics is not None:
                 content[name] = metrics.to_dict()
@@ -124,23 +134,48 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
         unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def metrics_table(metrics: CocoMetrics, mistakes: Mistakes | None = None, max_classes: int = 100) -> str:
-    """Returns the twelve numbers, AP by class (the best first) and the mistakes, as text in columns."""
+def metrics_table(
+    metrics: CocoMetrics,
+    mistakes: Mistakes | None = None,
+    max_classes: int = 100,
+    thresholds: Thresholds | None = None,
+) -> str:
+    """Returns the twelve numbers, AP and best threshold by class (the best first) and the mistakes, in columns."""
     lines = [f"{name:6} {_number(metrics.summary[name])}  {text}" for name, text in DESCRIPTIONS.items()]
+    if thresholds is not None:
+        lines.append(best_threshold_line(thresholds))
     width = max([5, *(len(name) for name in metrics.per_class)])
-    lines += ["", f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  objects"]
+    more = "" if thresholds is None else f"  {'F1':>6}  threshold"
+    lines += ["", f"{'class':{width}}  {'AP':>6}  {'AP50':>6}  objects{more}"]
     known = sorted(
         metrics.per_class.items(), key=lambda item: -1 if math.isnan(item[1]["AP"]) else item[1]["AP"], reverse=True
     )
-    lines += [
-        f"{name:{width}}  {_number(row['AP'])}  {_number(row['AP50'])}  {row['objects']:7d}"
-        for name, row in known[:max_classes]
-    ]
+    for name, row in known[:max_classes]:
+        cut = None if thresholds is None else thresholds.per_class.get(name)
+        more = (
+            "" if thresholds is None else f"  {_number(cut.f1):>6}  {cut.score:9g}" if cut else f"  {'-':>6}  {'-':>9}"
+        )
+        lines.append(f"{name:{width}}  {_number(row['AP'])}  {_number(row['AP50'])}  {row['objects']:7d}{more}")
     if len(known) > max_classes:
         lines.append(f"... and {len(known) - max_classes} classes more")
     if mistakes is not None:
-        lines += ["", *(f"{mistakes.errors[kind]:7d}  {kind}" for kind in ERRORS)]
+        head = f"from {mistakes.threshold:g} on"
+        lines += ["", f"{head}  AP50 lost (at any score)"]
+        for kind in ERRORS:
+            lost = _number(mistakes.ap50_lost.get(kind, math.nan))
+            lines.append(f"{mistakes.errors[kind]:{len(head)}d}  {lost:>9}  {kind}")
     return "\n".join(lines)
+
+
+def best_threshold_line(thresholds: Thresholds) -> str:
+    """Returns the line of a table, or the sentence of a log, that names the threshold with the best F1."""
+    cut = thresholds.of_all
+    if cut is None:
+        return f"{'F1':6} {_number(math.nan)}  no detection is right, at any threshold"
+    return (
+        f"{'F1':6} {_number(cut.f1)}  the best there is, at threshold {cut.score:g}: precision {cut.precision:.3f}, "
+        f"recall {cut.recall:.3f}"
+    )
 
 
 def panoptic_table(metrics: PanopticMetrics, max_classes: int = 100) -> str:

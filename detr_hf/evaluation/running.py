@@ -107,11 +107,13 @@ def evaluate(
         split: its name; by default the one for validation, or the only one.
         processor: the model's image processor; by default its checkpoint's.
         threshold: the score from which mistakes are counted; COCO's numbers see every detection.
-        batch_size, num_workers: images at a time, and processes that read them; a `Detector` has threads of its own.
+        batch_size: images at a time.
+        num_workers: processes that read them; a `Detector` has threads of its own.
         device: where a model runs that is given by name; by default on a GPU if there is one.
         on_batch: is told, again and again, how many more images are done, and of how many; None for a stream.
-        rule, panoptic_threshold: of panoptic segments, as in `post_process_panoptic_segmentation`; `rule="original"`
-            is that of published figures, which a `Detector` does not have.
+        rule: of panoptic segments, as in `post_process_panoptic_segmentation`; "original" is that of published
+            figures, which a `Detector` does not have.
+        panoptic_threshold: of their scores.
 
     Raises:
         LayoutError: the split is not there, or which one is meant is not clear.
@@ -150,7 +152,14 @@ def evaluate(
         masks=evaluator.compute_masks(),
         panoptic=evaluator.compute_panoptic(),
         segmentations=evaluator.coco_masks(),
+        queries=None if _has_box_queries(model) else evaluator.coco_queries(),
     )
+
+
+def _has_box_queries(model: Any) -> bool:
+    """Whether the queries of a model or `Detector` are boxes, chosen anew for each picture: places are not theirs."""
+    config = getattr(getattr(model, "model", model), "config", None)
+    return bool(getattr(config, "box_queries", False))
 
 
 def rows_of(data: Any, split: str | None = None) -> Any:
@@ -235,7 +244,7 @@ def _has_masks(rows: Any) -> bool:
 def without_pictures(rows: Any) -> Iterator[Mapping[str, Any]]:
     """Yields the rows of a split that is read whole, those of `datasets` without their pictures."""
     if getattr(rows, "features", None):
-        rows = _undecoded(rows.remove_columns([name for name in ("image",) if name in rows.column_names]))
+        rows = undecoded(rows.remove_columns([name for name in ("image",) if name in rows.column_names]))
     return (rows[number] for number in range(len(rows)))
 
 
@@ -300,7 +309,7 @@ def _found_by_detector(
     seen: list[dict[str, Any]] = []  # the rows without their pictures
     truths: dict[Any, PictureTruth] = {}  # of those that were read and are not yet done
     evaluator = DetectionEvaluator(id2label, segments=segments)
-    pictures = _pictures(rows, seen, None if segments is None else truths)
+    pictures = pictures_of(rows, seen, None if segments is None else truths)
     asked = {}
     if segments is not None:
         asked = {"panoptic_threshold": segments.panoptic_threshold, "masks_from": segments.masks_from}
@@ -309,7 +318,9 @@ def _found_by_detector(
         labels = np.array([to_data.get(int(label), -1) for label in found.labels])
         known = labels >= 0
         scores = found.scores[known]
-        evaluator.add(image_id, found.size_hw, scores, labels[known], found.boxes[known])
+        queries = getattr(found, "queries", None)
+        queries = None if queries is None else queries[known]
+        evaluator.add(image_id, found.size_hw, scores, labels[known], found.boxes[known], queries)
         if segments is not None:
             segments.add(image_id, {TRUTH: truths.pop(image_id)}, _with_labels_of_data(found.panoptic, to_data))
             masks = [found.segmentations[index] for index in np.flatnonzero(known)]
@@ -330,14 +341,14 @@ def _with_labels_of_data(found: Any, to_data: Mapping[int, int]) -> dict[str, An
     return {"segmentation": ids, "segments_info": [{**one, "label_id": to_data[one["label_id"]]} for one in kept]}
 
 
-def _pictures(
+def pictures_of(
     rows: Iterable[Any], seen: list[dict[str, Any]], truths: dict[Any, PictureTruth] | None
 ) -> Iterator[np.ndarray]:
     """Yields the image (H, W, 3) of each row, in the frame of its annotations; the rest of the row goes to `seen`."""
     from ..data.pictures import load_pixels
 
     if getattr(rows, "features", None):
-        rows = _undecoded(rows)
+        rows = undecoded(rows)
     # by number where that can be, as a map-style data set may have no end
     for row in (rows[number] for number in range(len(rows))) if hasattr(rows, "__len__") else rows:
         objects = {name: values for name, values in row["objects"].items() if name != "segmentation"}
@@ -348,7 +359,7 @@ def _pictures(
         yield load_pixels(row["image"], name, (row["width"], row["height"])).permute(1, 2, 0).numpy()
 
 
-def _undecoded(rows: Any) -> Any:
+def undecoded(rows: Any) -> Any:
     """Returns rows of `datasets` whose pictures are paths or bytes still."""
     from datasets import Image
 

@@ -78,7 +78,8 @@ def export_model(
         to: "onnx", "openvino", "torch-export" or "executorch".
         dtype: one of `DTYPES_OF[to]`. OpenVINO stores float16 and bfloat16 alike as float16 and computes bfloat16 as
             such where the processor can; its int8 is for convolutions and computes the rest as bfloat16.
-        batch, size_hw: fixed shapes, which some runtimes run faster; None for any.
+        batch: a fixed number of images, which some runtimes run faster; None for any.
+        size_hw: a fixed height and width; None for any.
         masked: take `pixel_mask`. Without it the graph is smaller and serves pictures without padding.
         mask_queries: of a segmentation model, give masks of so many queries of a picture only, those with the best
             scores, which is so much faster; None for all.

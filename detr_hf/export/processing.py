@@ -150,7 +150,8 @@ def detections_of(
 ) -> list[dict[str, np.ndarray]]:
     """Returns for each image `scores`, `labels`, `queries` (N,) and `boxes` (N, 4), xyxy in its pixels and inside it.
 
-    `predictions` are of the last decoder layer, `sizes_hw` those of the upright images; higher scores are kept.
+    `predictions` are of the last decoder layer, `sizes_hw` those of the upright images; higher scores are kept. Where
+    there is none `best_below` says class and score of what came nearest.
 
     Raises:
         ValueError: outputs with NaN or infinity.
@@ -168,6 +169,9 @@ def detections_of(
         boxes = np.clip(boxes_xyxy_norm[index][keep] * sides, 0, sides)
         of_each = {"scores": scores[index][keep], "labels": labels[index][keep], "queries": np.flatnonzero(keep)}
         results.append(of_each | {"boxes": boxes})
+        if not keep.any():
+            best = int(scores[index].argmax())
+            results[-1]["best_below"] = (int(labels[index, best]), float(scores[index, best]))
     return results
 
 

@@ -25,7 +25,11 @@ def push_dataset(
     Args:
         data: what `load_detection_dataset` returns (not streamed), or a mapping of such splits.
         repo_id: "name" or "owner/name"; it is made if it does not exist.
-        private, token, revision, commit_message, max_shard_size: as in `datasets`.
+        private: whether only its owner may read it; this and the others as in `datasets`.
+        token: who pushes; by default who is logged in.
+        revision: the branch.
+        commit_message: what the commit says.
+        max_shard_size: of a Parquet file.
 
     Raises:
         TypeError: for streamed splits, which have no length.

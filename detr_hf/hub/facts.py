@@ -8,8 +8,8 @@ The keys, all of which may be missing or None but `name` and `model`:
 - `processor`: the sizes that pictures are scaled to, and the names of the classes that it fuses, `stuff`;
 - `data`: `name`, `type`, `splits` (pictures by split name), `text` (Markdown);
 - `evaluation`: COCO's numbers as `CocoMetrics.to_dict` gives them, with `dataset`, `type`, `text`, `note` (that their
-  pictures chose something before, say); and where they were measured `masks`, the same of masks, and `panoptic`, as
-  `PanopticMetrics.to_dict` gives it;
+  pictures chose something before, say); and where they were measured `masks`, the same of masks, `panoptic`, as
+  `PanopticMetrics.to_dict` gives it, and `thresholds`, as `Thresholds.to_dict` does;
 - `published`: numbers that somebody else measured: `rows` of `[metric, value, type]` in percent, `source`, `url`;
 - `training`: `text` (Markdown), `rows` of `[what, value]`, `hardware`, `minutes`;
 - `speed`: `milliseconds` a picture, `hardware`, `text`;
@@ -103,16 +103,21 @@ def _processor_facts(processor: Any, id2label: Mapping[int, str]) -> dict[str, A
 
 
 def _evaluation_facts(evaluation: Any, data: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns, of what `evaluate` returns, the numbers of boxes, and those of masks and segments beside them."""
+    name = data["name"] if data else "validation pictures"
+    kind = (data or {}).get("hub_id") or name
+    return {"dataset": name, "type": str(kind), **evaluation_numbers(evaluation)}
+
+
+def evaluation_numbers(evaluation: Any) -> dict[str, Any]:
+    """Returns, of what `evaluate` returns, the numbers of boxes, and beside them those of masks and segments and the
+    thresholds with the best F1."""
     of_boxes = getattr(evaluation, "coco", evaluation)
     numbers = dict(of_boxes) if isinstance(of_boxes, Mapping) else of_boxes.to_dict()
-    for name in ("masks", "panoptic"):
+    for name in ("masks", "panoptic", "thresholds"):
         measured = getattr(evaluation, name, None)
         if measured is not None:
             numbers[name] = measured.to_dict()
-    name = data["name"] if data else "validation pictures"
-    kind = (data or {}).get("hub_id") or name
-    return {"dataset": name, "type": str(kind), **numbers}
+    return numbers
 
 
 def library_versions() -> dict[str, str]:

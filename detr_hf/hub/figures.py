@@ -1,17 +1,12 @@
-"""The pictures of a repository: ten examples with what the model finds in them, and the curves of its training."""
+"""Ten examples for a repository, with what the model finds in them."""
 
-import logging
-from io import BytesIO
 from typing import Any
 
 from PIL import Image
 
-from ..visualize.grids import tile_grid
-
-logger = logging.getLogger(__name__)
+from ..visualize.grids import grid
 
 COUNT, COLUMNS, TILE_PX, GAP_PX = 10, 5, 240, 4
-LOSS, AP, AP50 = "loss", "eval_ap", "eval_ap50"
 
 
 def draw_examples(model: Any, processor: Any, rows: Any, threshold: float = 0.5) -> Image.Image:
@@ -30,11 +25,7 @@ def draw_examples(model: Any, processor: Any, rows: Any, threshold: float = 0.5)
         found = Detector(model, processor)(pictures, threshold=threshold)
     finally:
         model.train(training)
-    tiles = []
-    for detections in found:
-        tiles.append(detections.draw())
-        tiles[-1].thumbnail((TILE_PX, TILE_PX))  # at once: ten photographs in full size are much memory
-    return tile_grid(tiles, (TILE_PX, TILE_PX), COLUMNS, gap=GAP_PX)
+    return grid(found, COLUMNS, side=TILE_PX, gap=GAP_PX)
 
 
 def _pictures(rows: Any) -> list[Any]:
@@ -49,31 +40,3 @@ def _pictures(rows: Any) -> list[Any]:
     pictures = [row["image"] for row in chosen]
     # not decoded where the rows are those of a training: {"bytes", "path"}
     return [(item["bytes"] or item["path"]) if isinstance(item, dict) else item for item in pictures]
-
-
-def draw_curves(log_history: list[dict[str, Any]]) -> Image.Image | None:
-    """Returns loss and AP over the steps of a run, from Trainer's `log_history`; None where there is too little."""
-    series = {
-        name: [(entry["step"], entry[name]) for entry in log_history if name in entry] for name in (LOSS, AP, AP50)
-    }
-    if max(len(points) for points in series.values()) < 2:
-        return None
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning("The training curves are left out: they need `pip install matplotlib`.")
-        return None
-    shown = [[LOSS], [AP, AP50]] if series[AP] or series[AP50] else [[LOSS]]
-    figure = Figure(figsize=(4.5 * len(shown), 3), layout="constrained")
-    for axes, names in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for name in names:
-            steps, values = zip(*series[name], strict=True) if series[name] else ((), ())
-            axes.plot(steps, values, marker="o" if len(steps) < 30 else None, label=name.removeprefix("eval_").upper())
-        axes.set_xlabel("step")
-        axes.set_title("loss in training" if names == [LOSS] else "AP on the validation split")
-        axes.grid(alpha=0.3)
-        if len(names) > 1:
-            axes.legend()
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return Image.open(buffer).convert("RGB")

@@ -20,12 +20,14 @@ from typing import Any
 
 from ..checkpoints.hub_errors import chain, explained, is_transport_error, status_of
 from ..checkpoints.processors import processor_of
+from ..errors import lacking
 from ..model.segmentation_detr import refuse_without_masks
 from ..processing.image_processing_base_detr import DETRImageProcessingMixin
+from ..visualize.plots import draw_training
 from ..whole_files import unfinished_folder
 from .card import WRITTEN_HERE
 from .facts import facts_of
-from .figures import draw_curves, draw_examples
+from .figures import draw_examples
 from .staging import CARD, CURVES, EXAMPLES, OWNED, stage
 
 logger = logging.getLogger(__name__)
@@ -122,7 +124,11 @@ def lay_out(folder: Path, model: Any, repo_id: str, publication: Publication) ->
     pictures = {}
     if examples is not None:
         pictures[EXAMPLES] = draw_examples(model, processor, examples)
-    curves = draw_curves(publication.log_history or [])
+    try:
+        curves = draw_training(publication.log_history or [])
+    except ImportError as error:
+        curves = None
+        logger.warning("The training curves are left out. %s", lacking(error, "Drawing them") or error)
     if curves is not None:
         pictures[CURVES] = curves
     known = facts_of(

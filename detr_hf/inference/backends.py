@@ -82,6 +82,7 @@ class ModelBackend:
     ) -> list[dict[str, np.ndarray]]:
         """Returns for each picture `scores`, `labels`, `queries` (N,) and `boxes` (N, 4), xyxy in its pixels.
 
+        Where there is none `best_below`, class and score of what came nearest to the threshold.
         Besides, whatever `segmented` gives for the task, of the same queries in the same order; those that do not
         score more than `masks_from` need no mask.
 
@@ -108,6 +109,11 @@ class ModelBackend:
                 {**{name: values.numpy() for name, values in result.items()}, "queries": np.flatnonzero(kept)}
                 for result, kept in zip(results, scores > threshold, strict=True)
             ]
+            for image, result in enumerate(results):
+                if not len(result["queries"]):
+                    best = int(scores[image].argmax())
+                    label = int(boxes.logits[image, best, :-1].argmax())
+                    result["best_below"] = (label, float(scores[image, best]))
             if self.task == "detection":
                 return results
             of_segments = threshold if panoptic_threshold is None else panoptic_threshold

@@ -152,7 +152,7 @@ class Construction:
 
     def _of_box_queries(self) -> None:
         model, found, part = self.model, self.model.box_queries, ("Transformer", "box queries")
-        fusing = (found.levels.fuse, found.levels.proj, found.levels.lateral, found.levels.norm)
+        fusing = [part for part in found.levels.children() if part is not found.levels.level_embed]
         levels = self._step(part, "levels", "B, D, ., .", *fusing, of=found.levels)
         tokens = self._step(part, "tokens of all levels", "B, S, D", found.levels.level_embed, of=found.levels)
         choice = self._step(part, "choice of queries", "B, Q, 4", found, of=found)

@@ -35,8 +35,9 @@ from .batching import (
 )
 from .forks import mind_fork
 from .pictures import is_single_picture, path_of, stamp_of_source
-from .results import Detections, shown_pixels
+from .results import BestBelow, Detections
 from .segments import SegmentMap, chosen_task
+from .showing import DetectionsList, shown_pixels
 from .sources.opening import refuse_many
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ class Detector:
             device: where to run; by default the first CUDA device, or else the CPU.
             dtype: of weights and computation, as `"bfloat16"` or `torch.bfloat16`; float32 by default. What
                 is exported keeps its own.
-            revision, token, cache_dir, local_files_only: as in transformers, for a Hub id.
+            revision: of a Hub id, as in transformers.
+            token: for a Hub id that not everybody may read, as in transformers.
+            cache_dir: where what the Hub gives is kept.
+            local_files_only: ask no Hub.
             **loading: further arguments of `DETRForObjectDetection.from_pretrained`, such as `subfolder`, `variant` or
                 `use_safetensors`, or `nheads` of a weight file that does not show it.
         """
@@ -139,13 +143,18 @@ class Detector:
         if is_single_picture(images):
             (detections,) = self.stream([images], threshold, batch_size)
             return detections
-        return list(self.stream(images, threshold, batch_size))
+        return DetectionsList(self.stream(images, threshold, batch_size))
 
     def attention(self, picture: Any, threshold: float = 0.7, layer: int = -1, head: int | None = None) -> "Attention":
         """Returns what `visualize.attention` does, which says what it means."""
         from .looking import look
 
         return look(self, picture, threshold, layer, head)
+
+    @property
+    def gives_attention(self) -> bool:
+        """Whether `attention` can be asked for: of a checkpoint's model, not of an exported or a converted one."""
+        return hasattr(self.model, "transformer")
 
     def stream(
         self,
@@ -240,9 +249,9 @@ class Detector:
             why = ValueError(f"In the batch of image {item.index} ({path_of(item.source) or 'in memory'}): {error}")
             why.__cause__ = error
             return [Failure(item.index, item.source, why)]
-        return [self._detections(item, result) for item, result in zip(batch, results, strict=True)]
+        return [self._detections(item, result, threshold) for item, result in zip(batch, results, strict=True)]
 
-    def _detections(self, item: Prepared, result: dict[str, np.ndarray]) -> Detections:
+    def _detections(self, item: Prepared, result: dict[str, Any], threshold: float) -> Detections:
         order = np.argsort(-result["scores"], kind="stable")
         found = {name: result[name][order] for name in ("scores", "labels", "boxes", "queries") if name in result}
         if "segmentations" in result:
@@ -251,6 +260,9 @@ class Detector:
             found["panoptic"] = SegmentMap.of_panoptic(result["panoptic"], self._name_of)
         if "semantic" in result:
             found["semantic"] = SegmentMap.of_classes(result["semantic"], self._name_of)
+        if "best_below" in result:
+            label, score = result["best_below"]
+            found["best_below"] = BestBelow(self._name_of(label), score, threshold)
         return Detections(
             **found,
             names=[self._name_of(label) for label in found["labels"].tolist()],

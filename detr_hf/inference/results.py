@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ..errors import install_hint
 from ..processing.run_lengths_detr import run_length_mask
-from ..visualize.saving import picture_format, save_drawing
-from ..whole_files import refuse_overwriting
-from .pictures import Stamp, stamp_of
-from .segments import TASKS, SegmentMap, mask_crop
+from .pictures import Stamp
+from .segments import SegmentMap, mask_crop
+from .showing import Showing
 
 if TYPE_CHECKING:
     import pandas
@@ -53,6 +51,18 @@ class Detection(_Object):
         one = super().__new__(cls, *args, **kwargs)
         one.segmentation, one.query = segmentation, query
         return one
+
+
+class BestBelow(NamedTuple):
+    """The best object that did not score more than a threshold."""
+
+    name: str
+    score: float
+    threshold: float
+
+    def __str__(self) -> str:
+        digits = 2 if f"{self.score:.2f}" != f"{self.threshold:.2f}" else 4
+        return f"nothing over {self.threshold:.{digits}f}; the best is {self.score:.{digits}f} {self.name}"
 
 
 def plain_value(value: Any, digits: int | None) -> Any:
@@ -89,17 +99,9 @@ def coco_results(
         x0, y0, x1, y1 = one["box"]
         size = [plain_value(x1 - x0, digits), plain_value(y1 - y0, digits)]
         record = {"image_id": image_id, "category_id": one["label"], "bbox": [x0, y0, *size], "score": one["score"]}
-        masked = {"segmentation": one["segmentation"]} if "segmentation" in one else {}
+        masked = {} if one.get("segmentation") is None else {"segmentation": one["segmentation"]}
         results.append(record | masked)
     return results
-
-
-def shown_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Returns pixels (H, W, 3) as uint8; floats that end at 1 are in 0..1, as where nothing rescales them."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    brightest = float(pixels.max())
-    return (pixels * 255 if brightest <= 1 else pixels).clip(0, 255).round().astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _array(dtype: type, shape: tuple[int, ...]) -> Callable[[Any], np.ndarray]:
 
 
 @dataclass(eq=False, repr=False)
-class Detections:
+class Detections(Showing):
     """The objects found in one picture, best first; iterates over `Detection`, and slices like an array.
 
     `boxes (N, 4)` float32 xyxy pixels, `scores (N,)` float32, `labels (N,)` int64, `names` a list of N class names,
@@ -139,8 +141,10 @@ class Detections:
     one picture they say which row belongs to which object.
 
     A model with masks gives `segmentations`, a list of N COCO run lengths (`masks` are they as arrays; one may have no
-    pixel), and `panoptic` or `semantic`, `SegmentMap`s of the whole picture. These are made of more than the objects
-    that a slice or `filter()` keeps, so that what is selected has none.
+    pixel, or be None), and `panoptic` or `semantic`, `SegmentMap`s of the whole picture. These are made of more than
+    the objects that a slice or `filter()` keeps, so that what is selected has none.
+
+    Where nothing scored more than the threshold, `best_below` says what came nearest.
     """
 
     boxes: np.ndarray = field(
@@ -161,7 +165,7 @@ class Detections:
         metadata={"of_each": Field("label", _array(np.int64, (-1,)), int, lambda arrow: arrow.int64())}
     )
     names: list[str] = field(metadata={"of_each": Field("name", list, str, lambda arrow: arrow.string())})
-    segmentations: list[dict[str, Any]] | None = field(
+    segmentations: list[dict[str, Any] | None] | None = field(
         default=None,
         kw_only=True,
         metadata={"of_each": Field("segmentation", list, lambda run_lengths: run_lengths, _mask_column)},
@@ -171,6 +175,7 @@ class Detections:
     )
     panoptic: SegmentMap | None = field(default=None, kw_only=True)
     semantic: SegmentMap | None = field(default=None, kw_only=True)
+    best_below: BestBelow | None = field(default=None, kw_only=True)
     size_hw: tuple[int, int] = field(kw_only=True)
     path: Path | None = field(default=None, kw_only=True)
     source: Any = field(default=None, kw_only=True)
@@ -189,7 +194,7 @@ class Detections:
                 f"{', '.join(names)} and {last} must be of one length, got "
                 f"{', '.join(str(counts[name]) for name in names)} and {counts[last]}."
             )
-        sizes = {tuple(one["size"]) for one in self.segmentations or ()}
+        sizes = {tuple(one["size"]) for one in self.segmentations or () if one is not None}
         sizes |= {map_.size_hw for map_ in (self.panoptic, self.semantic) if map_ is not None}
         if sizes - {self.size_hw}:
             raise ValueError(f"There are masks of (height, width) {sizes} in a picture of {self.size_hw}.")
@@ -205,26 +210,9 @@ class Detections:
             return None
         masks = np.zeros((len(self), *self.size_hw), dtype=bool)
         for mask, run_lengths in zip(masks, self.segmentations, strict=True):
-            mask[:] = run_length_mask(run_lengths, self.size_hw)
+            if run_lengths is not None:
+                mask[:] = run_length_mask(run_lengths, self.size_hw)
         return masks
-
-    @property
-    def image(self) -> Image.Image:
-        """The upright RGB image that was looked at, opened anew each time; an error where its file was changed."""
-        source = self.path if self.source is None else self.source
-        if source is None:
-            raise ValueError(
-                "These detections know neither a picture nor the path of one: make them with source= or path=."
-            )
-        from ..export.processing import read_pixels
-
-        pixels = read_pixels(source, "the picture", takes_options=False)  # (H, W, 3)
-        if pixels.shape[:2] != self.size_hw or (self.source is None and self.stamp not in (None, stamp_of(self.path))):
-            raise ValueError(
-                f"{self.path or 'The picture'} was changed since these objects were found in it (then {self.size_hw}, "
-                f"now {pixels.shape[:2]}, height and width): detect in it again."
-            )
-        return Image.fromarray(shown_pixels(pixels))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -244,6 +232,7 @@ class Detections:
             self,
             panoptic=None,
             semantic=None,
+            best_below=None,
             **{
                 name: values[chosen] if isinstance(values, np.ndarray) else [values[index] for index in chosen]
                 for name, values in held.items()
@@ -259,7 +248,11 @@ class Detections:
         if names is not None:
             wanted = {names} if isinstance(names, str) else set(names)
             keep &= np.array([name in wanted for name in self.names], dtype=bool)
-        return self[keep]
+        kept = self[keep]
+        if not len(kept) and names is None:
+            best = None if not len(self) else self[int(self.scores.argmax())]
+            kept.best_below = self.best_below if best is None else BestBelow(best.name, best.score, threshold)
+        return kept
 
     def count(self) -> dict[str, int]:
         """Returns how many there are of each class, the most frequent first."""
@@ -272,7 +265,7 @@ class Detections:
         where = f" in {self.path.name!r}" if self.path is not None else ""
         height, width = self.size_hw
         head = f"Detections({len(self)} object{'' if len(self) == 1 else 's'}{where}, {width}x{height} px)"
-        lines = []
+        lines = [f"  {self.best_below}"] if self.best_below else []
         for one in self[:10]:
             mask = "" if one.segmentation is None else f"  mask of {mask_crop(one.segmentation).pixels.sum()} px"
             lines.append(
@@ -331,54 +324,6 @@ class Detections:
             class_id=self.labels.copy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
-
-    # What people look at
-
-    def draw(self, font: str | Path | None = None, what: str | None = None) -> Image.Image:
-        """Returns a copy of the picture with what was found drawn on it.
-
-        Args:
-            font: the file of a font; by default one that has the letters of the names is looked for.
-            what: `"detection"` for boxes with names and scores, `"instance"` for masks under them (the default where
-                there are masks), `"panoptic"` or `"semantic"` for the map of the picture with names on the segments.
-
-        Raises:
-            ValueError: there is nothing of that kind, as in a slice, which has no map.
-        """
-        what = what or ("detection" if self.segmentations is None else "instance")
-        if what in ("panoptic", "semantic"):
-            from ..visualize.segments import draw_segments
-
-            map_ = self._there(what, getattr(self, what))
-            return draw_segments(self.image, map_.segmentation, map_.segments_info, font=font)
-        if what not in TASKS:
-            raise ValueError(f"what must be one of {', '.join(TASKS)}, got {what!r}.")
-        from ..visualize.boxes import draw_boxes
-
-        masks = None
-        if what == "instance":
-            masks = [mask_crop(one) for one in self._there("instance", self.segmentations)]
-        return draw_boxes(
-            self.image, self.boxes, self.names, labels=self.labels, scores=self.scores, masks=masks, font=font
-        )
-
-    def _there(self, task: str, held: Any) -> Any:
-        if held is None:
-            raise ValueError(
-                f"These detections have nothing to draw for {task!r}. It comes from a checkpoint with masks, "
-                f"Detector.from_pretrained(..., task={task!r}); slices and filter() keep no map of the picture."
-            )
-        return held
-
-    def save(self, path: str | Path, font: str | Path | None = None, what: str | None = None) -> Path:
-        """Returns `path` after writing the picture with what was found there, whole; the ending decides the format.
-
-        The other arguments are those of `draw`. Folders are made as needed. The picture that was looked at is never
-        written over.
-        """
-        picture_format(path)
-        refuse_overwriting({"path": path}, [self.path])
-        return save_drawing(self.draw(font, what), path)
 
 
 _OF_EACH: dict[str, Field] = {

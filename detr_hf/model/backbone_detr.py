@@ -14,11 +14,14 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from .configuration_detr import DETRConfig
 from .fast_backbone_detr import FoldsForInference
 from .position_encoding_detr import build_position_encoding
 from .timm_body_detr import create_timm_body
+
+logger = logging.get_logger(__name__)
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -117,22 +120,33 @@ class Backbone(FoldsForInference, nn.Module):
 
     def freeze(self) -> None:
         """Stops gradients of the stem and the stride-4 stage (a ResNet's `layer1`), of all if not `train_backbone`."""
-        frozen = self._early_children() if self.train_backbone else list(self.body.children())
-        for module in (self.body, *frozen):
-            recurse = module is not self.body
-            for parameter in module.parameters(recurse=recurse):
-                parameter.requires_grad_(False)
+        frozen = self._early_modules() if self.train_backbone else list(self.body.children())
+        for parameter in self.body.parameters(recurse=False):
+            parameter.requires_grad_(False)
+        for module in frozen:
+            module.requires_grad_(False)
 
-    def _early_children(self) -> list[nn.Module]:
-        info = self.body.feature_info.info
-        early = [stage["module"] for stage in info if stage["reduction"] <= 4]
+    def _early_modules(self) -> list[nn.Module]:
+        """Returns the modules that see the pixels up to stride 4, in order; says so where timm's names hide them."""
+        early = [stage["module"] for stage in self.body.feature_info.info if stage["reduction"] <= 4]
         if not early:
             return []
-        last = early[-1].replace(".", "_")  # timm flattens nested stages: `stages.0` becomes the child `stages_0`
-        names = [name for name, _ in self.body.named_children()]
-        if last not in names:
+        # timm flattens some nested stages, `stages.0` to the child `stages_0`, and wraps others, into `model.stages.0`
+        wanted = early[-1].replace(".", "_")
+        names = [name for name, _ in self.body.named_modules()]
+        paths = [name for name in names if name.replace(".", "_") in (wanted, f"model_{wanted}")]
+        if not paths:
+            logger.warning_once(
+                f"The whole backbone learns: what timm calls {early[-1]!r}, the end of its first stage, is not among "
+                f"its modules, so that stem and first stage cannot be told from the rest."
+            )
             return []
-        return list(self.body.children())[: names.index(last) + 1]
+        found, parent = [], self.body
+        for name in paths[0].split("."):
+            children = dict(parent.named_children())
+            found += list(children.values())[: list(children).index(name)]
+            parent = children[name]
+        return [*found, parent]
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
         """Returns (feature map (B, C', h, w), mask (B, h, w) bool, True on the image) for each stage.

@@ -106,7 +106,8 @@ class DETRModel(DETRPreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), floating point, normalised; smaller images padded at the right and the bottom.
             pixel_mask: (B, H, W), 1 on the image and 0 on padding; None means no padding.
-            output_attentions, output_hidden_states: also return those of every layer.
+            output_attentions: also return those of every layer.
+            output_hidden_states: also return those of every layer.
             **kwargs: for transformers' sake; unused.
         """
         every_layer = self.training and self.config.aux_loss
@@ -233,7 +234,8 @@ class DETRForObjectDetection(HasTrainingAids, DETRModel):
             pixel_mask: (B, H, W), 1 on the image and 0 on padding; None means no padding.
             labels: for each image `class_labels` (N,) int64 in [0, K) and `boxes` (N, 4), cxcywh in [0, 1] of the
                 unpadded image.
-            output_attentions, output_hidden_states: also return those of every layer.
+            output_attentions: also return those of every layer.
+            output_hidden_states: also return those of every layer.
             **kwargs: for transformers' sake; unused.
         """
         decoded, *answer = self.detect(pixel_values, pixel_mask, labels, output_attentions, output_hidden_states)
@@ -363,7 +365,8 @@ class DETRForSegmentation(FreezesDetector, DETRForObjectDetection):
             pixel_mask: (B, H, W), 1 on the image and 0 on padding; None means no padding.
             labels: as for detection, and `masks` (N, H', W') bool, in the frame of the padded input or of the image
                 inside it; `has_mask` (N,) bool where an object has none, of which the box alone is learnt.
-            output_attentions, output_hidden_states: also return those of every layer.
+            output_attentions: also return those of every layer.
+            output_hidden_states: also return those of every layer.
             mask_score_threshold: masks only of queries whose score, that of the best class but no-object, is above it;
                 None takes the configuration's. With labels, those with an object have one too, in training no others.
             **kwargs: for transformers' sake; unused.

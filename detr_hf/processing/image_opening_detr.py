@@ -48,6 +48,8 @@ _UNCONVERTED_MODES = {"L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"}
 def opened_image(source: str | os.PathLike | bytes, name: str) -> PIL.Image.Image:
     """Returns the loaded picture of a path or of encoded bytes, as `plain_source` gives them."""
     if isinstance(source, bytes):
+        if not source:
+            raise ValueError(f"{name} is empty (0 bytes).")
         return _open(io.BytesIO(source), name)
     path = os.fspath(source)
     if not os.path.exists(path):
@@ -71,6 +73,10 @@ def _open(source: Path | io.BytesIO, name: str) -> PIL.Image.Image:
         image = PIL.Image.open(source)
     except PermissionError as error:
         raise PermissionError(f"{name} may not be read: {error}") from error
+    except PIL.UnidentifiedImageError as error:  # whose text is a path, or an object in memory
+        raise ValueError(
+            f"{name} is not an image that can be read: its content is of no format that is known."
+        ) from error
     except Exception as error:  # damaged headers surface as OSError, SyntaxError, struct.error and more
         raise ValueError(f"{name} is not an image that can be read: {error}") from error
     with image:
@@ -95,8 +101,9 @@ def _frame(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     """
     try:
         image.load()
-        if image.format not in _ONE_PICTURE_IN_PARTS and getattr(image, "is_animated", False):
-            _warn_once(_which_page(image, name))
+        left_out = which_page(image, name)
+        if left_out is not None:
+            _warn_once(left_out)
             image = image.copy()
     # decoders raise OSError, SyntaxError, struct.error, zlib.error, DecompressionBombError and more
     except Exception as error:
@@ -104,7 +111,10 @@ def _frame(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     return image
 
 
-def _which_page(image: PIL.Image.Image, name: str) -> str:
+def which_page(image: PIL.Image.Image, name: str) -> str | None:
+    """Returns the sentence on the one page or frame that is used of an opened file of several; else None."""
+    if image.format in _ONE_PICTURE_IN_PARTS or not getattr(image, "is_animated", False):
+        return None
     what, part = ("has several pages", "page") if image.format in ("TIFF", "DCX") else ("is an animation", "frame")
     return f"{name} {what}: one {part} of it is used, number {image.tell() + 1}."
 

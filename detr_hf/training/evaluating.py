@@ -24,6 +24,7 @@ from ..data.picture_truth import TRUTH
 from ..evaluation.coco import CocoMetrics
 from ..evaluation.collecting import DetectionEvaluator
 from ..evaluation.panoptic import PanopticMetrics
+from ..evaluation.report import Evaluation
 from ..evaluation.running import things_of
 from ..evaluation.segments import SegmentEvaluator
 from ..evaluation.truth import ground_truth_of
@@ -51,6 +52,7 @@ class StreamingEvaluation:
     _evaluated_step: int | None = None  # of the weights as they are
     _evaluator: DetectionEvaluator | None = None  # of the evaluation that is running
     _found: FoundByStep  # in the pictures of the evaluation, for the choice of what is kept
+    _found_last: dict[str, tuple[Any, ...]] = {}  # noqa: RUF012 - by prefix of the set
     _truths: list[tuple[Any, dict[str, Any] | None]] = []  # noqa: RUF012 - sets, and their ground truth
 
     def evaluate(
@@ -128,8 +130,12 @@ class StreamingEvaluation:
             self.last_evaluation, self._evaluated_step = self._evaluator.compute(), self.state.global_step
             self.last_mask_evaluation = self._evaluator.compute_masks()
             self.last_panoptic_evaluation = self._evaluator.compute_panoptic()
+            found, truth = self._evaluator.coco_detections(), self._evaluator.coco_ground_truth()
+            known = {"queries": self._queries(), "masks": self.last_mask_evaluation}
+            known["panoptic"], step = self.last_panoptic_evaluation, self.state.global_step
+            here = {name: one for name, one in self._found_last.items() if one[0] == step}
+            self._found_last = {**here, metric_key_prefix: (step, truth, found, known)}
             if self.is_in_train and metric_key_prefix == "eval" and self.args.load_best_model_at_end:
-                found, truth = self._evaluator.coco_detections(), self._evaluator.coco_ground_truth()
                 self._found.add(self.state.global_step, found, truth, self.state.best_global_step)
             output.metrics.update(_named(self.last_evaluation, metric_key_prefix))
             output.metrics.update(_named(self.last_mask_evaluation, f"{metric_key_prefix}_mask"))
@@ -138,6 +144,34 @@ class StreamingEvaluation:
                 predictions = self._evaluator.results()
         self._evaluator = None
         return EvalLoopOutput(predictions, output.label_ids, output.metrics, output.num_samples)
+
+    def _queries(self) -> Any:
+        """Returns the learned query that gave each detection; None where queries are boxes."""
+        has_box_queries = getattr(self.accelerator.unwrap_model(self.model).config, "box_queries", False)
+        return None if has_box_queries else self._evaluator.coco_queries()
+
+    def whole_evaluation(self, name: str | None = None, threshold: float = 0.5) -> Evaluation | None:
+        """Returns the last evaluation with its detections, mistakes from `threshold` on and the best thresholds.
+
+        `name` is that of one of several sets. None where it was not evaluated.
+        """
+        known = self._found_last.get("eval" if name is None else f"eval_{name}")
+        if known is None:
+            return None
+        _, truth, found, others = known
+        return Evaluation.of(truth, found, threshold, **others)
+
+    def save_figures(self, folder: Any = None) -> list[str]:
+        """Writes the curves of the run and plots of its last evaluation; returns what is to be said, in lines.
+
+        Whatever hinders them is logged, and nothing raised. Only the main process draws.
+
+        Args:
+            folder: `figures` in the output folder by default; of several sets each has a folder in it.
+        """
+        from .drawing import save_figures
+
+        return save_figures(self, folder) if self.is_world_process_zero() else []
 
     def prediction_step(
         self,

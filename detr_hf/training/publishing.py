@@ -20,7 +20,7 @@ from transformers.utils import PushInProgress
 
 from ..checkpoints.hub_errors import explain
 from ..hub.card import METRICS, render_card
-from ..hub.facts import data_facts_of, facts_of, hardware_name
+from ..hub.facts import data_facts_of, evaluation_numbers, facts_of, hardware_name
 from ..hub.pushing import Publication, commit_folder, lay_out, make_repository
 from ..hub.staging import CARD
 from ..model.pretrained_detr import DETRPreTrainedModel
@@ -217,10 +217,10 @@ class HubPublishing:
         name = data["name"] if data else "the validation split"
         where = {"dataset": name, "type": str((data or {}).get("hub_id") or name), "note": self._used_twice()}
         if self._evaluated_step == self.state.global_step and self.last_evaluation is not None:
-            if not self.last_evaluations:
-                return where | self.last_evaluation.to_dict()
-            first, evaluation = next(iter(self.last_evaluations.items()))
-            return where | {"dataset": f"{name} ({first})"} | evaluation.to_dict() if evaluation else None
+            first = next(iter(self.last_evaluations), None)
+            whole = self.whole_evaluation(first)
+            of_set = {} if first is None else {"dataset": f"{name} ({first})"}
+            return where | of_set | evaluation_numbers(whole or self.last_evaluation)
         if isinstance(self.eval_dataset, dict):
             return None  # the log has a mean of sets
         best = self.state.best_global_step

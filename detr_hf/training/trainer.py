@@ -61,14 +61,16 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         model: the model; or `model_init` makes it.
         args: the arguments; by default those of the recipe, into the folder `trainer_output`.
         data: what `load_detection_dataset` returns; its train and validation splits are used.
-        train_dataset, eval_dataset: prepared data sets in its place: rows `{"pixel_values", "labels"}`.
+        train_dataset: a prepared data set in its place: rows `{"pixel_values", "labels"}`.
+        eval_dataset: the same, for validation.
         processing_class: the image processor; by default the checkpoint's.
         data_collator: by default a `DetectionCollator`.
-        model_init, compute_loss_func, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics: as in transformers' Trainer.
+
+    What else transformers' Trainer takes is as there.
 
     After an evaluation `last_evaluation` holds its `CocoMetrics`, with AP by class; `last_mask_evaluation` those of
-    masks, and `last_panoptic_evaluation` its `PanopticMetrics`.
+    masks, and `last_panoptic_evaluation` its `PanopticMetrics`. `whole_evaluation()` has its detections and thresholds
+    too; `save_figures()` draws it, and the curves of the run.
 
     Raises:
         ValueError: data, model and arguments do not fit; the message says what to change.
@@ -186,7 +188,8 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         Args:
             resume_from_checkpoint: a checkpoint; True for the last complete one of the output folder; "auto" for the
                 same, or from the start where there is none.
-            trial, ignore_keys_for_eval: as in transformers' Trainer.
+            trial: of a search, as in transformers' Trainer.
+            ignore_keys_for_eval: outputs that are no predictions, as there.
 
         Raises:
             CheckpointError: what is wanted is not there or not whole, was trained with other classes, or could be of

@@ -285,4 +285,4 @@ def _clock(seconds: float) -> str:
 def _long(minutes: float) -> str:
     if minutes < 1:
         return f"{max(round(minutes * 60), 1)} seconds"
-    return f"{round(minutes)} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    return f"{round(minutes)} minute{'s' * (round(minutes) != 1)}" if minutes < 90 else f"{minutes / 60:.1f} hours"

@@ -13,18 +13,19 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..whole_files import refuse_overwriting
-from .boxes import class_color, draw_boxes
-from .grids import LETTERS_PX, fit_image, tile_grid
-from .lettering import Line
+from .boxes import draw_boxes
+from .colors import WHITE, class_color, mixed, relative_luminance
+from .grids import fit_image, grid
+from .lettering import beside_text
 from .saving import picture_format, save_drawing
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
     from ..inference.results import Detections
 
-GAP_PX = 6
+WIDEST_CAPTION = 320
 DIMMED = 0.6  # of the picture's light, where there is no attention
-LIGHT = 240  # of 255: the brightest channel of a colour that shows attention
+LEAST_LIGHT = 0.25  # of a colour that shows attention, as WCAG 2 measures it
 POINT_COLOR = (255, 190, 20)
 
 
@@ -147,7 +148,7 @@ class Attention:
         boxes = found.boxes * ratios
         styles = {"labels": found.labels, "font": font}
         tiles = [draw_boxes(small, boxes, found.names, scores=found.scores, **styles)]
-        captions = [self._caption("encoder" if points else "decoder")]
+        captions = [self.caption("encoder" if points else "decoder")]
         if points:
             for x, y in points:
                 drawn = heat_image(small, self.encoder(x, y), self.grids[1], POINT_COLOR)
@@ -159,14 +160,14 @@ class Attention:
                 drawn = heat_image(small, self.decoder[index], self.grids[0], color)
                 ImageDraw.Draw(drawn).rectangle(tuple(boxes[index]), outline=(255, 255, 255))
                 tiles.append(drawn)
-                captions.append(f"{one.name}  {one.score:.2f}: {share:.0%} in its box")
+                captions.append(f"{beside_text(one.name)}  {one.score:.2f}: {share:.0%} in its box")
             if not len(found):
-                captions = [f"nothing over {self.threshold:.2f}; the best is {self.best[1]:.2f} {self.best[0]}"]
+                captions = [str(found.best_below)]
         columns = -(-len(tiles) // -(-len(tiles) // columns))  # no row much shorter than the others
-        longest = max(Line(caption, LETTERS_PX).length for caption in captions)
-        return tile_grid(tiles, (max(small.width, round(longest) + 4), small.height), columns, captions, gap=GAP_PX)
+        return grid(tiles, columns, captions=captions, side=max(tile, WIDEST_CAPTION), font=font)
 
-    def _caption(self, kind: str) -> str:
+    def caption(self, kind: str) -> str:
+        """Returns which layer and heads the maps of the `"decoder"` or the `"encoder"` are of."""
         count = self.counts[0 if kind == "encoder" else 1]
         heads = f"mean of {self.counts[2]} heads" if self.head is None else f"head {self.head}"
         return f"{kind} layer {self.layer % count} (0 to {count - 1}), {heads}"
@@ -182,7 +183,7 @@ class Attention:
 
     def __repr__(self) -> str:
         height, width = self.decoder.shape[1:]
-        return f"Attention({self._caption('decoder')}, {height}x{width} cells) of {self.detections!r}"
+        return f"Attention({self.caption('decoder')}, {height}x{width} cells) of {self.detections!r}"
 
 
 def _covered(edges: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -193,15 +194,27 @@ def _covered(edges: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def heat_image(image: Image.Image, map_: np.ndarray, grid: Grid, color: tuple[int, int, int]) -> Image.Image:
     """Returns the image in dark grey, with light in `color` where the weights (h, w) are, scaled to their largest."""
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * DIMMED
+    bright, alpha = heat_layer(image.size, map_, grid, color)
+    return Image.fromarray((grey * (1 - alpha) + bright * alpha).round().astype(np.uint8))
+
+
+def heat_layer(
+    size: tuple[int, int], map_: np.ndarray, grid: Grid, color: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the light (H, W, 3) of weights (h, w), scaled to their largest, and how much it covers (H, W, 1).
+
+    `size` is the (width, height) of the whole picture's drawing.
+    """
     reach = (0, 0, grid.reach_hw[1], grid.reach_hw[0])
-    heat = Image.fromarray(np.asarray(map_, dtype=np.float32)).resize(image.size, Image.Resampling.BILINEAR, box=reach)
+    heat = Image.fromarray(np.asarray(map_, dtype=np.float32)).resize(size, Image.Resampling.BILINEAR, box=reach)
     heat = np.asarray(heat) / max(float(map_.max()), 1e-12)
     heat = heat.clip(0, 1)[..., None]
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * DIMMED
-    light = np.asarray(color, dtype=np.float32) * LIGHT / max(color)  # brown would be lost on grey
+    while relative_luminance(color) < LEAST_LIGHT:  # brown and blue would be lost on grey
+        color = mixed(color, WHITE, 0.2)
+    light = np.asarray(color, dtype=np.float32)
     bright = light * (1 - heat**2 * 0.6) + 255 * heat**2 * 0.6  # white at the top
-    alpha = heat**0.6 * 0.9
-    return Image.fromarray((grey * (1 - alpha) + bright * alpha).round().astype(np.uint8))
+    return bright, heat**0.6 * 0.9
 
 
 def _with_point(image: Image.Image, x: float, y: float) -> Image.Image:

@@ -1,88 +1,26 @@
 """Boxes with names and scores on an image, drawn with Pillow alone.
 
 Sizes follow the image and the boxes: lines and letters that suit 4000 pixels would hide a thumbnail. A class has the
-same colour in every image. A label stays inside the image, is moved off the labels drawn before it where there is
-room, and is written in black or white, whichever reads better on its ground. The time grows with the number of boxes,
-not with its square: how much of a place is taken is counted by pixels.
+same colour and line in every image. A label stays inside the image, is moved off the labels drawn before it where
+there is room and left out where there is none, and is written in black or white, whichever reads better on its ground.
 """
 
-import colorsys
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .lettering import BUNDLED, Line, fitting_line
-from .masks import paint_mask
+from .colors import Color, class_color, class_dashes, rim_color, text_color
+from .grids import fit_image
+from .lettering import Font, Line, fitting_line, font_file
+from .masks import Mask, paint_mask, placed_mask, resized_mask
+from .placing import Span, Taken, best_first, label_place, refuse_names, span_in
 
-# Twelve colours that neighbours in a list of classes can be told apart by, on photographs; more classes get generated
-# ones.
-PALETTE = (
-    (230, 40, 40),
-    (30, 110, 230),
-    (250, 190, 20),
-    (20, 160, 80),
-    (160, 50, 200),
-    (255, 120, 20),
-    (10, 190, 200),
-    (235, 60, 150),
-    (130, 200, 30),
-    (120, 80, 40),
-    (90, 90, 235),
-    (0, 110, 110),
-)
-GOLDEN_ANGLE = 0.381966  # of a turn: steps of it never come back to a hue
-
-LEAST_WHITE_CONTRAST = 4.0
 SMALLEST_FONT_PX = 9
-
-
-class Span(NamedTuple):
-    """A rectangle in pixels; the right and the lower edge are outside."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-
-    def overlap(self, other: "Span") -> int:
-        """Returns the area in common, in pixels."""
-        width = min(self.x1, other.x1) - max(self.x0, other.x0)
-        height = min(self.y1, other.y1) - max(self.y0, other.y0)
-        return max(width, 0) * max(height, 0)
-
-
-class Taken:
-    """The pixels of an image of `size` (width, height) that labels stand on, and how many on each."""
-
-    def __init__(self, size: tuple[int, int]):
-        self._labels_on = np.zeros((size[1], size[0]), dtype=np.uint16)
-
-    def add(self, span: Span) -> None:
-        """Takes a place."""
-        self._labels_on[span.y0 : span.y1, span.x0 : span.x1] += 1
-
-    def overlap(self, span: Span) -> int:
-        """Returns the sum of the areas in common with each label, in pixels."""
-        return int(self._labels_on[span.y0 : span.y1, span.x0 : span.x1].sum())
-
-
-def class_color(label: int) -> tuple[int, int, int]:
-    """Returns the RGB colour of a class, the same in every image and every process."""
-    if 0 <= label < len(PALETTE):
-        return PALETTE[label]
-    hue = (label * GOLDEN_ANGLE) % 1.0
-    lightness = (0.45, 0.6, 0.35)[label % 3]
-    return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.85))
-
-
-def text_color(ground: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Returns white where its contrast ratio (WCAG 2) on `ground` is good, else black, whose ratio then is above 5."""
-    white_contrast = 1.05 / (_relative_luminance(ground) + 0.05)
-    return (255, 255, 255) if white_contrast >= LEAST_WHITE_CONTRAST else (0, 0, 0)
+# A label is cut where it is wider than this part of the image, and than so many letters' heights.
+MOST_WIDTH, MOST_HEIGHTS = 0.4, 14
 
 
 def draw_boxes(
@@ -92,8 +30,10 @@ def draw_boxes(
     *,
     labels: Sequence[int] | None = None,
     scores: Sequence[float] | None = None,
-    masks: Sequence[tuple[int, int, np.ndarray]] | None = None,
-    font: str | Path | None = None,
+    masks: Sequence[Mask | None] | None = None,
+    font: Font | None = None,
+    shown_names: str = "clear",
+    side: int | None = None,
 ) -> Image.Image:
     """Returns a copy of `image` in RGB with a box and a label for each object, and its mask under them.
 
@@ -103,13 +43,18 @@ def draw_boxes(
         names: N texts in any script, see `lettering.py`.
         labels: N class numbers that choose the colours; by default each different name gets the next colour.
         scores: N numbers in [0, 1], written after the name. The best is drawn last, on top.
-        masks: N masks, each the x and y of its left upper pixel in `image` and its pixels (h, w) bool, inside it.
-        font: the file of the font for the names; by default one that has their letters is looked for.
+        masks: N masks, each (H, W) bool of the image's size, or the x and y of its left upper pixel in it and its
+            pixels (h, w) bool; None for an object without one.
+        font: for the names, a file or an `ImageFont` loaded from one; by default one that has their letters is sought.
+        shown_names: "clear" leaves out those that would cover a better object's (a larger one's, without scores) or
+            hide a small object; "all" and "none".
+        side: before it is drawn on, the image is made as large as a square of so many pixels allows.
 
     Raises:
-        ValueError: when the lengths differ, or a coordinate is not finite.
+        ValueError: when the lengths differ, a coordinate is not finite, or a mask has another size than the image.
         OSError: `font` is not the file of a font.
     """
+    refuse_names(shown_names)
     boxes = np.asarray(boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4)
     if labels is None:
         order = {name: position for position, name in enumerate(dict.fromkeys(names))}
@@ -121,23 +66,33 @@ def draw_boxes(
         )
     if not np.isfinite(boxes).all():
         raise ValueError("A box has a coordinate that is not a finite number, so it cannot be drawn.")
-
+    crops = [placed_mask(mask, image.size) for mask in masks or ()]
     drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
-    for i in range(len(boxes)) if scores is None else np.argsort(scores, kind="stable"):
-        if masks is not None:
-            x0, y0, pixels = masks[i]
-            paint_mask(drawn, (x0, y0), pixels, class_color(int(labels[i])), min(line_width(drawn.size), 2))
+    if side is not None:
+        drawn = fit_image(drawn, side)
+        boxes = boxes * ([drawn.width / image.width, drawn.height / image.height] * 2)
+        crops = [resized_mask(crop, image.size, drawn.size) for crop in crops]
+    best = best_first(boxes.tolist(), None if scores is None else [float(score) for score in scores])
+    for i in reversed(best) if crops else ():
+        x0, y0, pixels = crops[i]
+        paint_mask(drawn, (x0, y0), pixels, class_color(int(labels[i])), min(line_width(drawn.size), 2))
     draw = ImageDraw.Draw(drawn)
-    shown = [(i, span) for i, box in enumerate(boxes) if (span := _inside(box, drawn.size)) is not None]
-    if scores is not None:
-        shown.sort(key=lambda item: scores[item[0]])
-    for i, span in shown:
-        _draw_outline(draw, span, class_color(int(labels[i])), drawn.size)
-    # The best object's label takes its place first, so that it is the others that give way.
-    taken = Taken(drawn.size)
+    shown = [(i, span) for i in best if (span := span_in(boxes[i], drawn.size)) is not None]
     for i, span in reversed(shown):
-        line = _fitting_line(names[i], int(labels[i]), None if scores is None else float(scores[i]), drawn.size, font)
-        _draw_label(draw, span, line, class_color(int(labels[i])), taken, drawn.size)
+        _draw_outline(draw, span, int(labels[i]), drawn.size)
+    if shown_names == "none":
+        return drawn
+    # The best object's label takes its place first, so that it is the others that give way.
+    taken, file, px = Taken(drawn.size), font_file(font), font_px(drawn.size)
+    for _, span in shown:
+        taken.add_object(span, px)
+    for rank, (i, span) in enumerate(shown):
+        line = _fitting_line(names[i], int(labels[i]), None if scores is None else float(scores[i]), drawn.size, file)
+        label = Label.of(line, px)
+        place = label_place(label.width, label.height, span, taken, drawn.size)
+        if rank == 0 or shown_names == "all" or taken.is_clear(place):
+            taken.add(place)
+            label.write(draw, (place.x0, place.y0), class_color(int(labels[i])))
     return drawn
 
 
@@ -151,41 +106,37 @@ def font_px(size: tuple[int, int]) -> int:
     return max(round(7 + 0.014 * max(size)), SMALLEST_FONT_PX)
 
 
-def _inside(box: np.ndarray, size: tuple[int, int]) -> Span | None:
-    """Returns the pixels of a box that lie in the image; None where there are none."""
-    width, height = size
-    x0, y0, x1, y1 = box
-    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height or x1 < x0 or y1 < y0:
-        return None
-    x0, y0 = max(round(x0), 0), max(round(y0), 0)
-    x0, y0 = min(x0, width - 1), min(y0, height - 1)
-    return Span(x0, y0, max(min(round(x1), width), x0 + 1), max(min(round(y1), height), y0 + 1))
+def label_room(size: tuple[int, int]) -> float:
+    """Returns how long a text may be in an image of `size` (width, height), in pixels."""
+    return min(size[0] - 4, max(MOST_WIDTH * size[0], MOST_HEIGHTS * font_px(size)))
 
 
-def _draw_outline(draw: ImageDraw.ImageDraw, span: Span, color: tuple[int, int, int], size: tuple[int, int]) -> None:
-    """Draws the box's line, on larger images with a dark rim outside, so that it shows on a ground of its colour."""
+def _draw_outline(draw: ImageDraw.ImageDraw, span: Span, label: int, size: tuple[int, int]) -> None:
+    """Draws the box's line, on larger images with a rim outside, so that it shows on a ground of its colour."""
     shortest = min(span.x1 - span.x0, span.y1 - span.y0)
     width = max(1, min(line_width(size), shortest // 4))
+    color = class_color(label)
     outer = (span.x0, span.y0, span.x1 - 1, span.y1 - 1)
     if width > 1:
-        rim = tuple(part // 4 for part in color)
-        draw.rectangle((outer[0] - 1, outer[1] - 1, outer[2] + 1, outer[3] + 1), outline=rim, width=1)
+        draw.rectangle((outer[0] - 1, outer[1] - 1, outer[2] + 1, outer[3] + 1), outline=rim_color(color), width=1)
     draw.rectangle(outer, outline=color, width=width)
+    if class_dashes(label):
+        _draw_gaps(draw, span, width, class_dashes(label), rim_color(color))
 
 
-def _draw_label(
-    draw: ImageDraw.ImageDraw,
-    span: Span,
-    line: Line,
-    color: tuple[int, int, int],
-    taken: Taken,
-    size: tuple[int, int],
-) -> None:
-    """Writes one label and takes its place."""
-    label = Label.of(line, font_px(size))
-    ground = label_place(label.width, label.height, span, taken, size)
-    taken.add(ground)
-    label.write(draw, (ground.x0, ground.y0), color)
+def _draw_gaps(draw: ImageDraw.ImageDraw, span: Span, width: int, dashes: tuple[int, ...], color: Color) -> None:
+    """Draws the gaps of a dashed line in its second tone."""
+    for horizontal in (True, False):
+        start, end = (span.x0, span.x1) if horizontal else (span.y0, span.y1)
+        at, turn = start, 0
+        while at < end:
+            length = dashes[turn % len(dashes)] * width
+            if turn % 2:
+                last = min(at + length, end) - 1
+                for edge in (span.y0, span.y1 - width) if horizontal else (span.x0, span.x1 - width):
+                    box = (at, edge, last, edge + width - 1) if horizontal else (edge, at, edge + width - 1, last)
+                    draw.rectangle(box, fill=color)
+            at, turn = at + length, turn + 1
 
 
 class Label(NamedTuple):
@@ -207,7 +158,7 @@ class Label(NamedTuple):
         width, height = round(right - left) + 2 * margin, round(bottom - top) + 2 * margin
         return cls(line, width, height, (margin - left, margin - top))
 
-    def write(self, draw: ImageDraw.ImageDraw, corner: tuple[int, int], color: tuple[int, int, int]) -> None:
+    def write(self, draw: ImageDraw.ImageDraw, corner: tuple[int, int], color: Color) -> None:
         """Draws the ground in `color` with its left upper pixel at `corner`, and the text on it."""
         x, y = corner
         draw.rectangle((x, y, x + self.width - 1, y + self.height - 1), fill=color)
@@ -221,37 +172,12 @@ def _line_height(px: int) -> tuple[float, float]:
     return top, bottom
 
 
-def _fitting_line(name: str, label: int, score: float | None, size: tuple[int, int], font: str | Path | None) -> Line:
-    """Returns the fullest text that is no wider than the image: name and score, else the name, else its beginning."""
-    px, room, file = font_px(size), size[0] - 4, str(font or BUNDLED)
-    if score is not None:
-        line = Line(name, px, label, file, after=f"  {score:.2f}")
-        if line.length <= room:
-            return line
-    return fitting_line(name, room, px, label, file)
-
-
-def label_place(width: int, height: int, span: Span, taken: Taken, size: tuple[int, int]) -> Span:
-    """Returns the place for a label of this size: on the box's upper edge if free, else the best of the others."""
-    candidates = (
-        (span.x0, span.y0 - height),
-        (span.x0, span.y1),
-        (span.x1 - width, span.y0 - height),
-        (span.x1 - width, span.y1),
-        (span.x1, span.y0),
-        (span.x0 - width, span.y0),
-        (span.x0, span.y0),
-        (span.x0, span.y1 - height),
-    )
-    places = []
-    for x, y in candidates:
-        x0 = min(max(x, 0), max(size[0] - width, 0))
-        y0 = min(max(y, 0), max(size[1] - height, 0))
-        places.append(Span(x0, y0, x0 + width, y0 + height))
-    # Over another label is worst; being pushed over the object itself is worse than a later candidate.
-    return min(places, key=lambda place: (taken.overlap(place), place.overlap(span) > 0))
-
-
-def _relative_luminance(color: tuple[int, int, int]) -> float:
-    linear = [part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in color]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+def _fitting_line(name: str, label: int, score: float | None, size: tuple[int, int], file: str) -> Line:
+    """Returns the fullest text that has room: name and score, else the name's beginning and score, else no score."""
+    px, room = font_px(size), label_room(size)
+    after = "" if score is None else f"  {score:.2f}"
+    line = Line(name, px, label, file, after=after)
+    if line.length <= room:
+        return line
+    least = Line(after, px, font=file).length + 3 * px
+    return fitting_line(name, room, px, label, file, after if least <= room else "")

@@ -18,7 +18,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont, features
+
+from .right_to_left import is_right_to_left, visual_order
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,12 @@ STYLES = ("bold", "italic", "oblique", "light", "thin", "black", "heavy", "conde
 # A script is looked for until so many fonts have its first letter.
 FONTS_A_SCRIPT = 8
 PROBE_PX = 16
-JOINERS = "\u200c\u200d"  # without ink, but letters of Arabic and of India are shaped by them
+LEFT_TO_RIGHT = "\u200e"  # without ink: keeps a number beside a name of Hebrew or Arabic where it was written
+# Without ink, but letters of Arabic and of India are shaped by them, or ordered.
+JOINERS = "\u200c\u200d" + LEFT_TO_RIGHT
+AS_EMOJI = "\ufe0f"  # without ink: asks for the coloured form of a sign, which is drawn in one colour here
+# What `font=` takes, everywhere that draws names.
+Font = str | Path | ImageFont.FreeTypeFont
 
 
 class Line:
@@ -45,51 +52,81 @@ class Line:
         text: white space counts as one space.
         px: the size of the letters.
         number: what stands before a text of which letters have to be spelled by their numbers, as a class's label.
-        font: the file of the font to use instead of those that are found.
+        font: the file of the font to use instead of those that are found (`font_file`).
         after: what follows the text, in ASCII.
     """
 
     def __init__(self, text: str, px: int, number: int | None = None, font: str = BUNDLED, after: str = ""):
         runs = [run for run in (*_runs(text, number, font), (after, font)) if run[0]] or [("", font)]
         self._runs = [
-            ("".join(part for part, _ in parts), _loaded(file, px))
+            (_as_drawn("".join(part for part, _ in parts), file), file)
             for file, parts in groupby(runs, key=lambda run: run[1])
         ]
+        self._px = px
 
     @property
     def length(self) -> float:
         """How far the line reaches, in pixels."""
-        return sum(font.getlength(text) for text, font in self._runs)
+        return sum(_measured(text, file, self._px)[0] for text, file in self._runs)
 
     def bbox(self) -> tuple[float, float, float, float]:
         """Returns left, top, right and bottom of the ink, from the start of the base line."""
         boxes, x = [], 0.0
-        for text, font in self._runs:
-            left, top, right, bottom = font.getbbox(text, anchor="ls")
+        for text, file in self._runs:
+            length, (left, top, right, bottom) = _measured(text, file, self._px)
             boxes.append((x + left, top, x + right, bottom))
-            x += font.getlength(text)
+            x += length
         lefts, tops, rights, bottoms = zip(*boxes, strict=True)
         return min(lefts), min(tops), max(rights), max(bottoms)
 
     def draw(self, draw: ImageDraw.ImageDraw, x: float, base_y: float, fill: object) -> None:
         """Draws the line from (x, base_y) on, its base line there."""
-        for text, font in self._runs:
-            draw.text((x, base_y), text, fill=fill, font=font, anchor="ls")
-            x += font.getlength(text)
+        for text, file in self._runs:
+            draw.text((x, base_y), text, fill=fill, font=_loaded(file, self._px), anchor="ls")
+            x += _measured(text, file, self._px)[0]
 
 
-def fitting_line(text: str, room: float, px: int, number: int | None = None, font: str = BUNDLED) -> Line:
-    """Returns the text as far as it is no wider than `room` pixels, with an ellipsis where it is cut."""
-    line = Line(text, px, number, font)
+def fitting_line(
+    text: str, room: float, px: int, number: int | None = None, font: str = BUNDLED, after: str = ""
+) -> Line:
+    """Returns the text as far as it is no wider than `room` pixels with `after`, and an ellipsis where it is cut."""
+    line = Line(text, px, number, font, after)
     if line.length <= room:
         return line
     spelled = "".join(part for part, _ in _runs(text, number, font))
     least, most = 1, max(len(spelled) - 1, 1)
     while least < most:
         middle = (least + most + 1) // 2
-        fits = Line(spelled[:middle] + "…", px, font=font).length <= room
+        fits = Line(spelled[:middle] + "…", px, font=font, after=after).length <= room
         least, most = (middle, most) if fits else (least, middle - 1)
-    return Line(spelled[:least] + "…", px, font=font)
+    return Line(spelled[:least] + "…", px, font=font, after=after)
+
+
+def beside_text(name: str) -> str:
+    """Returns a name as it is put beside other text in one line, so that one of Hebrew or Arabic does not turn it."""
+    return f"{LEFT_TO_RIGHT}{name}{LEFT_TO_RIGHT}" if any(map(is_right_to_left, name)) else name
+
+
+def font_file(font: Font | None) -> str:
+    """Returns the file of what `font=` names, with which letters of any size are loaded.
+
+    Raises:
+        ValueError: it is an `ImageFont` that was not loaded from a file.
+    """
+    file = getattr(font, "path", font) or BUNDLED
+    if not isinstance(file, str | Path):
+        raise ValueError("font is an ImageFont without a file, and names come in several sizes: give a font's file.")
+    return str(file)
+
+
+def _as_drawn(text: str, file: str) -> str:
+    """Returns the text in the order and the forms in which Pillow has to be given it."""
+    return text if features.check("raqm") else visual_order(text, lambda letter: _has(file, letter))
+
+
+def files_with_letters(text: str) -> list[str]:
+    """Returns the files of the fonts with which the letters of a text are drawn that Pillow's own font lacks."""
+    return [file for file in dict.fromkeys(file for _, file in _runs(text, None, BUNDLED)) if file != BUNDLED]
 
 
 class _Probe(NamedTuple):
@@ -100,8 +137,8 @@ class _Probe(NamedTuple):
 @lru_cache(maxsize=4096)
 def _runs(text: str, number: int | None, font: str) -> tuple[tuple[str, str], ...]:
     """Returns the text in parts, each with the file of a font that has all of it."""
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    shaped = any("\u0600" <= letter < "\u1100" for letter in text)
+    text = " ".join(unicodedata.normalize("NFC", text).replace(AS_EMOJI, "").split())
+    shaped = any("\u0590" <= letter < "\u1100" for letter in text)
     letters = set(text.replace(" ", "")) - set(JOINERS if shaped else "")
     lacking = sorted(letter for letter in letters if not _has(font, letter))
     found = [] if font else [file for letter in lacking for file in _fonts_of(letter, text)]
@@ -159,6 +196,13 @@ def _ink(font: ImageFont.FreeTypeFont, letter: str) -> tuple[tuple[int, int], by
 def _loaded(file: str, px: int) -> ImageFont.FreeTypeFont:
     """Returns a font of this size, for which Pillow's own is unpacked once."""
     return ImageFont.truetype(file, px) if file else ImageFont.load_default(px)
+
+
+@lru_cache(maxsize=4096)
+def _measured(text: str, file: str, px: int) -> tuple[float, tuple[float, float, float, float]]:
+    """Returns how far a text reaches, and left, top, right and bottom of its ink: pictures repeat names and scores."""
+    font = _loaded(file, px)
+    return font.getlength(text), font.getbbox(text, anchor="ls")
 
 
 _FONTS_OF_SCRIPT: dict[str, list[str]] = {}

@@ -12,6 +12,14 @@ DRAWING_MARK = "detr_hf: a drawing"
 DRAWING_NAMES = ("boxes", "masks", "panoptic", "semantic", "preview", "attention")
 
 
+VECTOR_SUFFIXES = (".svg", ".html", ".htm")
+
+
+def is_vector(path: str | Path) -> bool:
+    """Whether a path's ending stands for an SVG, or an HTML page of one."""
+    return Path(path).suffix.lower() in VECTOR_SUFFIXES
+
+
 def picture_format(path: str | Path) -> str:
     """Returns Pillow's name of the format that a path's ending stands for.
 
@@ -23,6 +31,15 @@ def picture_format(path: str | Path) -> str:
     if kind not in Image.SAVE:
         raise ValueError(f"Cannot tell the picture format from {str(path)!r}: end it in .png, .jpg or .webp.")
     return kind
+
+
+def refuse_ending(path: str | Path) -> None:
+    """Raises the ValueError of `picture_format` where a path's ending stands for no file that can show results."""
+    if not is_vector(path):
+        try:
+            picture_format(path)
+        except ValueError as error:
+            raise ValueError(f"{str(error).removesuffix('.')}, or .svg or .html.") from None
 
 
 def save_drawing(image: Image.Image, path: str | Path) -> Path:
@@ -38,8 +55,17 @@ def save_drawing(image: Image.Image, path: str | Path) -> Path:
     return Path(path)
 
 
+def save_vector(text: str, path: str | Path) -> Path:
+    """Returns `path` after writing an SVG or a page there, whole."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
 def is_marked(path: Path) -> bool:
-    """Whether a file is a drawing that `save_drawing` wrote, by the mark in it."""
+    """Whether a file is a drawing that this package wrote, by the mark in it."""
+    if is_vector(path):
+        return is_marked_svg(path)
     try:
         with Image.open(path) as image:
             return image.getexif().get(_EXIF_SOFTWARE_TAG) == DRAWING_MARK
@@ -48,13 +74,13 @@ def is_marked(path: Path) -> bool:
 
 
 def is_marked_svg(path: Path) -> bool:
-    """Whether a file is an SVG that this package wrote, by the mark in it."""
+    """Whether a file is an SVG that this package wrote, or a page of one, by the mark in it."""
     try:
         with path.open(encoding="utf-8") as opened:
             start = opened.read(2000)
     except (OSError, UnicodeDecodeError):
         return False
-    return start.startswith("<svg") and DRAWING_MARK in start
+    return start.startswith(("<svg", "<!doctype html")) and DRAWING_MARK in start
 
 
 def is_drawing(path: Path) -> bool:

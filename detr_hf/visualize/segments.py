@@ -5,25 +5,29 @@ the label of a box does.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .boxes import Label, Span, Taken, class_color, font_px, label_place, line_width
-from .lettering import BUNDLED, fitting_line
+from .boxes import Label, font_px, label_room, line_width
+from .colors import class_color
+from .grids import fit_image
+from .lettering import Font, fitting_line, font_file
+from .placing import Span, Taken, inside_place, label_place, refuse_names
 
 OPACITY = 140  # of 255
 LINE_COLOR = (255, 255, 255)
-# Places for a name are looked for in steps, of which a segment has no more than this many in a row.
-MOST_STEPS = 128
-# Of the text's size: how much room around it is looked for, the most first.
-ROOMS = (4.0, 3.0, 2.2, 1.6, 1.2, 1.0)
 
 
 def draw_segments(
-    image: Image.Image, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], *, font: str | Path | None = None
+    image: Image.Image,
+    ids: np.ndarray,
+    segments: Sequence[Mapping[str, Any]],
+    *,
+    font: Font | None = None,
+    shown_names: str = "clear",
+    side: int | None = None,
 ) -> Image.Image:
     """Returns a copy of `image` in RGB with its segments and their names drawn on it.
 
@@ -31,14 +35,18 @@ def draw_segments(
         image: of any mode.
         ids: (H, W), as large as the image. Where an id is no segment's, nothing is drawn.
         segments: `id`, `label_id`, which chooses the colour, and `name` of each.
-        font: the file of the font for the names; by default one that has their letters is looked for.
+        font, shown_names, side: as in `draw_boxes`; larger segments' names come first.
 
     Raises:
         ValueError: the ids are of another size than the image.
     """
+    refuse_names(shown_names)
     if ids.shape != image.size[::-1]:
         raise ValueError(f"The segments have (height, width) {ids.shape}, the image has {image.size[::-1]}.")
     drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    if side is not None:
+        drawn = fit_image(drawn, side)
+        ids = np.asarray(Image.fromarray(ids.astype(np.int32)).resize(drawn.size, Image.Resampling.NEAREST))
     # By area, the largest first, whose names have room; the smaller ones' give way. 0 is what no segment has.
     segments = sorted(segments, key=lambda segment: -np.count_nonzero(ids == segment["id"]))
     numbers = np.zeros(ids.shape, dtype=np.int32)
@@ -49,23 +57,24 @@ def draw_segments(
     drawn.paste(Image.fromarray(colors[numbers]), (0, 0), Image.fromarray((numbers > 0) * np.uint8(OPACITY)))
     drawn.paste(LINE_COLOR, (0, 0), Image.fromarray(_borders(numbers, min(line_width(drawn.size), 2))))
     draw, taken = ImageDraw.Draw(drawn), Taken(drawn.size)
-    px, file = font_px(drawn.size), str(font or BUNDLED)
+    px, file = font_px(drawn.size), font_file(font)
     for number, (segment, color) in enumerate(zip(segments, class_colors, strict=True), start=1):
         mask = numbers == number
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        if not len(columns):
+        if not len(columns) or shown_names == "none":
             continue
         span = Span(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        label = Label.of(fitting_line(segment["name"], drawn.width - 4, px, segment["label_id"], file), px)
+        label = Label.of(fitting_line(segment["name"], label_room(drawn.size), px, segment["label_id"], file), px)
         size = (label.width, label.height)
-        corner = _inside_place(mask[span.y0 : span.y1, span.x0 : span.x1], size)
+        corner = inside_place(mask[span.y0 : span.y1, span.x0 : span.x1], size)
         if corner is None:
             place = label_place(*size, span, taken, drawn.size)
         else:
             x0, y0 = span.x0 + corner[0], span.y0 + corner[1]
             place = Span(x0, y0, x0 + size[0], y0 + size[1])
-        taken.add(place)
-        label.write(draw, (place.x0, place.y0), color)
+        if shown_names == "all" or not taken.overlap(place):
+            taken.add(place)
+            label.write(draw, (place.x0, place.y0), color)
     return drawn
 
 
@@ -79,29 +88,3 @@ def _borders(ids: np.ndarray, line_px: int) -> np.ndarray:
         np.maximum(borders[:, 1:], across, out=borders[:, 1:])
         np.maximum(borders[1:], down, out=borders[1:])
     return borders
-
-
-def _inside_place(mask: np.ndarray, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Returns x and y of a rectangle of `size` (width, height) inside the mask (h, w), with most room around it.
-
-    None where it is nowhere inside. Of several places that have as much room the one in their middle is taken.
-    """
-    step = max(1, max(mask.shape) // MOST_STEPS)
-    cells = mask[: mask.shape[0] // step * step, : mask.shape[1] // step * step]
-    cells = cells.reshape(cells.shape[0] // step, step, -1, step).all(axis=(1, 3))
-    sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1), dtype=np.int64)
-    np.cumsum(np.cumsum(cells, axis=0, dtype=np.int64), axis=1, out=sums[1:, 1:])
-    for room in ROOMS:
-        # the same margin on all sides
-        margin = (room - 1) * size[1]
-        wide, high = (int(np.ceil((side + margin) / step)) for side in size)
-        if wide > cells.shape[1] or high > cells.shape[0]:
-            continue
-        inside = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
-        ys, xs = np.nonzero(inside == wide * high)
-        if len(xs):
-            best = np.argmin((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2)
-            x = xs[best] * step + (wide * step - size[0]) // 2
-            y = ys[best] * step + (high * step - size[1]) // 2
-            return int(x), int(y)
-    return None

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .attention_maps import GAP_PX
-from .grids import tile_grid
+from .grids import grid
 from .saving import save_drawing
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class QuerySlots:
         """
         captions = [f"query {query}" for query in range(len(self.boxes_xyxy_norm))]
         tiles = [_square(boxes, tile) for boxes in self.boxes_xyxy_norm]
-        return tile_grid(tiles, (tile, tile), columns, captions, gap=GAP_PX)
+        return grid(tiles, columns, captions=captions, side=tile)
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Returns `path` after writing the drawing there, whole; the ending decides the format."""

@@ -11,6 +11,7 @@ from benchmarks.__main__ import app
 from benchmarks.aids import compare_aids
 from benchmarks.convergence_arms import ABLATION
 from benchmarks.criterion import compare_criteria
+from benchmarks.drawing import compare_drawings
 from benchmarks.forward import compare_forward, floating_point_operations
 from benchmarks.growth import compare_growth
 from benchmarks.measuring import machine_name
@@ -133,6 +134,12 @@ def test_preprocess():
     record = preprocessing.compare_processors(2, (60, 80), runs=2)
     assert record["difference"]["grey_levels"] < 1.05 and record["settings"]["shape"] == [2, 3, 800, 1066]
     assert record["postprocess"]["difference"] < 1e-3
+
+
+def test_drawing():
+    pytest.importorskip("supervision")
+    record = compare_drawings(3, (48, 64), runs=2)
+    assert record["with_masks"]["ratio"]["median"] > 0 and record["masks"]["unpainted"] <= 0.02
 
 
 @pytest.mark.slow

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from detr_hf import Detector, DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
 from detr_hf.cli.naming import split_model
+from detr_hf.cli.predict_files import summary
 from detr_hf.cli.predict_run import duration, process_device, process_name, progress_text
+from detr_hf.inference.results import BestBelow, Detections
 from detr_hf.inference.runs.drawings import DRAWING_OF, drawing_paths
 from detr_hf.inference.runs.prediction import Progress, read_predictions
 from detr_hf.visualize.saving import is_drawing
@@ -421,3 +423,10 @@ def test_a_font_is_taken_for_the_names(model, photos, tmp_path):
     plain, serif = (np.array(Image.open(tmp_path / name / "a_boxes.png")) for name in ("plain", "serif"))
     assert not np.array_equal(plain, serif)
     assert predict(model, photos / "a.png", "--save", tmp_path, "--font", "gone.ttf").exit_code == 2
+
+
+def test_where_nothing_is_found_the_line_says_what_came_nearest():
+    nearest = BestBelow("cat", 0.41, 0.7)
+    empty = Detections([], [], [], [], size_hw=(4, 5), best_below=nearest)
+    assert summary(empty) == "nothing over 0.70; the best is 0.41 cat"
+    assert summary(Detections([], [], [], [], size_hw=(4, 5))) == "nothing"

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from detr_hf import DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.cli.main import app
 from detr_hf.cli.train import build, parse
+from detr_hf.evaluation import plotting
+from detr_hf.training.trainer import DETRTrainer
 
 from ..conftest import tiny_config, tiny_model
 from ..data import layouts
@@ -51,7 +53,8 @@ def run(*arguments):
     return result
 
 
-def test_from_pictures_to_numbers(folder):
+def test_from_pictures_to_numbers(folder, monkeypatch):
+    monkeypatch.setattr(DETRTrainer, "save_figures", lambda trainer: ["Curves: drawn."])
     flags = [
         "--max_steps",
         2,
@@ -67,7 +70,8 @@ def test_from_pictures_to_numbers(folder):
         "train", "--data", folder / "data", "--model", folder / "start", "--output_dir", folder / "out", *flags
     )
     assert trained.exit_code == 0, trained.output
-    assert "average precision, IoU 0.50 to 0.95" in trained.output
+    assert "average precision, IoU 0.50 to 0.95" in trained.output and "  threshold\n" in trained.output
+    assert "Curves: drawn." in trained.stderr
     assert json.loads((folder / "out" / "eval_results.json").read_text())["eval_ap"] >= 0
     assert DETRForObjectDetection.from_pretrained(folder / "out").config.id2label == {0: "cat", 1: "dog", 2: "owl"}
 
@@ -89,10 +93,23 @@ def test_from_pictures_to_numbers(folder):
     assert json.loads((folder / "again.json").read_text())["AP"] == pytest.approx(numbers["AP"], abs=1e-6)
 
 
-def test_a_share_for_validation_is_the_same_for_train_and_eval(folder, tmp_path):
+def test_a_share_for_validation_is_the_same_for_train_and_eval(folder, tmp_path, monkeypatch):
     """Of the training split, read under another name."""
+    monkeypatch.setattr(DETRTrainer, "save_figures", lambda trainer: pytest.fail("--figures false"))
     reading = ["--split", "train=train", "--validation_share", 0.5]
-    flags = ["--max_steps", 1, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--output_dir", tmp_path]
+    flags = [
+        "--max_steps",
+        1,
+        "--figures",
+        "false",
+        "--use_cpu",
+        "--report_to",
+        "none",
+        "--disable_tqdm",
+        "true",
+        "--output_dir",
+        tmp_path,
+    ]
     trained = run("train", "--data", folder / "data", "--model", folder / "start", *flags, *reading)
     assert trained.exit_code == 0, trained.output
     assert "2 of 4 pictures of split 'train' are set aside as 'validation'" in trained.output
@@ -129,6 +146,38 @@ def test_limit_and_image_size(folder, tmp_path):
     assert sorted(same_pictures) != sorted(one["score"] for one in found)  # 48 pixels, not 32
     refused = run("eval", whole, folder / "data", "--limit", 1)
     assert refused.exit_code == 2 and "--image-size, --limit: is for a model" in refused.output
+
+
+def test_plots_of_results_lie_in_a_folder(folder, tmp_path, monkeypatch):
+    for name in ("save_precision_recall", "save_confusion", "save_calibration", "save_report"):  # each half a second
+        monkeypatch.setattr(plotting.plots, name, lambda *given: given[-1].write_bytes(b""))
+    box = {"bbox": [4.0, 6.0, 30.0, 25.0], "score": 0.9}
+    results = [{"image_id": n, "category_id": SOURCE_IDS[n != 1], **box} for n in (1, 2, 3)]
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    done = run("eval", tmp_path / "r.json", folder / "data", "--plots", tmp_path / "new" / "plots", "--threshold", 0.3)
+    assert done.exit_code == 0, done.output
+    names = [f"{name}.png" for name in ("precision_recall", "confusion", "mistakes", "ap_by_class", "comparison")]
+    files = {path.name for path in (tmp_path / "new" / "plots").iterdir()}
+    assert files == {*names, "calibration.png", "report.pdf", "numbers.json"}
+    assert "query_slots.png" in done.stderr and "Not drawn, as nobody knows" in done.stderr
+    numbers = json.loads((tmp_path / "new" / "plots" / "numbers.json").read_text())
+    assert numbers["mistakes"]["threshold"] == 0.3 and str(numbers["data"]) == str(folder / "data")
+    for name in names[2:]:
+        assert Image.open(tmp_path / "new" / "plots" / name).width > 400
+
+
+@pytest.mark.parametrize("bad", ["a file", "no right to write", "the data", "matplotlib", "hotcoco"])
+def test_plots_that_cannot_be_written_are_refused_before_anything_is_read(bad, folder, tmp_path, monkeypatch):
+    words = {"a file": "is a file: name a folder", "the data": "is the folder of the data"}
+    place = {"a file": tmp_path / "file", "the data": folder / "data", "no right to write": tmp_path / "file" / "x"}
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("detr_hf.cli.eval.find_spec", lambda name: None if name == bad else True)
+    error = ImportError if bad in ("matplotlib", "hotcoco") else (OSError, ValueError)
+    with pytest.raises(
+        error, match=words.get(bad, rf"cannot be written|--plots needs {bad}.*pip install 'detr-hf\[eval,viz\]'")
+    ):
+        run("eval", "nowhere", folder / "data", "--plots", place.get(bad, tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_shipped_model_on_the_shipped_scenes(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from detr_hf.training.arguments import RECIPES
 
 from ..training.scenes import micro_model, trained, write_coco
 
-CPU = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
+CPU = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--figures", "false"]
 SMALL = ["--shortest_edge", "48", "--num_queries", "5"]
 
 
@@ -42,18 +42,34 @@ def run(*arguments):
     return CliRunner().invoke(app, ["train", *map(str, arguments)])
 
 
-@pytest.mark.parametrize("preset", [[], ["--preset", "precise"]])
-def test_a_new_model_on_the_weights_of_a_backbone(preset, root, caplog):
+KINDS = {
+    "by default": ([], "precise"),
+    "what is asked for": (["--preset", "detr"], "scratch"),
+    "the one that a recipe is for": (["--recipe", "fast"], "scratch"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_model_on_the_weights_of_a_backbone(kind, root, caplog):
+    given, rates = KINDS[kind]
     start = ("--backbone", "test_resnet", "--backbone_weights", root / "backbone.pt", *SMALL)
-    made = build(*parse(flags(root, *start, *preset)))
+    made = build(*parse(flags(root, *start, *given)))
     assert "Unexpected keys" not in caplog.text  # of the classifier's head
     weights = torch.load(root / "backbone.pt", weights_only=True)
     assert torch.equal(next(made.model.backbone[0].body.parameters()), weights["conv1.0.weight"])
-    recipe = RECIPES["precise" if preset else "scratch"]
-    assert made.args.learning_rate == recipe["learning_rate"] and made.model.config.num_queries == 5
-    assert made.model.config.box_queries == bool(preset)
+    assert made.args.learning_rate == RECIPES[rates]["learning_rate"] and made.model.config.num_queries == 5
+    assert made.model.config.box_queries == (rates == "precise")
     assert set(made.processing_class.image_mean) == {0.5}  # of these weights
     assert made.processing_class.size == {"shortest_edge": 48, "longest_edge": 80}
+
+
+def test_a_new_model_sees_pictures_at_a_size_that_suits_them(root, capsys):
+    start = ("--backbone", "test_resnet", "--backbone_weights", root / "backbone.pt")
+    size = build(*parse(flags(root, *start))).processing_class.size
+    assert size == {"shortest_edge": 320, "longest_edge": 533}
+    of_checkpoint = build(*parse(flags(root, "--model", root / "new"))).processing_class.size
+    assert of_checkpoint["shortest_edge"] == 48
+    assert "at a shortest side of 320" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("start", "rate"), [("trained", 5e-5), ("new", 1e-4)])

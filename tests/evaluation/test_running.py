@@ -13,10 +13,12 @@ from detr_hf.data import DigitScenes
 from detr_hf.data.picture_truth import PictureTruth
 from detr_hf.errors import AnnotationError, LayoutError
 from detr_hf.evaluation import evaluate_boxes, evaluate_results, write_results
+from detr_hf.evaluation.plotting import slots_of
 from detr_hf.evaluation.segments import MASKS_FROM
 from detr_hf.evaluation.truth import coco_truth
 from detr_hf.hub import facts_of
 from detr_hf.processing.run_lengths_detr import run_length_counts, run_length_mask, run_lengths
+from detr_hf.visualize import query_slots
 
 from ..conftest import tiny_model
 
@@ -93,6 +95,10 @@ def test_a_split_a_detector_and_a_model_say_the_same(reached, folder, data):
     assert np.allclose(found.detections, reached.detections, atol=1e-3)
     rows = evaluate(detector.model, data["val"], processor=detector.image_processor)
     assert np.array_equal(rows.detections, reached.detections) and rows.metrics["AP"] == reached.metrics["AP"]
+    pictures = [folder / "val" / f"val{index}.png" for index in range(3)]
+    slots = query_slots(detector, pictures).boxes_xyxy_norm
+    for evaluation in (reached, found):
+        assert np.allclose(slots_of(evaluation).boxes_xyxy_norm, slots, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -134,10 +134,10 @@ class HubServer:
             files = stored.commits[stored.branches.get(revision, revision)]
             return {path: file.content for path, file in files.items() if path != ".gitattributes"}
 
-    def put(self, repo: str, files: dict[str, bytes], revision: str = "main") -> str:
+    def put(self, repo: str, files: dict[str, bytes], revision: str = "main", kind: str = "models") -> str:
         """Commits files without asking anybody: what a hostile owner would do."""
         with self.lock:
-            stored = self.repositories.setdefault(f"models/{repo}", Repository(repo.split("/")[0]))
+            stored = self.repositories.setdefault(f"{kind}/{repo}", Repository(repo.split("/")[0]))
             before = stored.commits.get(stored.branches.get(revision, ""), {})
             new = {path: Stored(content, path.endswith(LFS_SUFFIXES)) for path, content in files.items()}
             return stored.commit(revision, {**before, **new}, "put")

@@ -129,6 +129,20 @@ def test_the_card_of_the_default_checkpoint_is_of_the_shipped_model():
     assert facts["megabytes"] == round(size / 1e6, 1)
 
 
+def test_the_thresholds_with_the_best_f1_are_named_by_class():
+    cut = {"score": 0.35, "f1": 0.5, "precision": 0.6, "recall": 0.4}
+    row = {"AP": 0.1, "AP50": 0.2, "objects": 3}
+    facts = facts_of(thin_model(), "name")
+    facts["evaluation"] = {"AP": 0.1, "dataset": "x", "type": "x", "num_images": 1, "per_class": {"a": row, "b": row}}
+    without = render_card(facts)
+    facts["evaluation"]["thresholds"] = {"of_all": cut, "per_class": {"a": cut, "b": None}}
+    card = render_card(facts)
+    assert "best at `threshold=0.35`: 0.500, with precision 0.600 and recall 0.400." in card
+    assert "| a | 3 | 0.100 | 0.200 | 0.500 | 0.35 |\n| b | 3 | 0.100 | 0.200 | – | – |\n" in card
+    assert "at threshold |\n|---|---|---|---|---|---|\n| a " in card and card_faults(card, "model") == []
+    assert "| AP50 |\n|---|---|---|---|\n| a | 3 |" in without and "threshold |" not in without
+
+
 def test_names_from_data_stay_text():
     """Class and data set names come from files of others, and a card is shown as a page."""
     bad = "<script>alert(1)</script>| [x](javascript:y)\n# big `q`"

@@ -49,14 +49,15 @@ class StandIn:
         return ordered_outcomes(prepared, self.detect, batch_size)
 
     def prepare(self, index: int, source) -> Prepared:
-        if isinstance(source, bytes | str):
+        if isinstance(source, bytes | str | Path):
             import io
 
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 pixels = np.asarray(image.convert("RGB"))
         else:
             pixels = np.asarray(source)
-        return Prepared(index, source, pixels.shape[:2], pixels.transpose(2, 0, 1)[None])
+        shown = Image.fromarray(pixels) if isinstance(source, np.ndarray) else None
+        return Prepared(index, source, pixels.shape[:2], pixels.transpose(2, 0, 1)[None], shown=shown)
 
     def detect(self, batch: list[Prepared]) -> list[Detections]:
         time.sleep(self.seconds_a_picture * len(batch))
@@ -69,6 +70,7 @@ class StandIn:
                 ["thing"],
                 size_hw=item.size_hw,
                 path=path_of(item.source),
+                source=item.shown,
                 **self.masks(item),
             )
             for item in batch

@@ -253,6 +253,11 @@ def test_detections_equal_the_image_processors():
         np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-6)
         np.testing.assert_array_equal(one["labels"], other["labels"])
         np.testing.assert_allclose(one["boxes"], other["boxes"], atol=1e-3)
+        assert "best_below" not in one
+    empty = detections_of(Predictions(logits.numpy(), boxes.numpy()), 1.0, sizes_hw)
+    for one, other in zip(empty, found, strict=True):
+        best = other["scores"].argmax()
+        assert one["best_below"] == (other["labels"][best], other["scores"][best])
 
 
 def test_outputs_that_are_not_finite_are_an_error():

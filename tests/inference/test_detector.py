@@ -281,3 +281,10 @@ def test_a_size_that_cannot_be_is_told_with_the_pictures_name(pictures):
     small = DETRImageProcessor(do_resize=False, pad_size={"height": 10, "width": 10})
     with pytest.raises(ValueError, match="image 1: pad_size"):
         Detector(tiny_model(), small)([random_picture(8, 8), pictures[0]])
+
+
+def test_where_nothing_is_found_the_best_is_told(detector, pictures):
+    best = detector(pictures[0], threshold=0)[0]
+    empty, full = detector(pictures[0], threshold=1.0), detector(pictures[0], threshold=0)
+    assert len(empty) == 0 and full.best_below is None
+    assert empty.best_below == (best.name, pytest.approx(best.score, abs=1e-6), 1.0)

@@ -187,7 +187,7 @@ def test_saves_in_new_folders_and_formats(found, tmp_path):
 
 
 def test_save_refuses_unknown_formats_and_the_source(found, tmp_path):
-    with pytest.raises(ValueError, match=r"\.png"):
+    with pytest.raises(ValueError, match=r"\.png, \.jpg or \.webp, or \.svg"):
         found.save(tmp_path / "boxes.txt")
     source = tmp_path / "street.png"
     Image.new("RGB", (100, 80)).save(source)

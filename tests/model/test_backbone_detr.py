@@ -29,16 +29,26 @@ def test_stem_and_layer1_stay_frozen_also_after_loading(model, tmp_path):
     assert all(p.requires_grad for name, p in frozen.named_parameters() if not name.startswith("backbone.0"))
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050", "regnety_002", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name",
+    ["convnext_atto", "mobilenetv3_small_050", "regnety_002", "tf_efficientnet_lite0"],
+)
 def test_the_stride_4_stage_of_any_backbone_is_frozen(name):
-    model = tiny_model(backbone=name)
-    pixel_values = torch.randn(1, 3, 64, 64)
-    model(pixel_values, labels=some_labels(2)).loss.backward()
-    info = model.backbone[0].body.feature_info.info
-    strides = {stage["module"].replace(".", "_"): stage["reduction"] for stage in info}
-    with_gradient = {n.split(".")[3] for n, p in model.named_parameters() if "body" in n and p.grad is not None}
-    assert with_gradient
-    assert all(strides.get(child, 32) > 4 for child in with_gradient)
+    backbone = Backbone(tiny_config(backbone=name), return_interm_layers=True).train()
+    features = backbone(torch.randn(1, 3, 64, 64), None)
+    strides = [64 // feature.shape[-1] for feature, _ in features]
+    assert [(stride, feature.requires_grad) for stride, (feature, _) in zip(strides, features, strict=True)] == [
+        (4, False),
+        (8, True),
+        (16, True),
+        (32, True),
+    ]
+
+
+def test_a_backbone_that_cannot_be_frozen_in_part_says_so(caplog):
+    backbone = Backbone(tiny_config(backbone="hrnet_w18_small"))
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert "'stage1', the end of its first stage, is not among its modules" in caplog.text
 
 
 def test_frozen_statistics_do_not_move_in_training(model):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_hf.inference.results import Detections
+from detr_hf.inference.results import BestBelow, Detections
 from detr_hf.visualize import Attention, QuerySlots, query_slots
 from detr_hf.visualize.attention_maps import Grid, heat_image
 from detr_hf.visualize.slots import HIGH_COLOR, SMALL_COLOR, WIDE_COLOR
@@ -21,6 +21,7 @@ def attention_of(count: int, size: tuple[int, int] = (90, 60), path=None) -> Att
         size_hw=size[::-1],
         source=None if path else Image.new("RGB", size, "grey"),
         path=path,
+        best_below=None if count else BestBelow("cat", 0.41, 0.7),
     )
     decoder = np.eye(6, dtype=np.float32)[:count].reshape(count, 2, 3)
     grid = Grid((2, 3), (2.0, 3.0))
@@ -41,7 +42,7 @@ def test_any_size_and_number_of_objects_is_drawn(size, count):
 def test_nothing_found_is_told_with_the_best(monkeypatch):
     told = []
     monkeypatch.setattr(
-        "detr_hf.visualize.attention_maps.tile_grid", lambda tiles, wh, columns, texts, gap: told.extend(texts)
+        "detr_hf.visualize.attention_maps.grid", lambda cells, columns, captions, **styles: told.extend(captions)
     )
     attention_of(0).draw()
     attention_of(2).draw()

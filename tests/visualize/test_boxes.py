@@ -6,26 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_hf.visualize.boxes import (
-    Span,
-    Taken,
-    _relative_luminance,
-    class_color,
-    draw_boxes,
-    font_px,
-    label_place,
-    line_width,
-    text_color,
-)
+from detr_hf.visualize.boxes import _fitting_line, draw_boxes, font_px, label_room, line_width
+from detr_hf.visualize.colors import class_color, rim_color
+from detr_hf.visualize.placing import Span, Taken, label_place
 
 
 def grey(width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height), (128, 128, 128))
-
-
-def contrast(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:
-    light, dark = sorted((_relative_luminance(a), _relative_luminance(b)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (64, 400), (640, 480), (4000, 2667), (1, 1)])
@@ -65,20 +52,6 @@ def test_boxes_outside_the_picture_draw_nothing():
 def test_no_boxes_draw_nothing():
     image = grey(100, 80)
     assert np.array_equal(np.asarray(draw_boxes(image, np.zeros((0, 4)), [])), np.asarray(image))
-
-
-def test_a_class_keeps_its_color_and_neighbours_differ():
-    colors = [class_color(label) for label in range(100)]
-    assert colors == [class_color(label) for label in range(100)]
-    assert len(set(colors)) == 100
-    for label in range(99):
-        assert np.abs(np.subtract(colors[label], colors[label + 1])).sum() > 80
-
-
-@pytest.mark.parametrize("label", range(100))
-def test_text_stands_out_from_every_class_color(label):
-    color = class_color(label)
-    assert contrast(color, text_color(color)) >= 4
 
 
 def test_labels_stay_inside_the_picture():
@@ -143,3 +116,36 @@ def test_bad_input_is_refused():
         draw_boxes(grey(64, 64), np.zeros((2, 4)), ["cat"])
     with pytest.raises(ValueError, match="not a finite number"):
         draw_boxes(grey(64, 64), np.array([[0, 0, np.nan, 10]]), ["cat"])
+
+
+def test_in_a_crowd_names_that_would_cover_others_are_left_out_unless_all_are_wanted():
+    corners = np.random.default_rng(0).uniform(0, 380, (60, 2))
+    boxes, labels = np.concatenate([corners, corners + 20], axis=1), [2] * 60
+    scores = np.linspace(0.9, 0.5, 60)
+    grounds = {}
+    for shown in ("clear", "all", "none"):
+        drawn = draw_boxes(grey(400, 400), boxes, ["person"] * 60, labels=labels, scores=scores, shown_names=shown)
+        grounds[shown] = (np.asarray(drawn) == class_color(2)).all(axis=2).sum()
+    label = 55 * 14  # about
+    assert grounds["none"] + 5 * label < grounds["clear"] < grounds["all"] - 5 * label
+    tiny = [[100, 100, 200, 200], [101, 84, 107, 96]]  # the second lies where the first one's name would go
+    hidden = draw_boxes(grey(400, 400), tiny, ["a", "b"], labels=labels[:2], scores=[0.9, 0.8])
+    assert hidden.getpixel((104, 90)) == (128, 128, 128)
+    with pytest.raises(ValueError, match="labels must be one of clear, all, none, got 'some'"):
+        draw_boxes(grey(64, 64), [], [], shown_names="some")
+
+
+def test_a_class_beyond_the_colours_has_a_dashed_line_with_a_second_tone_in_its_gaps():
+    box, color = [[100, 100, 500, 400]], class_color(2 + 12)
+    drawn = np.asarray(draw_boxes(grey(640, 480), box, ["x"], labels=[14], shown_names="none"))
+    for side in (drawn[100, 100:500], drawn[399, 100:500], drawn[100:400, 100], drawn[100:400, 499]):
+        dashes, gaps = (side == color).all(axis=1), (side == rim_color(color)).all(axis=1)
+        assert (dashes | gaps).all() and 0.5 < dashes.mean() < 0.8
+        assert np.diff(gaps.astype(int)).clip(0).sum() > 8
+
+
+def test_a_long_name_is_cut_and_its_score_stays():
+    line = _fitting_line("long " * 40, 0, 0.62, (640, 480), "")
+    assert line.length <= label_room((640, 480)) < 0.45 * 640
+    assert [text for text, _ in line._runs][-1].endswith("  0.62")
+    assert label_room((64, 48)) == 60 and _fitting_line("cat", 0, 0.62, (20, 20), "").length <= 16

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from detr_hf.visualize import lettering
 from detr_hf.visualize.boxes import draw_boxes
-from detr_hf.visualize.comparison import Comparison, DrawnObjects, comparison_grid
-from detr_hf.visualize.grids import tile_grid
-from detr_hf.visualize.lettering import Line, fitting_line
+from detr_hf.visualize.grids import grid
+from detr_hf.visualize.lettering import Line, beside_text, fitting_line
 
 PAIRS = {
     "Latin": ("Käfer", "Köfer"),
@@ -62,7 +61,7 @@ def drawn(name: str, **options) -> np.ndarray:
 def test_two_names_never_look_alike(pair):
     one, other = map(drawn, pair)
     assert not np.array_equal(one, other)
-    captions = [np.array(tile_grid([Image.new("RGB", (200, 5))], (200, 5), 1, [name])) for name in pair]
+    captions = [np.array(grid([Image.new("RGB", (200, 5))], captions=[name])) for name in pair]
     assert not np.array_equal(*captions)
 
 
@@ -115,9 +114,8 @@ def test_a_font_that_is_named_is_the_one_that_is_used(caplog):
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf"
     assert not np.array_equal(drawn("cat"), drawn("cat", font=file))
     assert lettering._runs("γ猫", 0, str(file)) == (("0 ", str(file)), ("γ", str(file)), ("[732B]", str(file)))
-    objects = DrawnObjects(np.array([[5, 20, 90, 90]]), [0])
-    comparison = Comparison(Image.new("RGB", (200, 100)), objects, objects)
-    plain, serif = (np.array(comparison_grid([comparison], {0: "cat"}, font=font)) for font in (None, file))
+    cells = [Image.new("RGB", (200, 100))]
+    plain, serif = (np.array(grid(cells, captions=["cat"], font=font)) for font in (None, file))
     assert not np.array_equal(plain, serif)
     with pytest.raises(OSError):
         drawn("cat", font="gone.ttf")
@@ -142,3 +140,48 @@ def test_fonts_are_ranked_for_small_letters():
     assert sorted(files, key=lettering._rank)[:2] == ["/f/NotoSansCJK-Regular.ttc", "/f/NotoSansCJK-Bold.ttc"]
     assert not lettering._is_usable("/System/Library/Fonts/LastResort.otf")  # has every letter, all alike
     assert not lettering._is_usable("/f/readme.txt") and lettering._is_usable("/f/A.TTF")
+
+
+def test_a_font_may_be_one_that_is_loaded():
+    matplotlib = pytest.importorskip("matplotlib")
+    file = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf")
+    assert np.array_equal(drawn("cat", font=ImageFont.truetype(file, 40)), drawn("cat", font=file))
+    with pytest.raises(ValueError, match="give a font's file"):
+        drawn("cat", font=ImageFont.load_default(12))
+
+
+def test_a_sign_as_emoji_is_the_sign():
+    assert np.array_equal(drawn("☀\ufe0f"), drawn("☀"))
+
+
+def test_without_raqm_arabic_and_hebrew_look_as_with_it(monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    if not features.check("raqm"):
+        pytest.skip("no raqm to compare with")
+    file = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    plain, raqm = (ImageFont.truetype(file, 60, layout_engine=engine) for engine in ImageFont.Layout)
+    monkeypatch.setattr(lettering.features, "check", lambda name: False)
+    names = ["قطة", "كلب صغير", "سلامة", "مدرسة 42", "חתול", "כלב 12 קטן", "cat قطة"]
+    for name in [*names, f"{beside_text('قطة')}  0.62", f"{beside_text('חתול')} 7: x"]:
+        images = []
+        for text, font in ((lettering._as_drawn(name, file), plain), (name, raqm)):
+            image = Image.new("L", (500, 120))
+            ImageDraw.Draw(image).text((10, 20), text, fill=255, font=font)
+            images.append(np.asarray(image) > 127)
+        same = (images[0] & images[1]).sum() / (images[0] | images[1]).sum()
+        assert same > 0.8, (name, same)
+
+
+def test_a_name_from_right_to_left_does_not_turn_the_text_beside_it():
+    matplotlib = pytest.importorskip("matplotlib")
+    if not features.check("raqm"):
+        pytest.skip("no raqm that would turn it")
+    file = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    ends = []
+    for name in ("cat", beside_text("قطة"), "قطة"):
+        image = Image.new("L", (400, 40))
+        Line(f"{name}  0.62: iiiiiiiiiiii", 20, font=file).draw(ImageDraw.Draw(image), 0, 30, 255)
+        right = np.flatnonzero(np.asarray(image).any(axis=0))[-1] + 1
+        ends.append(np.asarray(image.crop((right - 40, 0, right, 40)).resize((10, 10))).astype(int))
+    turned = np.abs(ends[2] - ends[0]).sum()
+    assert np.abs(ends[1] - ends[0]).sum() < turned / 2 and beside_text("cat") == "cat"

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_hf.visualize.boxes import class_color, draw_boxes
-from detr_hf.visualize.masks import inner, paint_mask
-from detr_hf.visualize.segments import LINE_COLOR, _inside_place, draw_segments
+from detr_hf.visualize.boxes import draw_boxes
+from detr_hf.visualize.colors import class_color
+from detr_hf.visualize.masks import inner, paint_mask, placed_mask, resized_mask
+from detr_hf.visualize.placing import inside_place
+from detr_hf.visualize.segments import LINE_COLOR, draw_segments
 
 GREY = (128, 128, 128)
 
@@ -72,13 +74,13 @@ def test_segments_have_the_colors_of_boxes_lines_between_them_and_nothing_where_
 def test_a_name_stands_inside_where_most_room_is_or_nowhere():
     mask = np.zeros((200, 300), dtype=bool)
     mask[20:60, 10:290] = mask[60:190, 200:290] = True  # a flat bar, and a broad column at its end
-    x, y = _inside_place(mask, (40, 12))
+    x, y = inside_place(mask, (40, 12))
     assert mask[y : y + 12, x : x + 40].all() and x >= 200 and x + 40 <= 290 and 40 < y < 170
-    assert _inside_place(mask, (300, 12)) is None and _inside_place(np.zeros((5, 5), bool), (2, 2)) is None
+    assert inside_place(mask, (300, 12)) is None and inside_place(np.zeros((5, 5), bool), (2, 2)) is None
     rng = np.random.default_rng(0)
     for _ in range(30):
         ragged = rng.random((rng.integers(1, 300), rng.integers(1, 300))) < 0.999
-        place = _inside_place(ragged, (9, 4))
+        place = inside_place(ragged, (9, 4))
         assert place is None or ragged[place[1] : place[1] + 4, place[0] : place[0] + 9].all()
 
 
@@ -87,3 +89,39 @@ def test_images_of_any_mode_and_without_segments():
     for mode in ("L", "RGBA", "CMYK"):
         drawn = draw_segments(grey(64, 48).convert(mode), ids, [])
         assert drawn.mode == "RGB" and drawn.getextrema() == ((128, 128),) * 3
+
+
+def test_a_mask_may_be_of_the_whole_image_a_part_or_none_and_of_no_other_size():
+    whole = np.zeros((48, 64), dtype=bool)
+    whole[10:30, 20:50] = True
+    boxes = [[20, 10, 50, 30], [0, 0, 9, 9]]
+    drawn = [
+        np.asarray(draw_boxes(grey(64, 48), boxes, ["a", "b"], masks=[mask, None], shown_names="none"))
+        for mask in (whole, whole.astype(np.uint8) * 255, (20, 10, whole[10:30, 20:50]))
+    ]
+    assert np.array_equal(drawn[0], drawn[1]) and np.array_equal(drawn[0], drawn[2])
+    assert (drawn[0][whole] != 128).any(axis=-1).all() and (drawn[0][2:7, 2:7] == 128).all()
+    for wrong in (whole[1:], (40, 10, whole[10:30, 20:50]), (-1, 0, whole[:5, :5])):
+        with pytest.raises(ValueError, match=r"has .* image has|does not lie in the image"):
+            draw_boxes(grey(64, 48), boxes[:1], ["a"], masks=[wrong])
+
+
+def test_masks_and_segments_follow_the_image_to_another_size():
+    whole = np.zeros((480, 640), dtype=bool)
+    whole[100:300, 200:500] = True
+    x0, y0, pixels = resized_mask(placed_mask(whole, (640, 480)), (640, 480), (64, 48))
+    assert (x0, y0, pixels.shape, pixels.all()) == (20, 10, (20, 30), True)
+    drawn = draw_boxes(grey(640, 480), [[200, 100, 500, 300]], ["a"], masks=[whole], side=64, shown_names="none")
+    inside = (np.asarray(drawn) != 128).any(axis=-1)
+    assert drawn.size == (64, 48) and inside[10:30, 20:50].all() and inside.sum() == 600
+    tiny = resized_mask((3, 3, np.ones((1, 1), dtype=bool)), (640, 480), (64, 48))
+    assert tiny[:2] == (0, 0) and tiny[2].shape == (1, 1)
+    segments = draw_segments(grey(640, 480), whole.astype(int), [{"id": 1, "label_id": 0, "name": ""}], side=64)
+    assert segments.size == (64, 48) and segments.getpixel((40, 25)) != GREY == segments.getpixel((5, 5))
+
+
+@pytest.mark.parametrize("classes", [1, 1000])
+def test_any_number_of_classes_is_drawn(classes):
+    boxes = [[10 + n % 50, 10 + n % 37, 40 + n % 50, 40 + n % 37] for n in range(classes)]
+    drawn = draw_boxes(grey(200, 160), boxes, [f"class {n}" for n in range(classes)])
+    assert {color for _, color in drawn.getcolors(100_000)} >= {class_color(0)}

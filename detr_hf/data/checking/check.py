@@ -20,7 +20,7 @@ from ..readers.recognising import ReadData, judge, read_source
 from ..readers.records import JudgedSplit
 from ..readers.shares import set_aside
 from .mask_checks import check_masks, check_segment_pictures
-from .object_sizes import DEFAULT_QUERIES, STRIDE, ModelSide, check_object_sizes
+from .object_sizes import DEFAULT_QUERIES, STRIDE, ModelSide, check_object_sizes, fitting_size
 from .picture_checks import check_pictures
 from .report import CheckReport, SplitSummary
 from .splits import check_splits, objects_per_image
@@ -114,6 +114,14 @@ def model_side(model_config: Any, num_queries: int | None, size: tuple[int, int]
     stride = STRIDE >> (levels - 1) if levels > 1 or not getattr(model_config, "dilation", False) else STRIDE // 2
     shortest, longest = size or (800, 1333)
     return ModelSide(queries, stride, shortest, longest)
+
+
+def fitting_shortest_edge(data: DetectionData, model_config: Any) -> int | None:
+    """Returns the shortest side at which a new model should see a data set's pictures (`fitting_size`); None where
+    that cannot be told, as of a stream."""
+    if any(isinstance(split, IterableDataset) for split in data.splits.values()):
+        return None
+    return fitting_size(judge(read_loaded(data)), model_side(model_config, None, None).stride)
 
 
 def read_loaded(data: DetectionData) -> ReadData:

@@ -3,7 +3,7 @@
 Where many are small, a larger size is looked for at which few are, and what it costs is said.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,24 +47,52 @@ class ClassSize:
     under_cell: float
 
 
+def fitting_size(judged: dict[str, JudgedSplit], stride: int) -> int | None:
+    """Returns the shortest side at which a new model should see the training pictures; None where none tells its size.
+
+    It is about their own, between the least of `SIZES` and the paper's 800: larger copies cost time and show nothing
+    new. Where many objects would be smaller than a cell of `stride` pixels it is more, 800 at most.
+    """
+    split = judged.get(_training_split(judged))
+    sizes_wh, boxes, _ = _of_known_size(split) if split is not None else ([], [], [])
+    if not len(sizes_wh):
+        return None
+    own = 32 * round(float(np.median(sizes_wh.min(axis=1))) / 32)
+    side = ModelSide(stride=stride)
+    side = replace(side, shortest=min(max(own, SIZES[0]), side.shortest))
+    share = _share_under_cell(boxes, sizes_wh, side, side.shortest)
+    larger = larger_size(boxes, sizes_wh, side, share) if share >= SMALL_NOTE else None
+    return min(larger[0], ModelSide.shortest) if larger else side.shortest
+
+
+def _training_split(judged: dict[str, JudgedSplit]) -> str | None:
+    return next((name for name in judged if split_kind(name) == "train"), next(iter(judged), None))
+
+
+def _of_known_size(split: JudgedSplit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the objects that can be used in pictures whose size is known: the pictures' sizes (N, 2), boxes (N, 4)
+    and classes (N,)."""
+    rows = np.array(split.records.rows, dtype=np.int64)[split.used]
+    sizes_wh = split.records.sizes_wh()[rows]
+    known = (sizes_wh > 0).all(axis=1)
+    return sizes_wh[known], split.boxes[split.used][known], split.indices[split.used][known]
+
+
 def check_object_sizes(read: ReadData, judged: dict[str, JudgedSplit], side: ModelSide) -> dict[str, ClassSize]:
     """Logs splits with many objects below a cell, and returns the sizes of the training split's by class."""
-    training = next((name for name in judged if split_kind(name) == "train"), next(iter(judged), None))
+    training = _training_split(judged)
     sizes: dict[str, ClassSize] = {}
     for name, split in judged.items():
-        rows = np.array(split.records.rows, dtype=np.int64)[split.used]
-        sizes_wh = split.records.sizes_wh()[rows]
-        known = (sizes_wh > 0).all(axis=1)
-        if not known.any() or any(code.startswith("boxes-look") for code in split.records.log.counts):
+        sizes_wh, boxes, indices = _of_known_size(split)
+        if not len(boxes) or any(code.startswith("boxes-look") for code in split.records.log.counts):
             continue
-        sizes_wh, boxes = sizes_wh[known], split.boxes[split.used][known]
         share = _share_under_cell(boxes, sizes_wh, side, side.shortest)
         if share >= SMALL_NOTE:
             severity = "warning" if share >= SMALL_WARNING else "info"
             read.log.add("objects-small", severity, _small_message(boxes, sizes_wh, side, share), split=name)
         if name == training:
             scaled = boxes[:, 2:] * side.scales(sizes_wh)[:, None]
-            sizes = _by_class(scaled, split.indices[split.used][known], read.categories, side.stride)
+            sizes = _by_class(scaled, indices, read.categories, side.stride)
     return sizes
 
 

@@ -4,7 +4,6 @@ The boxes drawn come from the numbers that the loss reads, not from the annotati
 its boxes or a wrong label map shows here.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,10 +13,8 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from ...visualize.boxes import draw_boxes
-from ...visualize.grids import fit_image, tile_grid
+from ...visualize.grids import grid
 from ..preparing.transform import prepare
-
-MASK_OPACITY = 0.4
 
 
 def preview(
@@ -46,19 +43,18 @@ def preview(
             image, caption = _tile(prepared[position], processor, id2label, tile)
             tiles.append(image)
             captions.append(caption)
-    return tile_grid(tiles, (tile, tile), math.ceil(math.sqrt(count)), captions)
+    return grid(tiles, captions=captions, side=tile, gap=0)
 
 
 def _tile(item: dict[str, Any], processor: Any, id2label: Mapping[int, str], tile: int) -> tuple[Image.Image, str]:
     """Returns one prepared row as a small image with its targets, and a caption."""
     label = item["labels"]
     image = pixels_to_image(item["pixel_values"], processor)
-    if "masks" in label:
-        image = _tint(image, label["masks"])
-    small = fit_image(image, tile)
-    boxes = decode_boxes(label["boxes"], (small.height, small.width)).numpy()
+    boxes = decode_boxes(label["boxes"], (image.height, image.width)).numpy()
+    masks = list(label["masks"].numpy()) if "masks" in label else None
     classes = label["class_labels"].tolist()
-    drawn = draw_boxes(small, boxes, [id2label.get(index, f"? {index}") for index in classes], labels=classes)
+    names = [id2label.get(index, f"? {index}") for index in classes]
+    drawn = draw_boxes(image, boxes, names, labels=classes, masks=masks, side=tile)
     return drawn, f"{item['file_name'][-40:]}  {image.width}x{image.height}  {len(classes)} objects"
 
 
@@ -78,12 +74,3 @@ def pixels_to_image(pixel_values: Tensor, processor: Any) -> Image.Image:
     if getattr(processor, "do_rescale", True):
         pixels = pixels / processor.rescale_factor
     return Image.fromarray(pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
-
-
-def _tint(image: Image.Image, masks: Tensor) -> Image.Image:
-    """Returns the image with each mask `(N, h, w)` in the colours of the wheel."""
-    for index, mask in enumerate(masks):
-        colour = Image.new("RGB", image.size, f"hsl({index * 137 % 360}, 90%, 50%)")
-        opacity = Image.fromarray((mask.to(torch.uint8) * round(255 * MASK_OPACITY)).contiguous().numpy())
-        image = Image.composite(colour, image, opacity)
-    return image

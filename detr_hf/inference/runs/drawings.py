@@ -9,6 +9,7 @@ from pathlib import Path
 from ...visualize.saving import is_marked
 from ...whole_files import file_identity
 from ..sources.searching import one_line
+from ..sources.video import FILM_SUFFIXES, is_drawn_film
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ def drawing_paths(
     pictures: Mapping[Path, Path], folder: Path, other: Path | None = None, what: str = DRAWING_OF["detection"]
 ) -> dict[Path, Path]:
     """Returns where each picture's drawing goes: `NAME_boxes.SUFFIX` in the folder, below where it was found.
+
+    A film's is an MP4.
 
     Where the name is taken (by a drawing of this run, `other` that it writes, or a file that is no drawing of this
     package) it gets `_2`, `_3` and so on, which is logged. Drawings of an earlier run are written over.
@@ -38,12 +41,14 @@ def drawing_paths(
     def is_free(target: Path) -> bool:
         if _name_anywhere(target) in taken:
             return False
-        return not os.path.lexists(target) or (is_marked(target) and file_identity(target) not in given)
+        is_ours = is_drawn_film if target.suffix == ".mp4" else is_marked
+        return not os.path.lexists(target) or (is_ours(target) and file_identity(target) not in given)
 
     targets: dict[Path, Path] = {}
     numbered, numbers = [], {}
     for path, relative in pictures.items():
-        suffix = relative.suffix if relative.suffix.lower() in KEPT_SUFFIXES else ".png"
+        ending = relative.suffix.lower()
+        suffix = relative.suffix if ending in KEPT_SUFFIXES else ".mp4" if ending in FILM_SUFFIXES else ".png"
         target = first = folder / relative.with_name(f"{relative.stem}_{what}{suffix}")
         number = numbers.get(first, 1)
         while not is_free(target):

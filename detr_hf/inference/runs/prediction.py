@@ -20,6 +20,7 @@ from ..batching import Failure, read_ahead
 from ..results import Detections
 from ..sources.base import Picture, Source, SourceOptions
 from ..sources.opening import open_source
+from .coco_instances import COCO_INSTANCES, write_coco_instances
 from .map_formats import write_maps
 from .result_formats import COCO_RESULTS, FORMATS, read_part, record_of, suffix_of, write_coco, write_parquet
 from .run_folder import UNFINISHED, PartWriter, RunFolder, read_settings
@@ -92,11 +93,13 @@ def predict_to_shards(
         folder: a new folder, or that of the run to go on with. `read_predictions(folder)` reads it.
         threshold: objects with a higher score are kept.
         batch_size: how many pictures of equal size go through the model together, at most.
-        format: `"jsonl"`, `"parquet"`, or `"coco"` for JSONL and, in the end, COCO's results. For the task panoptic
-            also `"coco-panoptic"`, for semantic `"png"`: JSONL and, in the end, what `map_formats.py` tells.
+        format: `"jsonl"`, `"parquet"`, or `"coco"` for JSONL and, in the end, COCO's results and a data set of them
+            (`coco_instances.py`). For the task panoptic also `"coco-panoptic"`, for semantic `"png"`: JSONL and, in
+            the end, what `map_formats.py` tells.
         options: how the source is read, see `SourceOptions`.
         model: the model's name, for people who read run.json.
-        rank, world_size: which of how many processes this is; by default as torchrun and accelerate say.
+        rank: which process this is, from 0; by default as torchrun and accelerate say.
+        world_size: of how many.
         on_progress: is called about twice a second, and in the end.
 
     Raises:
@@ -131,7 +134,7 @@ def predict_to_shards(
     progress = work.run(detector, threshold, batch_size, on_progress)
     complete = run.is_complete()
     if complete:
-        _complete(run, format, detector)
+        _complete(run, format, detector, model)
     return PredictionRun(folder, progress, complete)
 
 
@@ -273,10 +276,12 @@ def _refuse_another_source(writer: PartWriter, picture: Picture | None) -> None:
         )
 
 
-def _complete(run: RunFolder, format: str, detector: "Detector") -> None:
+def _complete(run: RunFolder, format: str, detector: "Detector", model: str | None) -> None:
     """Does what is left to do when all parts are whole, in whichever process sees it."""
     if format == "coco" and not (run.folder / COCO_RESULTS).exists():
         write_coco(run)
+    if format == "coco" and not (run.folder / COCO_INSTANCES).exists():
+        write_coco_instances(run, detector.id2label, model)
     kind = FORMATS[format]
     if kind is not None and not (run.folder / f"{kind}.json").exists():
         write_maps(run, kind, detector.id2label, detector.stuff_labels)

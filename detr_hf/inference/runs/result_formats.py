@@ -171,13 +171,16 @@ def _own_number(record: dict[str, Any]) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None
 
 
-def write_json_lists(path: Path, lists: Iterable[dict[str, Any]] | Mapping[str, Iterable[dict[str, Any]]]) -> None:
-    """Writes a list, or an object of several by their names, an entry a line; whole or not at all."""
+def write_json_lists(path: Path, lists: Iterable[dict[str, Any]] | Mapping[str, Any]) -> None:
+    """Writes a list, or an object of several (and of objects) by their names, an entry a line; whole or not at all."""
     with whole_file(path, flushed=True) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         named = lists.items() if isinstance(lists, Mapping) else [(None, lists)]
         for number, (name, entries) in enumerate(named):
             if name is not None:
                 file.write(f"{',' if number else '{'}\n{json.dumps(name)}: ")
+            if isinstance(entries, dict):
+                file.write(json.dumps(entries))
+                continue
             before = "[\n"
             for entry in entries:
                 file.write(f"{before}{json.dumps(entry)}")

@@ -12,13 +12,13 @@ from .archives import tar_piece
 from .base import Picture, Piece, Source, SourceOptions
 from .searching import GLOB_SIGNS, PictureSearch
 from .tables import from_dataset, parquet_piece
-from .video import video_piece
+from .video import FILM_SUFFIXES, video_piece
 
 # Ending of a file that holds many pictures -> what makes a piece of it.
 OPENERS = {
     **dict.fromkeys((".tar", ".tar.gz", ".tgz"), tar_piece),
     ".parquet": parquet_piece,
-    **dict.fromkeys((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"), video_piece),
+    **dict.fromkeys(FILM_SUFFIXES, video_piece),
 }
 
 
@@ -84,6 +84,11 @@ def from_paths(paths: list[str | Path], options: SourceOptions, results: Path | 
 def holds_many(path: Path) -> bool:
     """Whether a file is one of those that hold many pictures, by its ending."""
     return _opener(path) is not None
+
+
+def is_film(path: str | Path) -> bool:
+    """Whether a file is a film, by its ending; a web address is a picture."""
+    return isinstance(path, Path) and path.suffix.lower() in FILM_SUFFIXES
 
 
 def refuse_many(source: Any, name: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ...processing.image_opening_detr import PICTURE_SUFFIXES
 from ...visualize.saving import is_drawing
+from .video import is_drawn_film
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ class PictureSearch:
             return
         if remembered:
             self._files.add(real)
-        if self.given != [path] and is_drawing(path):
+        if self.given != [path] and (is_drawing(path) or is_drawn_film(path)):
             self.left_out.add(DRAWN, path)
         else:
             yield path, relative

@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import install_hint
+from ...visualize.saving import DRAWING_MARK, DRAWING_NAMES
 from .base import Picture, Piece, SourceOptions
 
 if TYPE_CHECKING:
     import av
+
+FILM_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+# A film is told to end early where more of its length than this is missing: the last frame's own is often unknown.
+MISSING_SECONDS, MISSING_PART = 0.5, 0.02
 
 
 def video_piece(path: Path, options: SourceOptions) -> Piece:
@@ -24,11 +29,7 @@ def video_piece(path: Path, options: SourceOptions) -> Piece:
     Raises:
         ImportError: PyAV is missing, or does not tell which side of a film is up.
     """
-    with install_hint("Videos need PyAV 14.1 or later: pip install 'av>=14.1', or pip install 'detr-hf[video]'."):
-        import av
-
-        if not hasattr(av.VideoFrame, "rotation"):
-            raise ImportError(f"PyAV {av.__version__}")
+    av = require_pyav()
     try:
         with av.open(str(path)) as container:
             frames = container.streams.video[0].frames  # 0 where the file does not say
@@ -37,9 +38,19 @@ def video_piece(path: Path, options: SourceOptions) -> Piece:
     return Piece(str(path), -(-frames // options.every) or None, lambda start: _frames(path, options.every, start))
 
 
+def require_pyav() -> Any:
+    """Returns the module; an ImportError that says what to install where it is missing or too old."""
+    with install_hint("Videos need PyAV 14.1 or later: pip install 'av>=14.1', or pip install 'detr-hf[video]'."):
+        import av
+
+        if not hasattr(av.VideoFrame, "rotation"):
+            raise ImportError(f"PyAV {av.__version__}")
+    return av
+
+
 def _frames(path: Path, every: int, start: int) -> Iterator[Picture]:
     wanted = -1
-    for number, frame in enumerate(_decoded(path)):
+    for number, frame in enumerate(decoded_frames(path)):
         if number % every and not isinstance(frame, Exception):
             continue
         wanted += 1
@@ -52,8 +63,8 @@ def _frames(path: Path, every: int, start: int) -> Iterator[Picture]:
             yield Picture(f"{path}#{number}", upright_pixels(frame), {"frame": number, "seconds": seconds})
 
 
-def _decoded(path: Path) -> Iterator["av.VideoFrame | Exception"]:
-    """Yields the frames; where a part of the file is damaged, an error takes its place."""
+def decoded_frames(path: Path) -> Iterator["av.VideoFrame | Exception"]:
+    """Yields the frames; where a part of the file is damaged or missing, an error takes its place."""
     import av
 
     try:
@@ -62,13 +73,49 @@ def _decoded(path: Path) -> Iterator["av.VideoFrame | Exception"]:
                 raise ValueError("it has no video stream")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            end = 0.0
             for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    yield ValueError(f"{path} is damaged here: a frame is not whole")
+                    continue
                 try:
-                    yield from packet.decode()
+                    for frame in packet.decode():
+                        if frame.is_corrupt:
+                            yield ValueError(f"{path} is damaged here: a frame is not whole")
+                            continue
+                        end = max(end, frame.time or 0.0)
+                        yield frame
                 except av.error.FFmpegError as error:
                     yield ValueError(f"{path} is damaged here: {error}")
+            length = _seconds(stream)
+            if length is not None and length - end > MISSING_SECONDS + MISSING_PART * length:
+                yield ValueError(f"{path} ends early: its last frame is at {end:.2f} of {length:.2f} seconds")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         yield ValueError(f"{path} could be read no further: {error}")
+
+
+def _seconds(stream: Any) -> float | None:
+    """Returns the time at which a video stream ends as the file says, None where it does not; Matroska has a tag."""
+    if stream.duration is not None:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    try:
+        hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return None
+
+
+def is_drawn_film(path: Path) -> bool:
+    """Whether a film is one that `draw_film` wrote, by the mark in it; only one that is called so is opened."""
+    if path.suffix.lower() != ".mp4" or not any(word in path.stem.lower() for word in DRAWING_NAMES):
+        return False
+    try:
+        import av
+
+        with av.open(str(path)) as container:
+            return container.metadata.get("comment") == DRAWING_MARK
+    except Exception:  # whatever is wrong with it, or with PyAV: it is no film of ours
+        return False
 
 
 def upright_pixels(frame: Any) -> np.ndarray:

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from detr_hf import DETRConfig
 from detr_hf.cli.main import app
 from detr_hf.data.checking.check import check, model_side
-from detr_hf.data.checking.object_sizes import ModelSide, larger_size
+from detr_hf.data.checking.object_sizes import ModelSide, fitting_size, larger_size
+from detr_hf.data.readers.records import JudgedSplit, SplitRecords
 
 from .. import layouts
 
@@ -38,6 +39,30 @@ def test_the_longest_side_limits_and_costs_as_in_the_processor():
     side = ModelSide(shortest=320, longest=400)
     assert side.scales(np.array([[1000, 100]])) == pytest.approx(0.4)
     assert side.scales(np.array([[1000, 100]]), 640) == pytest.approx(0.8)
+
+
+FITTING = {  # pictures of W x H, sides of their square objects in pixels: what a new model should see them at
+    "their own": ((640, 480), [100], 480),
+    "not 12 megapixels": ((4000, 3000), [900], 800),
+    "small ones a little larger": ((200, 150), [40], 320),
+    "larger where objects are small": ((640, 480), [6, 7], 640),
+    "and 800 at most": ((640, 480), [5, 6], 800),
+    "their own where none helps": ((640, 480), [3, 4], 480),
+    "not more than twice their own": ((300, 200), [3, 4], 320),
+    "not known": ((0, 0), [100], None),
+}
+
+
+@pytest.mark.parametrize("case", FITTING)
+def test_a_new_model_sees_pictures_at_a_size_that_suits_them(case):
+    size_wh, sides, wanted = FITTING[case]
+    records = SplitRecords("train")
+    boxes = np.array([[10.0, 10.0, side, side] for side in sides])
+    records.image_ids, records.widths, records.heights = [1], [size_wh[0]], [size_wh[1]]
+    records.rows = [0] * len(sides)
+    everything = np.ones(len(sides), dtype=bool)
+    split = JudgedSplit(records, boxes, np.zeros(len(sides), dtype=int), everything, np.ones(1, dtype=bool))
+    assert fitting_size({"train": split}, stride=8) == wanted
 
 
 def test_check_says_sizes_by_class_in_text_and_json(tmp_path):
