@@ -16,7 +16,7 @@ PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
-.PHONY: demo test test-processors test-slow test-common test-page test-oldest first-hour reliability types contact-sheet docs docs-test \
+.PHONY: demo test test-processors test-slow test-common test-page test-oldest first-hour reliability contact-sheet docs docs-test \
 	docs-figures notebooks examples bench lint format wheel clean
 .DEFAULT_GOAL := demo
 
@@ -90,11 +90,6 @@ reliability: $(VENV)/.installed-dev
 # The core of the suite with the oldest versions that pyproject.toml names, in an environment of its own.
 test-oldest: $(VENV)/bin/python
 	$(RUN) $(VENV)/bin/python tests/reliability/oldest.py --venv $(VENV)-oldest
-
-# The public API, as a type checker sees it.
-types: $(VENV)/.installed-dev
-	$(PIP) "pyright>=1.1.390"
-	$(VENV)/bin/python tests/reliability/types.py
 
 bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks forward

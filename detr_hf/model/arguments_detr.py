@@ -132,12 +132,14 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
         raise ValueError(f"DETRConfig has no argument {name!r}. The nearest one is {nearest!r}.")
 
 
-def check_dtype(dtype: Any) -> None:
-    """Raises a ValueError for a text that names no type of torch's."""
+def check_dtype(*dtypes: Any) -> None:
+    """Raises a ValueError for what is neither None nor a type of torch's nor the name of one."""
     import torch
 
-    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"dtype={dtype!r} is no type of torch's; expected one such as 'float32' or 'bfloat16'.")
+    for dtype in dtypes:
+        found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+        if found is not None and not isinstance(found, torch.dtype):
+            raise ValueError(f"dtype={dtype!r} is no type of torch's; expected one such as 'float32' or 'bfloat16'.")
 
 
 def choice_error(name: str, value: str, choices, listing: str = "") -> str:

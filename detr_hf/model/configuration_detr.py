@@ -200,7 +200,7 @@ class DETRConfig(PreTrainedConfig):
             self.id2label = normal_labels(self.id2label)
             check_labels(self.id2label, kwargs.get("num_labels"), self.label2id)
             self.label2id = {name: index for index, name in self.id2label.items()}
-        check_dtype(self.dtype or kwargs.get("torch_dtype"))
+        check_dtype(self.dtype, kwargs.get("torch_dtype"))
         super().__post_init__(**kwargs)
         if self.position_embedding not in POSITION_EMBEDDINGS:
             raise ValueError(choice_error("position_embedding", self.position_embedding, POSITION_EMBEDDINGS))

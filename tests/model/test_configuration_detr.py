@@ -30,6 +30,7 @@ from ..conftest import tiny_config
         ({"iou_label_power": -0.5}, r"iou_label_power must be a finite number that is not negative"),
         ({"giou_loss_coef": 10**400}, r"giou_loss_coef must be a finite number that is not negative"),
         ({"dtype": "sine"}, r"dtype='sine' is no type of torch's"),
+        ({"dtype": 0.5}, r"dtype=0.5 is no type of torch's"),
         ({"torch_dtype": "0"}, r"dtype='0' is no type of torch's"),
         ({"giou_loss_coef": -1}, r"giou_loss_coef must be a finite number that is not negative"),
         ({"id2label": {}}, r"id2label"),
