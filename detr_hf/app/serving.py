@@ -56,6 +56,7 @@ def serve(
             max_file_size=int(limits.max_mb * MB),
             footer_links=["api", "settings"],
             theme=gr.themes.Default(),
+            css="#detr-stage .pending { opacity: 1 !important; }",  # pictures can be given while one is looked at
         )
         try:
             on_ready(page.local_url)
