@@ -8,8 +8,8 @@ that a dozen other programs used, most of it Ray's own start.
 
 Into the output folder go `found/*.json`, a line a picture with its objects or its error, in no order. Killed, the
 same command goes on behind what Ray noted in `checkpoint`; it notes large pieces, and a small run begins anew. On a
-cluster both folders are ones that all machines see. For one machine or a job array `detr-hf predict --out` needs no engine,
-and keeps the order. Needs `pip install ray` and the extra `predict`.
+cluster both folders are ones that all machines see. For one machine or a job array `detr-hf predict --out` needs no
+engine, and keeps the order. Needs `pip install ray` and the extra `predict`.
 """
 
 import argparse
