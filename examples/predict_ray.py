@@ -6,10 +6,10 @@
 Without a folder it draws 64 scenes and finds 295 digits in them, a line a picture. That took four minutes on two cores
 that a dozen other programs used, most of it Ray's own start.
 
-Into the output folder go `found/*.json`, a line a picture with its objects or its error, in no order. Killed, even
-with `kill -9`, the same command goes on behind what is in `checkpoint`, and every picture is there once. On a cluster
-both folders are ones that all machines see. For one machine or a job array `detr-hf predict --out` needs no engine,
-and keeps the order. Needs `pip install ray` and the extra `predict`.
+Into the output folder go `found/*.json`, a line a picture with its objects or its error, in no order. Killed, the
+same command goes on behind what Ray noted in `checkpoint`; it notes large pieces, and a small run begins anew. On a
+cluster both folders are ones that all machines see. For one machine or a job array `detr-hf predict --out` needs no
+engine, and keeps the order. Needs `pip install ray` and the extra `predict`.
 """
 
 import argparse
