@@ -55,7 +55,10 @@ def python(arguments: list[str]) -> int:
 def detr_hf(arguments: list[str]) -> int:
     """Returns the exit code of a verb, on small pictures."""
     small = SMALL_PICTURES.get(arguments[0], [])
-    if small and small[0] not in arguments and not any(word.endswith(".onnx") for word in arguments):
+    no_model = any(
+        word.endswith((".onnx", "results.json")) or Path(word, "panoptic.json").exists() for word in arguments
+    )
+    if small and small[0] not in arguments and not no_model:
         arguments = [*arguments, *small]
     if arguments[0] == "benchmark":  # it sets up a process of its own for each runtime, from a fresh one
         return subprocess.call([sys.executable, "-m", "detr_hf", *arguments])
