@@ -49,7 +49,7 @@ def opened_image(source: str | os.PathLike | bytes, name: str) -> PIL.Image.Imag
     """Returns the loaded picture of a path or of encoded bytes, as `plain_source` gives them."""
     if isinstance(source, bytes):
         if not source:
-            raise ValueError(f"{name} is empty (0 bytes).")
+            raise ValueError(f"{name} is empty{'' if '0 bytes' in name else ' (0 bytes)'}.")
         return _open(io.BytesIO(source), name)
     path = os.fspath(source)
     if not os.path.exists(path):

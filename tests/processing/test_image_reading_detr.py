@@ -120,7 +120,7 @@ REFUSED = [
         "image 0 cannot be decoded",
     ),
     ("truncated bytes", broken_jpeg(), ValueError, "image 0 .* cannot be decoded"),
-    ("no bytes", b"", ValueError, r"image 0 \(0 bytes\) is not an image"),
+    ("no bytes", b"", ValueError, r"image 0 \(0 bytes\) is empty\.$"),
     ("not an image", b"<html></html>", ValueError, "is not an image that can be read"),
     ("missing file", "no/such/file.jpg", FileNotFoundError, "no/such/file.jpg"),
     ("mode F", PIL.Image.fromarray(np.zeros(HW, np.float32)), ValueError, "mode 'F'"),
