@@ -143,6 +143,7 @@ def protocol(letter: str, results: Path = RESULTS) -> str:
         what = found["settings"]["data"]
         parts.append(f"On {PHOTOGRAPHED.get(what, what)}, {MACHINES.get(path.parent.name, path.parent.name)}:")
         parts += [made(members) for made in (curves_table, by_class_and_size, mistakes)]
+        parts.append(f"The record says: {found['note']}" if "note" in found else "")
     return "\n\n".join(filter(None, [*parts, described(arms)])) or "There is no record of it yet."
 
 

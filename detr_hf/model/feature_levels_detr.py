@@ -1,10 +1,9 @@
-"""Finer maps for the decoder: the encoder's map and those of earlier stages, fused on the way up and down again.
+"""Finer maps for the decoder: the encoder's map and those of earlier stages, fused on the way up.
 
 Self-attention costs the square of the cells, so that the encoder runs on the coarsest map alone; what it found there
-goes up to the finer maps by convolutions (a feature pyramid, Lin et al., 2017), and what these show of edges down
-(path aggregation, Liu et al., 2018), as in the hybrid encoder of RT-DETR (Zhao et al., 2024). The decoder's
-cross-attention then reads all levels at once, by the attention that it has anyway. Norms are over the channels of one
-cell: what a picture gives does not depend on the padding beside it.
+goes up to the finer maps by convolutions (a feature pyramid, Lin et al., 2017; as the hybrid encoder of RT-DETR, Zhao
+et al., 2024). The decoder's cross-attention then reads all levels at once, by the attention that it has anyway.
+Norms are over the channels of one cell: what a picture gives does not depend on the padding beside it.
 """
 
 import torch
@@ -21,27 +20,6 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, features: Tensor) -> Tensor:
         return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class Fusion(nn.Module):
-    """What two levels say of the same cells, seen together with the cells around."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        half = width // 2  # nothing else costs as much at the finest level
-        self.norm = ChannelNorm(half)
-        self.conv = nn.Conv2d(half, width, 3, padding=1, bias=False)
-        self.out_norm = ChannelNorm(width)
-
-    def forward(self, one: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns the fused map (B, D, h, w) of two (B, D / 2, h, w); `mask` (B, h, w) is True on the image."""
-        both = without_padding(F.relu(self.norm(one + other)), mask)
-        return F.relu(self.out_norm(self.conv(both)))
-
-
-def without_padding(features: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns a map (B, C, h, w) with zeros on padding, which is what convolutions see beyond a picture's border."""
-    return features if mask is None else features.masked_fill(~mask[:, None], 0.0)
 
 
 class FeatureLevels(nn.Module):
@@ -63,13 +41,14 @@ class FeatureLevels(nn.Module):
 
     def __init__(self, config: DETRConfig, channels: list[int]):
         super().__init__()
-        width, half = config.hidden_dim, config.hidden_dim // 2
+        width, half = config.hidden_dim, config.hidden_dim // 2  # half: nothing else costs as much at the finest level
         self.proj = nn.ModuleList(nn.Linear(channel, half, bias=False) for channel in channels)
         self.lateral = nn.ModuleList(nn.Linear(width, half, bias=False) for _ in channels)
-        self.up = nn.ModuleList(Fusion(width) for _ in channels)
-        self.down_proj = nn.ModuleList(nn.Conv2d(width, half, 3, stride=2, padding=1, bias=False) for _ in channels)
-        self.down_lateral = nn.ModuleList(nn.Linear(width, half, bias=False) for _ in channels)
-        self.down = nn.ModuleList(Fusion(width) for _ in channels)
+        self.norm = nn.ModuleList(ChannelNorm(half) for _ in channels)
+        self.fuse = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(half, width, 3, padding=1, bias=False), ChannelNorm(width), nn.ReLU())
+            for _ in channels
+        )
         self.level_embed = nn.Embedding(config.num_feature_levels, width)
 
     def forward(self, coarsest: Tensor, finer: list[Tensor], masks: list[Tensor | None]) -> list[Tensor]:
@@ -85,12 +64,10 @@ class FeatureLevels(nn.Module):
             below = self._of_cells(self.proj[index], finer[index])
             above = self._of_cells(self.lateral[index], levels[0])
             above = F.interpolate(above, size=below.shape[-2:], mode="nearest")
-            levels.insert(0, self.up[index](below, above, masks[index]))
-        for index, (proj, lateral, down) in enumerate(zip(self.down_proj, self.down_lateral, self.down, strict=True)):
-            above = self._of_cells(lateral, levels[index + 1])
-            below = proj(without_padding(levels[index], masks[index]))
-            below = F.interpolate(below, size=above.shape[-2:], mode="nearest")  # some halve odd sizes down
-            levels[index + 1] = down(below, above, masks[index + 1])
+            both = F.relu(self.norm[index](below + above))
+            if masks[index] is not None:  # what convolutions see beyond a picture's border is zero
+                both = both.masked_fill(~masks[index][:, None], 0.0)
+            levels.insert(0, self.fuse[index](both))
         return levels
 
     def _of_cells(self, layer: nn.Module, features: Tensor) -> Tensor:
