@@ -7,9 +7,10 @@ Without a folder it draws 64 scenes and finds 295 digits in them, a line a pictu
 that a dozen other programs used, most of it Ray's own start.
 
 Into the output folder go `found/*.json`, a line a picture with its objects or its error, in no order. Killed, the
-same command goes on behind what Ray noted in `checkpoint`; it notes large pieces, and a small run begins anew. On a
-cluster both folders are ones that all machines see. For one machine or a job array `detr-hf predict --out` needs no
-engine, and keeps the order. Needs `pip install ray` and the extra `predict`.
+same command should go on behind what Ray noted in `checkpoint` (in beta there); that was not seen yet: runs of a few
+dozen pictures began anew, and how large a run must be is not known. On a cluster both folders are ones that all
+machines see. For one machine or a job array `detr-hf predict --out` needs no engine, goes on where it was killed, and
+keeps the order. Needs `pip install ray` and the extra `predict`.
 """
 
 import argparse
