@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..inference.results import Detections
 from ..visualize.attention_maps import POINT_COLOR, Attention, Grid, heat_layer
-from ..visualize.boxes import class_color
+from ..visualize.colors import class_color, hex_color
 from .keeping import Seen, Shelf
 from .models import Models
 from .reading import Limits, Picture, decoded, own_name, read_picture, shown_error
@@ -179,7 +179,7 @@ def _attention(seen: Seen) -> Attention:
 
 def _plain(one: Any) -> dict[str, Any]:
     """Returns what the table shows of an object."""
-    color = "#{:02x}{:02x}{:02x}".format(*class_color(one.label))
+    color = hex_color(class_color(one.label))
     return {"name": one.name, "score": one.score, "box": list(one.box), "color": color}
 
 

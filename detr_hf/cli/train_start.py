@@ -91,9 +91,7 @@ class Start:
 
         weights = self.backbone_weights or "imagenet"
         fields = {"backbone": self.backbone or DEFAULT_BACKBONE, **changes}
-        return DETRConfig.from_preset(
-            self.preset or "precise", **fields, backbone_weights=None if weights == "none" else weights
-        )
+        return DETRConfig.from_preset(self.preset, **fields, backbone_weights=None if weights == "none" else weights)
 
     def needs_masks(self, task: str | None) -> bool:
         """Whether masks are trained: as the task says, and without one where the checkpoint has a mask head."""

@@ -217,8 +217,7 @@ class _Drawing:
     def _found_in(self, image_id: int) -> tuple[np.ndarray, list[int], list[float]]:
         rows = self.found.detections
         rows = rows[(rows[:, 0] == image_id) & (rows[:, 5] >= self.found.threshold)]
-        boxes = np.concatenate([rows[:, 1:3], rows[:, 1:3] + rows[:, 3:5]], axis=1)
-        return boxes, rows[:, 6].astype(int).tolist(), rows[:, 5].tolist()
+        return _corners(rows), rows[:, 6].astype(int).tolist(), rows[:, 5].tolist()
 
     def numbers(self) -> dict[str, Any]:
         """Returns every number of the plots, for a JSON file."""
@@ -240,9 +239,13 @@ def slots_of(evaluation: Evaluation) -> QuerySlots | None:
     sizes_wh = np.array([(image["width"], image["height"]) * 2 for image in images])
     places = np.array([numbers[image_id] for image_id in detections[:, 0].astype(int).tolist()])
     boxes = np.full((int(queries.max()) + 1, len(images), 4), np.nan, dtype=np.float32)
-    corners = np.concatenate([detections[:, 1:3], detections[:, 1:3] + detections[:, 3:5]], axis=1)
-    boxes[queries, places] = corners / sizes_wh[places]
+    boxes[queries, places] = _corners(detections) / sizes_wh[places]
     return QuerySlots(boxes)
+
+
+def _corners(detections: np.ndarray) -> np.ndarray:
+    """Returns the boxes (N, 4), xyxy, of detections (N, 7)."""
+    return np.concatenate([detections[:, 1:3], detections[:, 1:3] + detections[:, 3:5]], axis=1)
 
 
 def images_of(rows: Any, places: Sequence[int]) -> list[np.ndarray]:

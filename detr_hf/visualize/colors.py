@@ -61,6 +61,11 @@ def mixed(color: Color, other: Color, share: float) -> Color:
     return tuple(round(one * (1 - share) + two * share) for one, two in zip(color, other, strict=True))
 
 
+def hex_color(color: Color) -> str:
+    """Returns a colour as HTML and SVG write it: #rrggbb."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
 def relative_luminance(color: Color) -> float:
     """Returns how light a colour is, in [0, 1], as WCAG 2 defines it."""
     linear = [part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in color]

@@ -99,6 +99,15 @@ def label_place(width: int, height: int, span: Span, taken: Taken, size: tuple[i
     return best
 
 
+def segment_place(mask: np.ndarray, label: tuple[int, int], span: Span, taken: Taken, size: tuple[int, int]) -> Span:
+    """Returns the place for a label (width, height): in a segment of these pixels (h, w) of `span`, else beside it."""
+    corner = inside_place(mask, label)
+    if corner is None:
+        return label_place(*label, span, taken, size)
+    x0, y0 = span.x0 + corner[0], span.y0 + corner[1]
+    return Span(x0, y0, x0 + label[0], y0 + label[1])
+
+
 def inside_place(mask: np.ndarray, size: tuple[int, int]) -> tuple[int, int] | None:
     """Returns x and y of a rectangle of `size` (width, height) inside the mask (h, w), with most room around it.
 

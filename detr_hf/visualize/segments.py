@@ -14,7 +14,8 @@ from .boxes import Label, font_px, label_room, line_width
 from .colors import class_color
 from .grids import fit_image
 from .lettering import Font, fitting_line, font_file
-from .placing import Span, Taken, inside_place, label_place, refuse_names
+from .masks import placed_mask
+from .placing import Span, Taken, refuse_names, segment_place
 
 OPACITY = 140  # of 255
 LINE_COLOR = (255, 255, 255)
@@ -59,19 +60,12 @@ def draw_segments(
     draw, taken = ImageDraw.Draw(drawn), Taken(drawn.size)
     px, file = font_px(drawn.size), font_file(font)
     for number, (segment, color) in enumerate(zip(segments, class_colors, strict=True), start=1):
-        mask = numbers == number
-        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        if not len(columns) or shown_names == "none":
+        x0, y0, pixels = placed_mask(numbers == number, drawn.size)
+        if not pixels.size or shown_names == "none":
             continue
-        span = Span(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        span = Span(x0, y0, x0 + pixels.shape[1], y0 + pixels.shape[0])
         label = Label.of(fitting_line(segment["name"], label_room(drawn.size), px, segment["label_id"], file), px)
-        size = (label.width, label.height)
-        corner = inside_place(mask[span.y0 : span.y1, span.x0 : span.x1], size)
-        if corner is None:
-            place = label_place(*size, span, taken, drawn.size)
-        else:
-            x0, y0 = span.x0 + corner[0], span.y0 + corner[1]
-            place = Span(x0, y0, x0 + size[0], y0 + size[1])
+        place = segment_place(pixels, (label.width, label.height), span, taken, drawn.size)
         if shown_names == "all" or not taken.overlap(place):
             taken.add(place)
             label.write(draw, (place.x0, place.y0), color)

@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from .boxes import MOST_HEIGHTS, MOST_WIDTH
-from .colors import class_color, class_dashes, rim_color, text_color
+from .colors import class_color, class_dashes, hex_color, rim_color, text_color
 from .lettering import LEFT_TO_RIGHT, Line
 from .masks import Mask, placed_mask
 from .outlines import path_data
-from .placing import Span, Taken, best_first, inside_place, label_place, refuse_names, span_in
+from .placing import Span, Taken, best_first, label_place, refuse_names, segment_place, span_in
 from .saving import DRAWING_MARK
 
 MAX_SIDE = 1280
@@ -146,13 +146,9 @@ def segments_svg(
     step = max(1, max(ids.shape) // layout.get("max_side", MAX_SIDE))
     shapes = []
     for segment in segments:
-        mask = ids == segment["id"]
-        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        box = (0, 0, 0, 0)
-        if len(columns):
-            box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        pixels = mask[box[1] : box[3], box[0] : box[2]]
-        path = path_data(pixels, box[:2], step)
+        x0, y0, pixels = placed_mask(ids == segment["id"], ids.shape[::-1])
+        box = (x0, y0, x0 + pixels.shape[1], y0 + pixels.shape[0])
+        path = path_data(pixels, (x0, y0), step)
         name, label = str(segment["name"]), int(segment["label_id"])
         shapes.append(Shape(box, name, label, segment.get("score"), path, pixels))
     return svg_of(image, shapes, ids.shape, **layout)
@@ -217,7 +213,7 @@ def _group(index: int, shape: Shape, label: str, is_named: bool) -> str:
     edges = [f"{edge:g}" for edge in np.round(shape.box, 2).tolist()]
     score = "" if shape.score is None else f"{shape.score:.2f}"
     said = " ".join(part for part in (_escaped(shape.name), score) if part)
-    color, rim = _hex(class_color(shape.label)), _hex(rim_color(class_color(shape.label)))
+    color, rim = hex_color(class_color(shape.label)), hex_color(rim_color(class_color(shape.label)))
     data = {"index": index, "label": shape.label, **dict(zip(("x0", "y0", "x1", "y1"), edges, strict=True))}
     data |= {} if shape.score is None else {"score": round(shape.score, 6)}
     attributes = " ".join(f'data-{name}="{value}"' for name, value in data.items())
@@ -259,10 +255,7 @@ def _place(shape: Shape, text: "_Text", span: Span, taken: Taken, shown: tuple[i
     size = (text.width, text.height)
     if shape.segment is not None:
         pixels = Image.fromarray(shape.segment).resize((span.x1 - span.x0, span.y1 - span.y0))
-        corner = inside_place(np.asarray(pixels), size)
-        if corner is not None:
-            x0, y0 = span.x0 + corner[0], span.y0 + corner[1]
-            return Span(x0, y0, x0 + size[0], y0 + size[1])
+        return segment_place(np.asarray(pixels), size, span, taken, shown)
     return label_place(*size, span, taken, shown)
 
 
@@ -306,10 +299,6 @@ def _letter_width(letter: str) -> float:
 
 
 _ASCII_WIDTHS: dict[str, float] = {" ": 0.25}
-
-
-def _hex(color: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def _spelled(text: str) -> str:
