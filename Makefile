@@ -60,10 +60,11 @@ contact-sheet: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	$(RUN) $(VENV)/bin/python docs/build_site.py
 
-# Every block of every page, run on small stand-ins; then the site in a browser, which an apt line brings. PAGES=docs/hub.md for some.
+# Every block of every page, run on small stand-ins, with the page's environment and what the recipes take; then the site in
+# a browser, which an apt line brings. PAGES=docs/hub.md for some.
 PAGES ?= README.md README.zh-CN.md docs
-docs-test: docs
-	$(RUN) $(VENV)/bin/python -m pytest -p tests.pages.blocks --timeout 900 $(PAGES)
+docs-test: docs $(PAGE_VENV)/.installed-docs
+	$(RUN) $(PAGE_VENV)/bin/python -m pytest -q -p tests.pages.blocks --timeout 900 $(PAGES)
 	$(RUN) $(VENV)/bin/python tests/pages/browse.py
 
 # Every figure of the documentation, drawn from what a model computes.
@@ -137,6 +138,10 @@ $(PAGE_VENV)/.installed: $(VENV)/.installed-dev
 		> "$$($(PAGE_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/development.pth"
 	$(PAGE_VENV)/bin/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt \
 		--editable ".[app]" playwright
+	@touch $@
+
+$(PAGE_VENV)/.installed-docs: $(PAGE_VENV)/.installed $(VENV)/.installed-docs
+	$(PAGE_VENV)/bin/python -m pip --disable-pip-version-check install -qq peft tensorboard trackers trackio
 	@touch $@
 
 $(VENV)/.installed-examples: $(VENV)/.installed-dev
