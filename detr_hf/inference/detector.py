@@ -149,7 +149,10 @@ class Detector:
         """Returns what `visualize.attention` does, which says what it means."""
         from .looking import look
 
-        return look(self, picture, threshold, layer, head)
+        seen = look(self, picture, threshold, layer, head)
+        if isinstance(seen, Failure):
+            raise seen.error
+        return seen
 
     @property
     def gives_attention(self) -> bool:

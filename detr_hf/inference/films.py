@@ -21,6 +21,7 @@ from PIL import Image
 from ..visualize.saving import DRAWING_MARK
 from ..whole_files import refuse_overwriting, whole_file
 from .batching import Failure, read_ahead
+from .results import BestBelow
 from .sources.video import decoded_frames, require_pyav, upright_pixels
 
 if TYPE_CHECKING:
@@ -47,12 +48,14 @@ class Moment(NamedTuple):
 class DrawnFilm:
     """What became of a film: the file, its `frames`, and in how many of them a class was found.
 
+    `best_below` is what came nearest in the frames in which nothing was found.
     `faults` say what is missing and where, each once; `changes` what is other than in the source.
     """
 
     path: Path
     frames: int = 0
     frames_with: Counter[str] = field(default_factory=Counter)
+    best_below: BestBelow | None = None
     faults: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
 
@@ -136,6 +139,8 @@ def _drawn_frames(
                 faults.add(str(outcome.error), moment)
                 yield moment, Image.fromarray(outcome.source), set()
             else:
+                nearest = [best for best in (drawn.best_below, outcome.best_below) if best is not None]
+                drawn.best_below = max(nearest, key=lambda best: best.score, default=None)
                 yield moment, outcome.draw(font, what=detector.task), set(_names(outcome))
     faults.close()
 
