@@ -136,7 +136,7 @@ class BoxAttention(MultiheadAttention):
         self.prior = nn.Linear(config.hidden_dim, 3 * config.nheads)  # x, y and the logarithm of the width
         self.where = nn.Linear(2 * config.nheads, config.hidden_dim)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, sight: Sight, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the attended values (B, Q, D), and the weights (B, M, Q, S) with `output_attentions`, else None.
@@ -235,13 +235,13 @@ class BoxDecoder(TransformerDecoder):
         self.config = config
         self.box_embed = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         tgt: Tensor,
         found: FoundQueries,
         bbox_embed: nn.Module,
         output_attentions: bool = False,
-    ):
+    ) -> tuple[tuple[list[Tensor], list[Tensor | None], list[Tensor | None]], Tensor]:
         """Returns every layer's un-normed input and output, the attention weights of both kinds, and (L, B, Q, 4), the
         boxes that each layer began with.
 
