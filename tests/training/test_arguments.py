@@ -28,6 +28,15 @@ def test_memory_is_pinned_for_an_accelerator_alone():
     assert args.dataloader_pin_memory is torch.accelerator.is_available()
 
 
+def test_without_accelerate_our_extra_is_named(monkeypatch):
+    def lack(self):
+        raise ImportError("Using the `Trainer` with `PyTorch` requires `accelerate>=1.1.0`: `pip install x`")
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lack)
+    with pytest.raises(ImportError, match=r"Arguments needs the package accelerate.*'detr-hf\[train,eval\]'"):
+        arguments()
+
+
 def test_a_new_model_with_box_queries_has_rates_of_its_own_and_is_averaged():
     args = arguments()
     args.average_box_queries(True)
