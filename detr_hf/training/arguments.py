@@ -12,6 +12,7 @@ What differs on purpose from transformers' defaults is every field below.
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -245,6 +246,7 @@ class DETRTrainingArguments(TrainingArguments):
             self.metric_for_best_model = "loss" if self.prediction_loss_only else "ap"
         self._match_saving_to_evaluation()
         super().__post_init__()
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # where it is of no use torch warns of it
         if self.use_cpu and (self.bf16 or self.bf16_full_eval):
             warn_of_slow_dtype("bfloat16", "cpu")
 

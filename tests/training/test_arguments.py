@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from detr_hf.training.arguments import RECIPES, DETRTrainingArguments
@@ -59,6 +60,12 @@ def test_what_is_given_is_kept():
     assert given == (3e-4, 7, 2, 0.5, "constant")
     assert args.backbone_learning_rate == 1e-5
     assert args.head_learning_rate == pytest.approx(3e-4)  # follows
+
+
+def test_memory_is_pinned_only_where_something_reads_it():
+    """Else torch warns at each loader, which is the first that a newcomer without a GPU sees of a training."""
+    assert arguments().dataloader_pin_memory == torch.accelerator.is_available()
+    assert not arguments(dataloader_pin_memory=False).dataloader_pin_memory
 
 
 def test_without_a_detr_trainer_the_arguments_are_complete():
