@@ -76,6 +76,12 @@ def test_what_is_given_is_kept():
     assert args.head_learning_rate == pytest.approx(3e-4)  # follows
 
 
+def test_memory_is_pinned_only_where_something_reads_it():
+    """Else torch warns at each loader, which is the first that a newcomer without a GPU sees of a training."""
+    assert arguments().dataloader_pin_memory == torch.accelerator.is_available()
+    assert not arguments(dataloader_pin_memory=False).dataloader_pin_memory
+
+
 def test_without_a_detr_trainer_the_arguments_are_complete():
     args = arguments()
     assert not [name for name in RECIPES["scratch"] if getattr(args, name) is None]
