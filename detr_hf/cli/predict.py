@@ -55,14 +55,17 @@ def predict(
     model, paths = split_model(arguments or [], model, needs_paths=dataset is None)
     refuse_wrong_calls(out, save, json_file, font, attention, dataset)
     load = partial(load_detector, model, dtype=dtype, image_size=image_size)
-    named = model or "detr-digits"
+    named = "detr-digits" if model is None else model
     if out is not None:
         from ..inference.runs.result_formats import FORMATS, suffix_of
         from ..inference.sources.base import SourceOptions
+        from ..inference.sources.opening import is_film
 
         suffix_of(format, task)  # refuses what is wrong before the model is loaded
         options = SourceOptions(shard_size, image_column, every, config, split)
         source = load_source(paths, dataset, options, out)
+        if every != 1 and not any(is_film(Path(piece.name)) for piece in source.pieces):
+            typer.echo("No frames are left out: --every is of films, and there is none.", err=True)
         source = source if limit is None else source.first(limit)
         detector = load(process_device(device), task=task or FORMATS[format])
         settings = {"threshold": threshold, "batch_size": batch_size, "format": format, "options": options}
@@ -109,7 +112,7 @@ def load_detector(
     from ..inference.detector import Detector
     from .console import quiet_loading
 
-    named = model or EMBEDDED_MODEL
+    named = EMBEDDED_MODEL if model is None else model
     typer.echo(f"Model: {ABOUT if named == EMBEDDED_MODEL else named}", err=True)
     if find_artefact(named) is None:  # an exported model needs no transformers
         quiet_loading(named)

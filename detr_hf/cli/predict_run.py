@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .console import progress_bar
+from .export import DIGITS
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
@@ -26,6 +27,12 @@ def predict_run(detector: "Detector", source: "Source", out: Path, **settings: A
     with shown_progress() as show:
         run = predict_to_shards(detector, source, out, **settings, on_progress=show)
     typer.echo(ending(run), err=True)
+    if run.complete and settings["format"] == "coco" and settings["threshold"] > 0:
+        typer.echo(
+            f"coco_results.json has what scores over {settings['threshold']:g}; AP counts all: --threshold 0. The ids "
+            "of pictures are those of coco_images.json.",
+            err=True,
+        )
     if run.complete and not any("error" not in record for record in read_predictions(out)):
         typer.echo("Nothing could be read: there is not one picture with a result.", err=True)
         raise typer.Exit(1)
@@ -39,8 +46,16 @@ def load_source(paths: list[str], dataset: str | None, options: "SourceOptions",
         return open_source(paths, options, results=out)
     if paths:
         raise typer.BadParameter(f"takes the place of {', '.join(paths)}; give one of both", param_hint="--dataset")
-    from ..inference.sources.tables import load_dataset_source
+    from ..inference.sources.tables import from_dataset, load_dataset_source
 
+    if dataset == DIGITS and not Path(dataset).exists():
+        from ..data import load_detection_dataset
+        from ..data.readers.digit_data import SCENES
+
+        if options.split not in SCENES:
+            raise typer.BadParameter(f"{DIGITS} has the splits {', '.join(SCENES)}: choose one", param_hint="--split")
+        drawn = load_detection_dataset(DIGITS, splits=[options.split])
+        return from_dataset({options.split: drawn[options.split]}, options, DIGITS)
     return load_dataset_source(dataset, options)
 
 

@@ -118,7 +118,8 @@ def _drawn_frames(
             if isinstance(frame, Exception):
                 yield frame
             else:
-                moment = Moment(frame.pts, getattr(frame, "duration", None) or 0, frame.time_base)
+                base = frame.time_base or Fraction(1)  # without one it has no pts either
+                moment = Moment(frame.pts, getattr(frame, "duration", None) or 0, base)
                 yield moment, upright_pixels(frame)
 
     def images() -> Iterator[np.ndarray]:
@@ -161,8 +162,9 @@ class _Faults:
 
     def add(self, what: str, after: Moment | None) -> None:
         """Adds one, said of what comes after a frame, or of the beginning."""
-        known = after is not None and after.pts is not None
-        where = f" (after {float(after.pts * after.time_base):.2f} s)" if known else ""
+        where = ""
+        if after is not None and after.pts is not None and after.time_base is not None:
+            where = f" (after {float(after.pts * after.time_base):.2f} s)"
         if len(self.sentences) < FAULTS_TOLD:
             self.sentences.append(what + where)
         else:

@@ -41,10 +41,11 @@ class Grid(NamedTuple):
 
     def edges(self, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Returns where the rows (h + 1,) and columns (w + 1,) of cells begin and end in a picture, in its pixels."""
-        return tuple(
+        rows, columns = (
             np.minimum(np.arange(cells + 1) / reach, 1) * side
             for cells, reach, side in zip(self.cells_hw, self.reach_hw, size_hw, strict=True)
         )
+        return rows, columns
 
 
 def attention(
@@ -146,7 +147,7 @@ class Attention:
         height, width = found.size_hw
         ratios = np.array([small.width / width, small.height / height] * 2)
         boxes = found.boxes * ratios
-        styles = {"labels": found.labels, "font": font}
+        styles: dict[str, Any] = {"labels": found.labels, "font": font}
         tiles = [draw_boxes(small, boxes, found.names, scores=found.scores, **styles)]
         captions = [self.caption("encoder" if points else "decoder")]
         if points:
@@ -216,8 +217,8 @@ def heat_layer(
     least, largest = float(map_.min()), float(map_.max())
     least = least if least < largest else 0.0
     reach = (0, 0, grid.reach_hw[1], grid.reach_hw[0])
-    heat = Image.fromarray(np.asarray(map_, dtype=np.float32)).resize(size, Image.Resampling.BILINEAR, box=reach)
-    heat = (np.asarray(heat) - least) / max(largest - least, 1e-12)
+    smooth = Image.fromarray(np.asarray(map_, dtype=np.float32)).resize(size, Image.Resampling.BILINEAR, box=reach)
+    heat = (np.asarray(smooth) - least) / max(largest - least, 1e-12)
     heat = heat.clip(0, 1)[..., None]
     while relative_luminance(color) < LEAST_LIGHT:  # brown and blue would be lost on grey
         color = mixed(color, WHITE, 0.2)

@@ -120,11 +120,13 @@ def objects_svg(
     height, width = size_hw or image.size[::-1]
     step = max(1, max(width, height) // layout.get("max_side", MAX_SIDE))
     shapes = []
-    for index, box in enumerate(np.asarray(boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4).tolist()):
+    for index, (left, top, right, bottom) in enumerate(
+        np.asarray(boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4).tolist()
+    ):
         x0, y0, pixels = placed_mask(None if masks is None else masks[index], (width, height))
         path = path_data(pixels, (x0, y0), step)
         score = None if scores is None else float(scores[index])
-        shapes.append(Shape(tuple(box), str(names[index]), int(labels[index]), score, path))
+        shapes.append(Shape((left, top, right, bottom), str(names[index]), int(labels[index]), score, path))
     return svg_of(image, shapes, (height, width), **layout)
 
 
