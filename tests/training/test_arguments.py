@@ -26,6 +26,7 @@ def test_what_is_not_given_comes_from_the_recipe(recipe, trained, name):
 def test_memory_is_pinned_for_an_accelerator_alone():
     args = DETRTrainingArguments("out", report_to="none")  # without use_cpu, as most people call it
     assert args.dataloader_pin_memory is torch.accelerator.is_available()
+    assert not arguments(dataloader_pin_memory=False).dataloader_pin_memory
 
 
 def test_without_accelerate_our_extra_is_named(monkeypatch):
@@ -74,12 +75,6 @@ def test_what_is_given_is_kept():
     assert given == (3e-4, 7, 2, 0.5, "constant")
     assert args.backbone_learning_rate == 1e-5
     assert args.head_learning_rate == pytest.approx(3e-4)  # follows
-
-
-def test_memory_is_pinned_only_where_something_reads_it():
-    """Else torch warns at each loader, which is the first that a newcomer without a GPU sees of a training."""
-    assert arguments().dataloader_pin_memory == torch.accelerator.is_available()
-    assert not arguments(dataloader_pin_memory=False).dataloader_pin_memory
 
 
 def test_without_a_detr_trainer_the_arguments_are_complete():
