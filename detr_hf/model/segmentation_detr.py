@@ -62,13 +62,11 @@ class SharedConv2d(nn.Conv2d):
     """A 3x3 convolution of what the queries of an image share and of what each has of its own, put apart.
 
     It is linear, so that what it makes of the shared part is made once: `layer(own, layer(shared))`. A query's own
-    part is the last of the channels, of the same size, or all, of a smaller map that the shared one is added to.
-    Called with all channels alone it is a plain `Conv2d`.
+    part is the last `own_channels`, of the same size, or all, of a smaller map that the shared one is added to.
+    Called with all channels alone it is a plain `Conv2d`, and made as one: so PEFT makes an adapter of its class.
     """
 
-    def __init__(self, channels: int, own_channels: int, width: int):
-        super().__init__(channels, width, kernel_size=3, padding=1)
-        self.own_channels = own_channels
+    own_channels: int
 
     def forward(self, states: Tensor, shared: Tensor | None = None) -> Tensor:
         """Returns what comes of the first channels (or all) in `states`; with `shared`, of the queries' own.
@@ -78,7 +76,7 @@ class SharedConv2d(nn.Conv2d):
             shared: (B, C', h, w), what came of the images' part, to which the rest is added.
         """
         if shared is None:
-            return F.conv2d(states, self.weight[:, : states.shape[1]], self.bias, padding=self.padding)
+            return self._conv_forward(states, self.weight[:, : states.shape[1]], self.bias)
         weight = self.weight[:, -self.own_channels :]
         if self.own_channels < self.in_channels:
             return add_shared(F.conv2d(states, weight, padding=self.padding), shared)
@@ -109,8 +107,8 @@ class MaskHeadSmallConv(nn.Module):
         joined = hidden_dim + nheads
         widths = [joined, joined, *(hidden_dim // part for part in (2, 4, 8, 16))]
         for number in range(1, 6):
-            own_channels = nheads if number == 1 else widths[number - 1]
-            layer = SharedConv2d(widths[number - 1], own_channels, widths[number])
+            layer = SharedConv2d(widths[number - 1], widths[number], kernel_size=3, padding=1)
+            layer.own_channels = nheads if number == 1 else widths[number - 1]
             setattr(self, f"lay{number}", layer)
             setattr(self, f"gn{number}", nn.GroupNorm(math.gcd(8, widths[number]), widths[number]))
         self.out_lay = nn.Conv2d(widths[5], 1, kernel_size=3, padding=1)

@@ -1,5 +1,6 @@
 """The mask head makes once what queries share, in groups that change nothing, and makes way for who looks on."""
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +28,26 @@ def test_what_queries_share_is_made_once_and_groups_change_nothing(monkeypatch):
 
 
 def test_who_counts_operations_sees_the_plain_ones():
-    layer, states, shared = SharedConv2d(3, 3, 2), torch.randn(1, 3, 4, 4), torch.zeros(1, 2, 8, 8)
+    layer, states, shared = SharedConv2d(3, 2, 3, padding=1), torch.randn(1, 3, 4, 4), torch.zeros(1, 2, 8, 8)
+    layer.own_channels = 3
     with FlopCounterMode(display=False) as counter:
         layer(states, shared)
     assert counter.get_total_flops() == 2 * 64 * 9 * 3 * 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ((3, 3), (1, 1), (1, 1)),
+        {"kernel_size": 1, "stride": 2, "groups": 2},
+        {"kernel_size": 3, "padding_mode": "reflect"},
+    ],
+    ids=str,
+)
+def test_a_layer_of_its_class_can_be_made_as_any_convolution(given):
+    """As PEFT makes LoRA's two parts: `type(layer)(channels, r, kernel_size, stride, padding, bias=False)`."""
+    sizes, options = (given, {}) if isinstance(given, tuple) else ((), given)
+    made, plain = (kind(4, 2, *sizes, bias=False, **options) for kind in (SharedConv2d, nn.Conv2d))
+    plain.load_state_dict(made.state_dict())
+    states = torch.randn(2, 4, 6, 7)
+    torch.testing.assert_close(made(states), plain(states))
