@@ -157,7 +157,9 @@ def _write_torch_export(graph: nn.Module, info: ArtefactInfo, path: Path, calibr
     from transformers.exporters.exporter_dynamo import DynamoExporter
 
     program = _exported(DynamoExporter, DynamoConfig, graph.to(getattr(torch, info.dtype)), info)
-    torch.export.save(program, str(path), extra_files={METADATA_KEY: info.to_json()})
+    archive = io.BytesIO()  # torch's own writer of files ends the process on a full disk
+    torch.export.save(program, archive, extra_files={METADATA_KEY: info.to_json()})
+    path.write_bytes(archive.getbuffer())
     return path
 
 

@@ -193,7 +193,7 @@ def clock_backwards(budget: Any) -> tuple[str, list[str]]:
 
 
 # What commands are given besides, for each time: the second finds its own result there.
-SAVING = ["--save_strategy", "steps", "--save_steps", "1"]
+SAVING = ["--save_strategy", "steps", "--save_steps", "1", "--eval_strategy", "no"]
 AGAIN: dict[str, list[list[str]]] = {
     "convert": [[], ["--overwrite"]],
     "export": [[], ["--overwrite"]],
