@@ -16,8 +16,8 @@ PYTEST = $(RUN) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 AS_AVX2 = ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 AS_SSE41 = ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
-.PHONY: demo test test-processors test-slow test-common test-page test-oldest first-hour reliability contact-sheet docs docs-test \
-	docs-figures notebooks examples bench lint format wheel clean
+.PHONY: demo test test-processors test-slow test-common test-page test-oldest first-hour reliability coverage mutants \
+	contact-sheet docs docs-test docs-figures notebooks examples bench types lint format wheel clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -60,10 +60,11 @@ contact-sheet: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	$(RUN) $(VENV)/bin/python docs/build_site.py
 
-# Every block of every page, run on small stand-ins; then the site in a browser, which an apt line brings. PAGES=docs/hub.md for some.
+# Every block of every page, run on small stand-ins, with the page's environment and what the recipes take; then the site in
+# a browser, which an apt line brings. PAGES=docs/hub.md for some.
 PAGES ?= README.md README.zh-CN.md docs
-docs-test: docs
-	$(RUN) $(VENV)/bin/python -m pytest -p tests.pages.blocks --timeout 900 $(PAGES)
+docs-test: docs $(PAGE_VENV)/.installed-docs
+	$(RUN) $(PAGE_VENV)/bin/python -m pytest -q -p tests.pages.blocks --timeout 900 $(PAGES)
 	$(RUN) $(VENV)/bin/python tests/pages/browse.py
 
 # Every figure of the documentation, drawn from what a model computes.
@@ -87,6 +88,14 @@ MINUTES ?= 600
 reliability: $(VENV)/.installed-dev
 	$(RUN) $(VENV)/bin/python -m tests.reliability.run $(PARTS) --scale $(SCALE) --minutes $(MINUTES)
 
+# Lines and branches of detr_hf that the tests run, room by room; ROOMS="model cli" for some.
+coverage: $(VENV)/.installed-dev
+	$(RUN) $(VENV)/bin/python -m tests.reliability.covered $(ROOMS)
+
+# Changes of the code that numbers hang on, each of which a test must notice; a sample with a fixed seed.
+mutants: $(VENV)/.installed-dev
+	$(RUN) $(VENV)/bin/python -m tests.reliability.mutants $(MODULES)
+
 # The core of the suite with the oldest versions that pyproject.toml names, in an environment of its own.
 test-oldest: $(VENV)/bin/python
 	$(RUN) $(VENV)/bin/python tests/reliability/oldest.py --venv $(VENV)-oldest
@@ -100,6 +109,10 @@ bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks drawing
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks start
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks padding
+
+# mypy on the modules that hold public names, and on a user's code (tests/typed_use.py); settings in pyproject.toml.
+types: $(VENV)/.installed-dev
+	$(VENV)/bin/mypy $$($(VENV)/bin/python -m tests.public_types)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -137,6 +150,10 @@ $(PAGE_VENV)/.installed: $(VENV)/.installed-dev
 		> "$$($(PAGE_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/development.pth"
 	$(PAGE_VENV)/bin/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt \
 		--editable ".[app]" playwright
+	@touch $@
+
+$(PAGE_VENV)/.installed-docs: $(PAGE_VENV)/.installed $(VENV)/.installed-docs
+	$(PAGE_VENV)/bin/python -m pip --disable-pip-version-check install -qq peft tensorboard trackers trackio
 	@touch $@
 
 $(VENV)/.installed-examples: $(VENV)/.installed-dev

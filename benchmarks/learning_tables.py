@@ -161,7 +161,7 @@ def presets() -> str:
     """Returns what presets cost in inference."""
     found = record("avx2", "presets")
     height, width = found["settings"]["size_hw"]
-    held = {name: row["weights_bytes"] + row["peak_memory"] for name, row in found.items() if "peak_memory" in row}
+    held = {name: row["weights_and_peak_memory"] for name, row in found.items() if "operations" in row}
     rows = [
         [
             f"`{name}`",

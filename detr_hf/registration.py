@@ -138,4 +138,4 @@ class _Watcher(MetaPathFinder):
             if self.executing.depth == 0:
                 self.register_if_loaded()
 
-        loader.exec_module = counted  # a loader belongs to one module
+        loader.exec_module = counted  # type: ignore[method-assign]  # a loader belongs to one module

@@ -249,7 +249,7 @@ def test_a_block_that_is_not_known_is_an_error(tmp_path):
 def test_no_measured_figure_stands_in_the_prose(page):
     prose = MARKED.sub("", text_of(page))
     prose = re.sub(r"^```.*?^```|`[^`\n]+`|\]\([^)]+\)", "", prose, flags=re.DOTALL | re.MULTILINE)
-    prose = re.sub(r"(transformers|torch|timm|Python|and|Apache-?) ?\d+(\.\d+)+", "", prose)  # versions
+    prose = re.sub(r"(transformers|torch|timm|Python|and|和|Apache-?) ?\d+(\.\d+)+", "", prose)  # versions
     assert re.findall(r"\d+\.\d+|\d+ ?%", prose) == []
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..inference.results import Detections
-from ..visualize.attention_maps import POINT_COLOR, Attention, Grid, heat_layer
+from ..visualize.attention_maps import POINT_COLOR, Attention, Grid, heat_layer, shares
 from ..visualize.colors import class_color, hex_color
 from .keeping import Seen, Shelf
 from .models import Models
@@ -104,7 +104,7 @@ class Answers:
             "height": height,
             "svg": found.to_svg(picture.shown(SHOWN_PX)),
             "objects": [_plain(one) for one in found],
-            "best": _best(found, seen.attention),
+            "best": _best(found),
             "attention": seen.attention is not None,
         }
 
@@ -144,8 +144,9 @@ class Answers:
 
         def answer(seen: Seen) -> dict[str, Any]:
             attention = _attention(seen)
-            layer = _heat(attention.encoder(x, y), attention.grids[1], POINT_COLOR)
-            said = f"What the place at {x:.0f}, {y:.0f} was mixed from ({attention.caption('encoder')})."
+            map_ = attention.encoder(x, y)
+            layer, where = _heat(map_, attention.grids[1], POINT_COLOR), attention.caption("encoder")
+            said = f"What the place at {x:.0f}, {y:.0f} was mixed from: {shares(map_)} ({where})."
             return {"number": number, "x": x, "y": y, "heat": layer, "said": said}
 
         return self.of_kept("attention", visitor, number, answer)
@@ -183,11 +184,10 @@ def _plain(one: Any) -> dict[str, Any]:
     return {"name": one.name, "score": one.score, "box": list(one.box), "color": color}
 
 
-def _best(found: Detections, attention: Any) -> dict[str, Any] | None:
-    """Returns name and score of the best object, also where it is under the lowest threshold, if it is known."""
-    if len(found):
-        return {"name": found[0].name, "score": found[0].score}
-    return None if attention is None else {"name": attention.best[0], "score": attention.best[1]}
+def _best(found: Detections) -> dict[str, Any] | None:
+    """Returns name and score of the best object, also where it is under the lowest threshold."""
+    best = found[0] if len(found) else found.best_below
+    return None if best is None else {"name": best.name, "score": best.score}
 
 
 def _heat(map_: np.ndarray, grid: Grid, color: tuple[int, int, int]) -> str:

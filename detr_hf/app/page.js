@@ -180,7 +180,9 @@ function show(entry) {
     row.onkeydown = (event) => { if (event.key === "Enter") attend({ index }); };
     return row;
   }));
-  entry.parts = entry.answer.objects.map((_, index) => ({ drawn: [group(index), rows.children[index]] }));
+  entry.parts = entry.answer.objects.map((_, index) => ({
+    drawn: [group(index), rows.children[index], ...entry.svg.querySelectorAll(`[data-of="${index}"]`)],
+  }));
   drawStrip();
   filter();
 }
@@ -205,8 +207,10 @@ function filter() {
     for (const part of parts.drawn) part.style.display = isIn ? "" : "none";
   });
   if (chosen !== null && !isKept(objects[chosen])) forget();
+  const digits = best?.score.toFixed(2) === level.textContent ? 4 : 2;  // as `BestBelow` says it
   const found = kept ? `${kept} object${kept > 1 ? "s" : ""}` : over.size ? "All classes are switched off"
-    : `Nothing over ${level.textContent}` + (best ? `; the best is ${best.score.toFixed(2)} ${best.name}` : "");
+    : `Nothing over ${Number(slider.value).toFixed(digits)}`
+      + (best ? `; the best is ${best.score.toFixed(digits)} ${best.name}` : "");
   count.textContent = `${found} in ${shown.answer.name}, by ${shown.answer.model}`;
   const listed = [...over].sort((a, b) => b[1].number - a[1].number);
   const now = JSON.stringify([listed, [...hidden]]);

@@ -82,8 +82,8 @@ def _check_destination(dst: Path, source: Path | None, overwrite: bool) -> None:
         raise NotADirectoryError(f"{dst} is a file; give the folder to write to.")
     if source is not None and dst.exists() and dst.samefile(source):
         raise ValueError(f"{dst} is the source itself; give another folder to write to.")
-    replaced = source is not None and source.is_file() and any(source.match(pattern) for pattern in _MODEL_FILES)
-    if replaced and dst.exists() and dst.samefile(source.parent):
+    is_model_file = source is not None and source.is_file() and any(map(source.match, _MODEL_FILES))
+    if source is not None and is_model_file and dst.exists() and dst.samefile(source.parent):
         raise ValueError(f"{dst} holds the source itself, {source.name}; give another folder to write to.")
     if dst.is_dir() and not all(map(is_leftover, dst.iterdir())) and not overwrite:
         raise FileExistsError(

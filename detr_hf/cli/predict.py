@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..whole_files import is_result, refuse_overwriting, refuse_unwritable
 from . import predict_flags as flags
 from .naming import split_model
 from .predict_files import predict_files, search_pictures
 from .predict_films import checked_films
 from .predict_run import load_source, predict_run, process_device
+from .predict_save import refuse_taken, refuse_wrong_save
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
@@ -43,8 +43,9 @@ def predict(
 ) -> None:
     """Detect objects in pictures, with their masks where the model has a mask head.
 
-    A picture that cannot be read is named and left out; the exit code then is 1. With --save a film becomes
-    NAME_boxes.mp4, with its sound; of a damaged one the frames that are whole.
+    A picture that cannot be read is named and left out; the exit code then is 1. With --save DIR a film becomes
+    NAME_boxes.mp4, with its sound; of a damaged one the frames that are whole. With --save x.svg or x.html names and
+    scores are under the pointer.
 
     What a folder holds besides pictures is counted and named. No picture that is given is written over. With --out
     the results go to a folder in parts, such a picture is in them with its error (the exit code is 1 only if none
@@ -69,11 +70,9 @@ def predict(
     else:
         found = search_pictures(paths, save, limit)
         found = checked_films(found, paths, {"--json": json_file, "--attention": attention, "--every": every != 1})
-        refuse_overwriting({"--json": json_file}, [model, *found], is_result)
-        if save is not None:
-            refuse_unwritable("--save", save)
+        refuse_taken(json_file, save, model, found)
         detector = load(device, task=task)
-        if attention and not hasattr(detector.model, "transformer"):
+        if attention and not detector.gives_attention:
             raise typer.BadParameter("an exported model gives none: name the checkpoint", param_hint="--attention")
         predict_files(detector, found, threshold, save, json_file, batch_size, font, named, attention, limit)
 
@@ -87,13 +86,11 @@ def refuse_wrong_calls(
     dataset: str | None,
 ) -> None:
     """Raises a typer.BadParameter for options that contradict each other, and files that are not what they must be."""
-    for option, folder in (("--out", out), ("--save", save)):
-        if folder is not None and os.path.lexists(folder) and not folder.is_dir():
-            raise typer.BadParameter(f"{folder} is not a folder", param_hint=option)
+    refuse_wrong_save(save, font, attention)
+    if out is not None and os.path.lexists(out) and not out.is_dir():
+        raise typer.BadParameter(f"{out} is not a folder", param_hint="--out")
     if font is not None and not font.is_file():
         raise typer.BadParameter(f"there is no file {font}", param_hint="--font")
-    if attention and save is None:
-        raise typer.BadParameter("draws pictures, which need a folder: --save", param_hint="--attention")
     if out is not None and (save is not None or json_file is not None):
         raise typer.BadParameter("takes neither --save nor --json: they hold all results at once", param_hint="--out")
     if out is None and dataset is not None:

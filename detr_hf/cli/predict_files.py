@@ -13,6 +13,7 @@ import typer
 from ..whole_files import whole_file
 from .naming import is_web_address
 from .predict_films import draw_films
+from .predict_save import is_one_file
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
@@ -66,29 +67,39 @@ def predict_files(
 
     Films come last, and take what the pictures leave of `limit`.
     """
-    from ..inference.results import Detections
+    from ..inference.batching import Failure
     from ..inference.runs.drawings import DRAWING_OF, drawing_paths
     from ..inference.sources.opening import is_film
     from ..inference.sources.searching import one_line
 
-    targets = drawing_paths(pictures, save, json_file, DRAWING_OF[detector.task]) if save is not None else {}
+    if save is None or is_one_file(save):
+        targets = {} if save is None else dict.fromkeys(pictures, save)
+    else:
+        targets = drawing_paths(pictures, save, json_file, DRAWING_OF[detector.task])
     films = {path: targets[path] for path in pictures if path in targets and is_film(path)}
     pictures = {path: below for path, below in pictures.items() if path not in films}
     seen = drawing_paths(pictures, save, json_file, "attention") if attention and save is not None else {}
     failed: list[dict[str, str]] = []
     records: list[dict[str, Any]] = []
-    outcomes = detector.outcomes(with_progress(pictures, failed), threshold, batch_size)
+    shown = with_progress(pictures, failed)
+    if attention:
+        from ..inference.looking import look
+
+        outcomes = (look(detector, picture, threshold) for picture in shown)  # each goes through the model once
+    else:
+        outcomes = detector.outcomes(shown, threshold, batch_size)
     for picture, outcome in zip(pictures, outcomes, strict=True):
-        if not isinstance(outcome, Detections):
+        if isinstance(outcome, Failure):
             failed.append({"path": str(picture), "error": str(outcome.error)})
             continue
-        typer.echo(f"{one_line(picture)}: {summary(outcome)}")
+        found = outcome.detections if attention else outcome
+        typer.echo(f"{one_line(picture)}: {summary(found)}")
         if save is not None:
-            outcome.save(targets[picture], font, what=detector.task)
-        if picture in seen:
-            detector.attention(picture, threshold).save(seen[picture], font=font)
+            found.save(targets[picture], font, what=detector.task)
+        if attention:
+            outcome.save(seen[picture], font=font)
         if json_file is not None:
-            records.append(outcome.to_dict() | {"path": str(picture)})
+            records.append(found.to_dict() | {"path": str(picture)})
     if json_file is not None:
         tasked = {} if detector.task == "detection" else {"task": detector.task}
         content = {"model": model, **tasked, "threshold": threshold}

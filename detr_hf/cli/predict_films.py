@@ -94,8 +94,8 @@ def draw_films(
             failed.append({"path": str(film), "error": str(error)})
             continue
         limit = None if limit is None else limit - drawn.frames
-        found = ", ".join(f"{name} in {count:,}" for name, count in drawn.frames_with.most_common()) or "nothing"
-        typer.echo(one_line(f"{film}: {drawn.frames:,} frames; {found}"))
+        found = ", ".join(f"{name} in {count:,}" for name, count in drawn.frames_with.most_common())
+        typer.echo(one_line(f"{film}: {drawn.frames:,} frames; {found or drawn.best_below or 'nothing'}"))
         for change in drawn.changes:
             typer.echo(one_line(f"{target}: {change}."), err=True)
         for fault in drawn.faults:

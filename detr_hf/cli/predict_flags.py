@@ -26,11 +26,17 @@ Task = Annotated[
         "classes); by default what the model has.",
     ),
 ]
-Save = Annotated[Path | None, typer.Option(help="Draw each picture, and each film as an MP4, into this folder.")]
+Save = Annotated[
+    Path | None,
+    typer.Option(
+        help="Draw each picture, and each film as an MP4, into this folder; one picture or film also into a file, by "
+        "its ending: x.png, x.svg, x.html, x.mp4."
+    ),
+]
 Attention = Annotated[
     bool,
     typer.Option(
-        "--attention", help="With --save: also draw what the model attended to for each object, NAME_attention."
+        "--attention", help="With --save DIR: also draw what the model attended to for each object, NAME_attention."
     ),
 ]
 Font = Annotated[

@@ -63,7 +63,7 @@ class Categories:
         Raises:
             LayoutError: there is no such class.
         """
-        known = {**{name: index for index, name in enumerate(self.names)}, **self.index_of}
+        known: dict[Any, int] = {**{name: index for index, name in enumerate(self.names)}, **self.index_of}
         unknown = [value for value in stuff if value not in known]
         if unknown:
             raise LayoutError(

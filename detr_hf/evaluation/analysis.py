@@ -156,8 +156,8 @@ class Judged:
         shown = self.counted & (self.detections[:, 5] >= threshold)
         ids = [image["id"] for image in self.truth["images"]]
         found = (self.detections[shown & self.right, 0], self.detections[shown & ~self.right, 0])
-        counts = [Counter(one.astype(np.int64).tolist()) for one in (*found, self.objects("image_id"))]
-        return {image_id: tuple(count[image_id] for count in counts) for image_id in ids}
+        right, wrong, there = (Counter(one.astype(np.int64).tolist()) for one in (*found, self.objects("image_id")))
+        return {image_id: (right[image_id], wrong[image_id], there[image_id]) for image_id in ids}
 
 
 def count_mistakes(ground_truth: Mapping[str, Any], detections: np.ndarray, threshold: float = 0.5) -> Mistakes:
@@ -231,7 +231,9 @@ def precision_recall(
     categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
     classes = {}
     for index, category in enumerate(categories):
-        curve = arrays.precision[place, :, index, 0, -1] if arrays is not None else np.full(101, -1.0)
+        if arrays is None:
+            continue
+        curve = arrays.precision[place, :, index, 0, -1]
         if (curve > -1).any():
             score = arrays.scores[place, :, index, 0, -1]
             classes[str(category["name"])] = {"precision": curve.tolist(), "score": np.clip(score, 0, None).tolist()}

@@ -135,6 +135,7 @@ def _arrays(
     """Returns the same of a truth that is complete."""
     if iou_type not in SHAPES:
         raise ValueError(f"iou_type is {iou_type!r}; choose from {', '.join(map(repr, SHAPES))}.")
+    results: Any
     if not isinstance(detections, np.ndarray):
         results = _checked(detections, truth, SHAPES[iou_type])
     elif iou_type == "bbox":
@@ -240,11 +241,11 @@ def evaluated(backend: str, truth: Mapping[str, Any], results: Any, iou_type: st
     if backend == "hotcoco":
         from hotcoco import COCO, COCOeval
     else:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
+        from pycocotools.coco import COCO  # type: ignore[no-redef]
+        from pycocotools.cocoeval import COCOeval  # type: ignore[no-redef]
     with contextlib.redirect_stdout(io.StringIO()):
         if backend == "hotcoco":
-            coco = COCO(truth)
+            coco = COCO(dict(truth))
         else:
             coco = COCO()
             # pycocotools keeps what it is given, and writes into it
@@ -274,7 +275,7 @@ def _mean_precision(curve: np.ndarray) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
-def _per_class(truth: dict[str, Any], curves: Mapping[Any, np.ndarray]) -> dict[str, dict[str, float]]:
+def _per_class(truth: Mapping[str, Any], curves: Mapping[Any, np.ndarray]) -> dict[str, dict[str, float]]:
     """Returns AP by class; `curves` are precision (IoUs, recalls) by category id, none where nothing was detected."""
     counts = Counter(one["category_id"] for one in truth["annotations"] if not one["iscrowd"])
     table = {}
@@ -286,7 +287,7 @@ def _per_class(truth: dict[str, Any], curves: Mapping[Any, np.ndarray]) -> dict[
     return table
 
 
-def _metrics_of_nothing(truth: dict[str, Any], backend: str) -> CocoMetrics:
+def _metrics_of_nothing(truth: Mapping[str, Any], backend: str) -> CocoMetrics:
     """Returns zero where there was something to find, NaN where there was not."""
     areas = [annotation["area"] for annotation in truth["annotations"] if not annotation["iscrowd"]]
     present = {

@@ -98,17 +98,23 @@ class DetectionEvaluator:
             if is_new and self.ground_truth is None:
                 self._truth[image_id] = _objects_of(label, (height, width))
             if is_new and self.segments is not None and predictions.masks is not None:
-                self._add_segments(image_id, index, predictions, label, pixel_mask)
+                self._add_segments(self.segments, image_id, index, predictions, label, pixel_mask)
 
     def _add_segments(
-        self, image_id: Any, index: int, predictions: Predictions, label: Mapping[str, Any], pixel_mask: Tensor | None
+        self,
+        segments: SegmentEvaluator,
+        image_id: Any,
+        index: int,
+        predictions: Predictions,
+        label: Mapping[str, Any],
+        pixel_mask: Tensor | None,
     ) -> None:
         """Adds the masks of image `index` of a batch, whose boxes were added."""
         logits, masks = predictions.logits[index], predictions.masks[index]
         padded_hw = tuple(masks.shape[-2:] if pixel_mask is None else pixel_mask.shape[-2:])
         image_hw = padded_hw if pixel_mask is None else _shown_hw(pixel_mask[index])
-        queries, shown = self.segments.masks_of(logits, masks, image_hw, padded_hw, self._images[image_id])
-        self.segments.add(image_id, label, self.segments.panoptic_of(shown))
+        queries, shown = segments.masks_of(logits, masks, image_hw, padded_hw, self._images[image_id])
+        segments.add(image_id, label, segments.panoptic_of(shown))
         found: list[dict[str, Any] | None] = [None] * len(logits)
         for number, query in enumerate(queries.tolist()):
             mask = shown.mask(number)
@@ -279,9 +285,8 @@ def _numpy(values: Any) -> np.ndarray:
 def _sizes_hw(labels: Sequence[Mapping[str, Any]], pixel_mask: Tensor | None) -> list[tuple[int, int]]:
     """Returns (height, width) of each image: the original's, or else of the part that `pixel_mask` shows."""
     if all("orig_size" in label for label in labels):
-        return [
-            tuple(int(side) for side in torch.as_tensor(label["orig_size"]).flatten().tolist()) for label in labels
-        ]
+        sizes = (torch.as_tensor(label["orig_size"]).flatten().tolist() for label in labels)
+        return [(int(height), int(width)) for height, width in sizes]
     if pixel_mask is None:
         raise ValueError(
             "The labels have no 'orig_size' (height, width) and the batch no pixel_mask, so boxes have no scale. The "

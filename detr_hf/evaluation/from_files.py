@@ -76,7 +76,7 @@ def _segmentations(
     ]
 
 
-def _boxed(result: Mapping[str, Any], mask: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _boxed(result: dict[str, Any], mask: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns a result with the box around its mask, where it has no box."""
     if "bbox" in result or mask is None:
         return result
@@ -135,7 +135,10 @@ def evaluate_panoptic_results(path: str | Path, data: Any, *, split: str | None 
             f"{results.json_path} has predictions for {len(results.by_image)} images that the data does not have, for "
             f"example {next(iter(results.by_image))!r}. Is it the right split?"
         )
-    return segments.compute_panoptic()
+    metrics = segments.compute_panoptic()
+    if metrics is None:
+        raise ValueError(f"The data has no picture that {path} could be compared with.")
+    return metrics
 
 
 @dataclass
@@ -187,7 +190,8 @@ class PanopticResults:
             raise ValueError(f"{self.json_path} has no prediction for image {image_id!r} ({truth.name}).")
         annotation = self.by_image.pop(image_id)
         ids = read_panoptic_png(self.folder, annotation["file_name"], truth.size_hw, f"image {image_id!r}")
-        listed, foreign = [], []
+        listed: list[dict[str, Any]] = []
+        foreign: list[Any] = []
         for segment in annotation["segments_info"]:
             if segment.get("category_id") not in self.labels:
                 known = ", ".join(map(str, list(self.labels)[:20]))

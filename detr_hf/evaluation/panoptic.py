@@ -37,8 +37,8 @@ class PanopticMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain numbers for a JSON file, with None for NaN."""
-        plain = [self.summary, *self.per_class.values()]
-        plain = [{key: None if math.isnan(value) else value for key, value in row.items()} for row in plain]
+        rows = (self.summary, *self.per_class.values())
+        plain = [{key: None if math.isnan(value) else value for key, value in row.items()} for row in rows]
         classes = dict(zip(self.per_class, plain[1:], strict=True))
         return {**plain[0], "per_class": classes, "num_images": self.num_images}
 
@@ -153,7 +153,7 @@ class PanopticEvaluator:
             table = np.stack([iou / weight, np.where(tp > 0, iou / np.maximum(tp, 1), 0), tp / weight], axis=1)
         table[weight == 0] = math.nan
         things = np.array([bool(category.get("isthing", 1)) for category in self.categories])
-        summary = {}
+        summary: dict[str, float] = {}
         for suffix, which in (("", np.ones_like(things)), ("_th", things), ("_st", ~things)):
             rows = table[which & (weight > 0)]
             means = rows.mean(axis=0) if len(rows) else [math.nan] * len(QUALITIES)

@@ -103,7 +103,7 @@ class _Drawing:
         scores = {short: evaluation.per_class[name]["AP"] for short, name in shown}
         self.per_class = {name: value for name, value in scores.items() if not np.isnan(value)}
         judged = self.judged
-        self.calibration = judged.evaluation.calibration(iou_threshold=FITS) if judged.counted.any() else None
+        self.calibration: Any = judged.evaluation.calibration(iou_threshold=FITS) if judged.counted.any() else None
         self.notes = self._notes([name for name in scores if name not in self.per_class])
 
     def _notes(self, without_objects: Sequence[str]) -> list[str]:
@@ -121,7 +121,7 @@ class _Drawing:
 
     def plots(self) -> dict[str, Callable[[Path], Any]]:
         """Returns what writes each file, or raises `_LeftOut`."""
-        judged, mistakes = self.judged.evaluation, self.found.mistakes
+        judged, mistakes = self.judged.evaluation, self.found.mistakes or self.judged.mistakes(self.found.threshold)
         ap50, lost = self.found.metrics["AP50"], mistakes.ap50_lost
         nothing_right = None if self.judged.right.any() else "no detection is right at any score"
         no_loss = None if any(lost.values()) else "AP50 gains nothing where one kind of mistake alone is mended"

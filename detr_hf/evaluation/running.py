@@ -122,24 +122,24 @@ def evaluate(
             is to follow another rule than its own.
     """
     rows = rows_of(data, split)
-    model = _loaded(model, device)
-    is_detector = hasattr(model, "stream")
+    detector: Any = _loaded(model, device)
+    is_detector = hasattr(detector, "stream")
     if is_detector and rule != "confident":
         raise ValueError(
             f"rule={rule!r} needs a model's own outputs, and a Detector makes its segments by the rule 'confident': "
             "give the model, or the name of its checkpoint."
         )
-    id2label = _classes_of(data, rows, model.id2label if is_detector else model.config.id2label)
+    id2label = _classes_of(data, rows, detector.id2label if is_detector else detector.config.id2label)
     segments = None
-    if _gives_masks(model) and _has_masks(rows):
+    if _gives_masks(detector) and _has_masks(rows):
         segments = SegmentEvaluator(id2label, things_of(data, rows), rule=rule, panoptic_threshold=panoptic_threshold)
     began = time.perf_counter()
     if is_detector:
-        evaluator = _found_by_detector(model, rows, id2label, segments, on_batch)
+        evaluator = _found_by_detector(detector, rows, id2label, segments, on_batch)
     else:
-        processor = processor_of(model) if processor is None else processor
+        processor = processor_of(detector) if processor is None else processor
         evaluator = DetectionEvaluator(id2label, ground_truth_of(rows, id2label), segments=segments)
-        _find_by_model(model, processor, rows, evaluator, (batch_size, num_workers), on_batch)
+        _find_by_model(detector, processor, rows, evaluator, (batch_size, num_workers), on_batch)
     seconds = time.perf_counter() - began
     evaluator.check()
     return Evaluation.of(
@@ -152,7 +152,7 @@ def evaluate(
         masks=evaluator.compute_masks(),
         panoptic=evaluator.compute_panoptic(),
         segmentations=evaluator.coco_masks(),
-        queries=None if _has_box_queries(model) else evaluator.coco_queries(),
+        queries=None if _has_box_queries(detector) else evaluator.coco_queries(),
     )
 
 
@@ -221,8 +221,9 @@ def source_image_ids(rows: Any) -> dict[int, Any] | None:
 def things_of(data: Any, rows: Any) -> list[bool] | None:
     """Returns by label whether a class is countable; None where neither the data nor the rows of a split know."""
     for source in (data, rows, getattr(rows, "rows", None)):
-        if getattr(source, "is_thing", None) is not None:
-            return list(source.is_thing)
+        is_thing = getattr(source, "is_thing", None)
+        if is_thing is not None:
+            return list(is_thing)
     return None
 
 
@@ -341,9 +342,7 @@ def _with_labels_of_data(found: Any, to_data: Mapping[int, int]) -> dict[str, An
     return {"segmentation": ids, "segments_info": [{**one, "label_id": to_data[one["label_id"]]} for one in kept]}
 
 
-def pictures_of(
-    rows: Iterable[Any], seen: list[dict[str, Any]], truths: dict[Any, PictureTruth] | None
-) -> Iterator[np.ndarray]:
+def pictures_of(rows: Any, seen: list[dict[str, Any]], truths: dict[Any, PictureTruth] | None) -> Iterator[np.ndarray]:
     """Yields the image (H, W, 3) of each row, in the frame of its annotations; the rest of the row goes to `seen`."""
     from ..data.pictures import load_pixels
 

@@ -6,7 +6,7 @@ torch and transformers, which costs several times what one picture takes. So the
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,7 +51,7 @@ def load_runtime(path: str | Path, device: Any = None, threads: int | None = Non
         ValueError: the file was not made by `detr-hf export`, or the runtime cannot use the device.
     """
     path = Path(path)
-    load = {
+    load: dict[str, Callable[[Path, str, int | None], Runtime]] = {
         "onnx": OnnxModel,
         "openvino": OpenVinoModel,
         "torch-export": TorchProgram,
@@ -132,7 +132,10 @@ class OpenVinoModel:
             graph = core.read_model(str(path))
         written = graph.get_rt_info([METADATA_KEY]).astype(str) if METADATA_KEY in graph.get_rt_info() else None
         self.info = ArtefactInfo.from_json(written, path)
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": OPENVINO_PRECISION[self.info.dtype]}
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": OPENVINO_PRECISION[self.info.dtype],
+        }
         settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         with _reading(path):
             self.compiled = core.compile_model(graph, device.upper(), settings)

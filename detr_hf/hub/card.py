@@ -69,7 +69,9 @@ def _results(facts: Mapping[str, Any]) -> list[Any]:
     from huggingface_hub import EvalResult
 
     measured, published = facts.get("evaluation") or {}, facts.get("published") or {}
-    rows = [(measured, name, measured.get(name), "mean_average_precision") for name in ("AP", "AP50", "AP75")]
+    rows: list[tuple[Any, str, Any, str]] = [
+        (measured, name, measured.get(name), "mean_average_precision") for name in ("AP", "AP50", "AP75")
+    ]
     rows.append((measured, "mask AP", (measured.get("masks") or {}).get("AP"), "mean_average_precision"))
     rows.append((measured, "PQ", (measured.get("panoptic") or {}).get("PQ"), "panoptic_quality"))
     rows = [row for row in rows if _is_number(row[2])]

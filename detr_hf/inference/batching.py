@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -86,7 +86,7 @@ def available_cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def read_ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
+def read_ahead(items: Iterable[Item], count: int) -> Generator[Item, None, None]:
     """Yields `items`, of which a thread of its own fetches up to `count` ahead; its error is raised here."""
     fetched: queue.Queue = queue.Queue(count)
     left = threading.Event()

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image
@@ -110,7 +110,12 @@ class Detector:
             if loading:
                 raise TypeError(f"{source} is an exported model, for which {', '.join(loading)} cannot be given.")
             return cls.on(ArtefactBackend.from_artefact(artefact, task=task, device=device, dtype=dtype))
-        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        hub: dict[str, Any] = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+        }
         of_hub = Hub(loading.get("subfolder") or "", **hub)
         find_file(source, "config.json", of_hub)  # a name of nothing is refused before seconds of imports
         import torch
@@ -127,6 +132,19 @@ class Detector:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         warn_of_slow_dtype(model.dtype, device)
         return cls(model.to(device), processor_of(source, of_hub), task)
+
+    @overload
+    def __call__(
+        self, images: list[Any] | tuple[Any, ...] | Iterator[Any], threshold: float = 0.7, batch_size: int = 8
+    ) -> list[Detections]: ...
+
+    @overload
+    def __call__(
+        self, images: str | Path | bytes | Image.Image, threshold: float = 0.7, batch_size: int = 8
+    ) -> Detections: ...
+
+    @overload
+    def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]: ...
 
     def __call__(self, images: Any, threshold: float = 0.7, batch_size: int = 8) -> Detections | list[Detections]:
         """Returns the objects that score more than `threshold`: one `Detections` for one picture, a list for several.
@@ -149,7 +167,10 @@ class Detector:
         """Returns what `visualize.attention` does, which says what it means."""
         from .looking import look
 
-        return look(self, picture, threshold, layer, head)
+        seen = look(self, picture, threshold, layer, head)
+        if isinstance(seen, Failure):
+            raise seen.error
+        return seen
 
     @property
     def gives_attention(self) -> bool:
@@ -172,7 +193,7 @@ class Detector:
         panoptic segments, where it is another than that of boxes, as in an evaluation; and objects that do not score
         more than `masks_from` have an empty mask, which costs nothing.
         """
-        of_masks = {"panoptic_threshold": panoptic_threshold, "masks_from": masks_from}
+        of_masks: dict[str, Any] = {"panoptic_threshold": panoptic_threshold, "masks_from": masks_from}
         outcomes = self.outcomes(images, threshold, batch_size, **of_masks)
         return self._without_errors(outcomes, on_error)
 
@@ -253,7 +274,8 @@ class Detector:
 
     def _detections(self, item: Prepared, result: dict[str, Any], threshold: float) -> Detections:
         order = np.argsort(-result["scores"], kind="stable")
-        found = {name: result[name][order] for name in ("scores", "labels", "boxes", "queries") if name in result}
+        names = ("scores", "labels", "boxes", "queries")
+        found: dict[str, Any] = {name: result[name][order] for name in names if name in result}
         if "segmentations" in result:
             found["segmentations"] = [result["segmentations"][index] for index in order]
         if "panoptic" in result:

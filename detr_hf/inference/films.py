@@ -21,6 +21,7 @@ from PIL import Image
 from ..visualize.saving import DRAWING_MARK
 from ..whole_files import refuse_overwriting, whole_file
 from .batching import Failure, read_ahead
+from .results import BestBelow
 from .sources.video import decoded_frames, require_pyav, upright_pixels
 
 if TYPE_CHECKING:
@@ -47,12 +48,14 @@ class Moment(NamedTuple):
 class DrawnFilm:
     """What became of a film: the file, its `frames`, and in how many of them a class was found.
 
+    `best_below` is what came nearest in the frames in which nothing was found.
     `faults` say what is missing and where, each once; `changes` what is other than in the source.
     """
 
     path: Path
     frames: int = 0
     frames_with: Counter[str] = field(default_factory=Counter)
+    best_below: BestBelow | None = None
     faults: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
 
@@ -115,7 +118,8 @@ def _drawn_frames(
             if isinstance(frame, Exception):
                 yield frame
             else:
-                moment = Moment(frame.pts, getattr(frame, "duration", None) or 0, frame.time_base)
+                base = frame.time_base or Fraction(1)  # without one it has no pts either
+                moment = Moment(frame.pts, getattr(frame, "duration", None) or 0, base)
                 yield moment, upright_pixels(frame)
 
     def images() -> Iterator[np.ndarray]:
@@ -136,6 +140,8 @@ def _drawn_frames(
                 faults.add(str(outcome.error), moment)
                 yield moment, Image.fromarray(outcome.source), set()
             else:
+                nearest = [best for best in (drawn.best_below, outcome.best_below) if best is not None]
+                drawn.best_below = max(nearest, key=lambda best: best.score, default=None)
                 yield moment, outcome.draw(font, what=detector.task), set(_names(outcome))
     faults.close()
 
@@ -156,8 +162,9 @@ class _Faults:
 
     def add(self, what: str, after: Moment | None) -> None:
         """Adds one, said of what comes after a frame, or of the beginning."""
-        known = after is not None and after.pts is not None
-        where = f" (after {float(after.pts * after.time_base):.2f} s)" if known else ""
+        where = ""
+        if after is not None and after.pts is not None and after.time_base is not None:
+            where = f" (after {float(after.pts * after.time_base):.2f} s)"
         if len(self.sentences) < FAULTS_TOLD:
             self.sentences.append(what + where)
         else:

@@ -6,7 +6,7 @@ otherwise takes (`fast_*_detr.py`) stay as they are, and `detr-hf benchmark` say
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -163,14 +163,16 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _fused_attention_flop(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
+def _fused_attention_flop(
+    query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
     return sdpa_flop_count(query_shape, key_shape, value_shape)
 
 
-def _with_strides(step: Step, input_hw: tuple[int, int]) -> str:
+def _with_strides(step: Step, input_hw: Sequence[int]) -> str:
     """Returns the letters with the sides of a map in parts of the input's, where they are such parts."""
     letters = step.letters.split(", ")
-    if "." not in letters:
+    if "." not in letters or step.shape is None:
         return step.letters
     at = letters.index(".")
     sides = step.shape[at : at + 2]

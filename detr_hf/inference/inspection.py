@@ -108,7 +108,8 @@ class Inspection:
         of_figure = [step for step in self.steps if step.letters]
         for (kind, title), group in groupby(of_figure, _box_of):
             steps = list(group)
-            rows, layers, before = [], 0, None
+            rows: list[Row] = []
+            layers, before = 0, None
             for name, inside in _parts(steps, 1):
                 is_layer = name is not None and "layer" in name
                 layers += is_layer

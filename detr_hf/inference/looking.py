@@ -21,6 +21,7 @@ from ..model.modeling_detr import DETRForObjectDetection
 from ..model.segmentation_detr import image_sizes_hw
 from ..visualize.attention_maps import Attention, Grid
 from .backends import ModelBackend
+from .batching import Failure
 
 SCORES_AT_ONCE = 2**22  # of all heads: 16 MB in float32, about as much as one map of the backbone
 PLAIN_ATTENTION = (None, "eager", "sdpa")  # these take the same mask as the one that has weights
@@ -116,8 +117,10 @@ def weights_of(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, 
     return kept
 
 
-def look(detector: Any, picture: Any, threshold: float, layer: int, head: int | None) -> Attention:
-    """Returns the objects that a detector finds in one picture, and what its model attended to.
+def look(
+    detector: Any, picture: Any, threshold: float, layer: int = -1, head: int | None = None
+) -> Attention | Failure:
+    """Returns the objects that a detector finds in one picture, and what its model attended to; or what is wrong.
 
     Raises:
         ValueError: the detector runs an exported model, or has no such layer or head.
@@ -129,7 +132,9 @@ def look(detector: Any, picture: Any, threshold: float, layer: int, head: int | 
             "alone: use the checkpoint that it was exported or converted from."
         )
     with keep_attention(backend.model, layer, head) as kept:
-        (detections,) = detector.stream([picture], threshold)
+        (detections,) = detector.outcomes([picture], threshold)
+    if isinstance(detections, Failure):
+        return detections
     grids = _grids(kept, backend.model)
     cells = [height * width for height, width in kept.outputs.feature_sizes_hw[0].tolist()]
     rows = kept.decoder[0, torch.from_numpy(detections.queries).to(kept.decoder.device)].cpu().numpy()
@@ -141,8 +146,6 @@ def look(detector: Any, picture: Any, threshold: float, layer: int, head: int | 
         inside = np.zeros(sizes_hw[-1], dtype=bool)
         inside[tuple(slice(count) for count in grids[-1].cells_hw)] = True
         encoder = encoder[0].cpu().numpy()[inside.ravel()][:, inside.ravel()]
-    probabilities = kept.outputs.logits[0].float().softmax(-1)[:, :-1]
-    best = int(probabilities.argmax())
     return Attention(
         detections,
         joined_levels(maps, grids),
@@ -152,7 +155,6 @@ def look(detector: Any, picture: Any, threshold: float, layer: int, head: int | 
         head=head,
         counts=(backend.model.config.enc_layers, backend.model.config.dec_layers, backend.model.config.nheads),
         threshold=threshold,
-        best=(backend.id2label[best % probabilities.shape[1]], float(probabilities.flatten()[best])),
     )
 
 

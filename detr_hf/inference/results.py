@@ -12,7 +12,7 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def plain_id(value: Any) -> int | str:
         return str(plain)
     if isinstance(plain, bool) or not isinstance(plain, numbers.Real) or plain % 1 != 0:  # also true for NaN
         raise TypeError(f"The id of an image must be a whole number or a text, got {value!r}.")
-    return int(plain)
+    return int(plain)  # type: ignore[call-overload]  # a Real of the standard library is said to have no int
 
 
 def coco_results(
@@ -220,26 +220,25 @@ class Detections(Showing):
     def __iter__(self) -> Iterator[Detection]:
         return (self._one(index) for index in range(len(self)))
 
-    def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray) -> Detection | Detections:
+    @overload
+    def __getitem__(self, key: int | np.integer) -> Detection: ...
+
+    @overload
+    def __getitem__(self, key: slice | Sequence[int] | np.ndarray) -> Detections: ...
+
+    def __getitem__(self, key: int | np.integer | slice | Sequence[int] | np.ndarray) -> Detection | Detections:
         """Returns one `Detection` for a number; the chosen `Detections` for a slice, numbers or a boolean mask."""
         if isinstance(key, int | np.integer):
             return self._one(key)
         if not isinstance(key, slice | np.ndarray):
             key = np.asarray(key) if len(key) else np.empty(0, dtype=np.int64)  # NumPy makes an empty list float
         chosen = np.arange(len(self))[key]
-        held = {name: getattr(self, name) for name, _ in self._known()}
-        return replace(
-            self,
-            panoptic=None,
-            semantic=None,
-            best_below=None,
-            **{
-                name: values[chosen] if isinstance(values, np.ndarray) else [values[index] for index in chosen]
-                for name, values in held.items()
-            },
-        )
+        held: dict[str, Any] = {name: getattr(self, name) for name, _ in self._known()}
+        for name, values in held.items():
+            held[name] = values[chosen] if isinstance(values, np.ndarray) else [values[index] for index in chosen]
+        return replace(self, panoptic=None, semantic=None, best_below=None, **held)
 
-    def _one(self, index: int) -> Detection:
+    def _one(self, index: int | np.integer) -> Detection:
         return Detection(**{each.one: each.value(getattr(self, name)[index]) for name, each in self._known()})
 
     def filter(self, *, threshold: float = 0.0, names: str | Sequence[str] | None = None) -> Detections:

@@ -24,7 +24,7 @@ def eager_attention(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Returns attention written out: the result (B, Q, M, D/M) and the weights (B, M, Q, S).
 
@@ -98,7 +98,7 @@ class MultiheadAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask=None, output_attentions: bool = False
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the attended values (B, Q, D), and the weights (B, M, Q, S) with `output_attentions`, else None.
 

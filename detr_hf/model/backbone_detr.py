@@ -205,7 +205,7 @@ class Joiner(nn.Sequential):
         super().__init__(backbone, position_embedding)
         self.num_channels = backbone.num_channels
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, pixel_values: Tensor, pixel_mask: Tensor | None
     ) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor]:
         """Returns the backbone's (feature map, mask) pairs, and the encodings (B or 1, D, h, w) of the last map."""

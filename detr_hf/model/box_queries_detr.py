@@ -136,7 +136,7 @@ class BoxAttention(MultiheadAttention):
         self.prior = nn.Linear(config.hidden_dim, 3 * config.nheads)  # x, y and the logarithm of the width
         self.where = nn.Linear(2 * config.nheads, config.hidden_dim)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, sight: Sight, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the attended values (B, Q, D), and the weights (B, M, Q, S) with `output_attentions`, else None.
@@ -149,13 +149,17 @@ class BoxAttention(MultiheadAttention):
         """
         memory, boxes = sight.memory, sight.boxes_cxcywh_norm
         centre, half_side = boxes[..., :2], boxes[..., 2:] / 2
-        preference = self._preference(query, centre, half_side, memory)
-        states = [
-            self._split_heads(self.linear(projection, given))
-            for projection, given in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        ]
-        attend = self._attend_in_one if self._may_fuse(states[0], output_attentions) else self._attend_written_out
-        attended, looked_at, weights = attend(*states, *preference, memory)  # (B, Q, M, .)
+        of_query, of_cell = self._preference(query, centre, half_side, memory)
+        query = self._split_heads(self.linear(self.q_proj, query))
+        attend = self._attend_in_one if self._may_fuse(query, output_attentions) else self._attend_written_out
+        attended, looked_at, weights = attend(  # (B, Q, M, .)
+            query,
+            self._split_heads(self.linear(self.k_proj, key)),  # not named here: freed as soon as it has been read
+            self._split_heads(self.linear(self.v_proj, value)),
+            of_query,
+            of_cell,
+            memory,
+        )
         offset = (looked_at - centre[:, :, None]) / half_side[:, :, None].clamp(min=1e-4)
         where = self.where(offset.flatten(2).to(attended.dtype))
         return self.linear(self.out_proj, attended.flatten(2)) + where, weights if output_attentions else None
@@ -189,10 +193,12 @@ class BoxAttention(MultiheadAttention):
         """Returns the attended values (B, Q, M, D/M) and places (B, Q, M, 2), by torch's fused attention."""
         of_cell = of_cell.expand(*key.shape[:2], -1, -1)
         x_y, nothing = of_cell[..., 2:4], torch.zeros_like(of_cell[..., :3])  # a multiple of 4 for kernels of GPUs
+        key = torch.cat([key, of_cell, nothing], dim=-1)
+        value = torch.cat([value, x_y, nothing, nothing], dim=-1)
         attended = F.scaled_dot_product_attention(
             torch.cat([query * self.scaling, of_query, torch.zeros_like(of_query[..., :3])], dim=-1),
-            torch.cat([key, of_cell, nothing], dim=-1),
-            torch.cat([value, x_y, nothing, nothing], dim=-1),
+            key,
+            value,
             None if memory.valid is None else memory.valid[:, None, None],
             dropout_p=self.dropout if self.training else 0.0,
             scale=1.0,
@@ -229,13 +235,13 @@ class BoxDecoder(TransformerDecoder):
         self.config = config
         self.box_embed = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         queries: DecoderQueries,
         found: FoundQueries,
         bbox_embed: nn.Module,
         output_attentions: bool = False,
-    ):
+    ) -> tuple[tuple[list[Tensor], list[Tensor | None], list[Tensor | None]], Tensor]:
         """Returns every layer's un-normed input and output, the attention weights of both kinds, and (L, B, Q, 4), the
         boxes that each layer began with.
 

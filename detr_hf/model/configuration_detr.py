@@ -35,8 +35,8 @@ logger = logging.get_logger(__name__)
 
 POSITION_EMBEDDINGS = {"sine": "sine", "v2": "sine", "learned": "learned", "v3": "learned"}
 
-_COUNTS = ("hidden_dim", "nheads", "enc_layers", "dec_layers", "dim_feedforward", "num_queries", "num_channels")
-_COUNTS += ("num_query_groups", "num_denoising", "num_feature_levels")
+_COUNTS = ["hidden_dim", "nheads", "enc_layers", "dec_layers", "dim_feedforward", "num_queries", "num_channels"]
+_COUNTS += ["num_query_groups", "num_denoising", "num_feature_levels"]
 _CLASSES = ("id2label", "label2id", "num_labels")
 _NOT_BY_CALLER = ("dtype", "architectures", "transformers_version")  # transformers' loading has its own use for them
 
@@ -190,15 +190,16 @@ class DETRConfig(PreTrainedConfig):
     denoising_negatives: bool = False
     is_encoder_decoder: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs = self.take_arguments(kwargs)
         if kwargs.get("num_labels") is not None:
             kwargs["num_labels"] = whole_number("num_labels", kwargs["num_labels"])
-        if self.id2label is None and self.label2id is not None:
-            self.id2label = {index: name for name, index in indices_of(self.label2id).items()}
+        numbers: Any = getattr(self, "label2id", None)
+        if getattr(self, "id2label", None) is None and numbers is not None:
+            self.id2label = {index: name for name, index in indices_of(numbers).items()}
         if self.id2label is not None:
             self.id2label = normal_labels(self.id2label)
-            check_labels(self.id2label, kwargs.get("num_labels"), self.label2id)
+            check_labels(self.id2label, kwargs.get("num_labels"), numbers)
             self.label2id = {name: index for index, name in self.id2label.items()}
         check_dtype(self.dtype, kwargs.get("torch_dtype"))
         super().__post_init__(**kwargs)
@@ -227,7 +228,7 @@ class DETRConfig(PreTrainedConfig):
         self.encoder_aux_head, self.num_query_groups, self.num_denoising = False, 1, 0
 
     @classmethod
-    def from_preset(cls, name: str, **fields) -> "DETRConfig":
+    def from_preset(cls, name: str, **fields: Any) -> "DETRConfig":
         """Returns the configuration of one of `PRESETS`, such as "precise", with `fields` in place of its own.
 
         Raises:
@@ -238,7 +239,7 @@ class DETRConfig(PreTrainedConfig):
         return cls(**PRESETS[name] | fields)
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Returns the configuration that a `config.json` holds, with the fields among `kwargs` instead of its own.
 
         What a file holds besides is kept and said, not refused: somebody wrote it there, and the weights beside it
@@ -310,15 +311,15 @@ class DETRConfig(PreTrainedConfig):
     def class_weight_values(self) -> tuple[float, ...] | None:
         """Returns the weight of every class in the cross-entropy, or None where all are 1 and nothing is weighed."""
         weights = normal_class_weights(self.class_weights, self.id2label)
-        return weights and tuple(weights.get(self.id2label[index], 1.0) for index in range(self.num_labels))
+        return tuple(weights.get(self.id2label[i], 1.0) for i in range(self.num_labels)) if weights else None
 
-    def to_json_file(self, json_file_path, use_diff: bool = True) -> None:
+    def to_json_file(self, json_file_path: Any, use_diff: bool = True) -> None:
         """Writes config.json, with what stops transformers' own classes from making a random model of it."""
         with open(json_file_path, "w", encoding="utf-8") as file:
-            fields = json.loads(self.to_json_string(use_diff)) | NOT_PLAIN_DETR
-            file.write(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+            json.dump(json.loads(self.to_json_string(use_diff)) | NOT_PLAIN_DETR, file, indent=2, sort_keys=True)
+            file.write("\n")
 
-    def validate_transformer(self):
+    def validate_transformer(self) -> None:
         """Refuses widths, layers and probabilities that no transformer can have."""
         for name in _COUNTS:
             least = 0 if name in ("enc_layers", "num_denoising") else 1
@@ -348,7 +349,7 @@ class DETRConfig(PreTrainedConfig):
             raise ValueError(choice_error("activation", self.activation, ACT2FN))
         self._validate_box_queries()
 
-    def _validate_box_queries(self):
+    def _validate_box_queries(self) -> None:
         if not self.box_queries and self.num_feature_levels > 1:
             raise ValueError(
                 f"num_feature_levels={self.num_feature_levels} needs box_queries=True: plain DETR reads the last map."
@@ -361,11 +362,11 @@ class DETRConfig(PreTrainedConfig):
                 "a loss on the encoder of their own. Leave one out."
             )
 
-    def validate_loss(self):
+    def validate_loss(self) -> None:
         """Refuses loss and cost weights that cannot train, and an empty class list."""
         costs = {name: getattr(self, name) for name in ("set_cost_class", "set_cost_bbox", "set_cost_giou")}
-        weights = ("bbox_loss_coef", "giou_loss_coef", "mask_loss_coef", "dice_loss_coef", "eos_coef")
-        weights += ("iou_label_power", "focal_gamma", "encoder_aux_coef", "box_noise_scale")
+        weights = ["bbox_loss_coef", "giou_loss_coef", "mask_loss_coef", "dice_loss_coef", "eos_coef"]
+        weights += ["iou_label_power", "focal_gamma", "encoder_aux_coef", "box_noise_scale"]
         for name, value in {**costs, **{name: getattr(self, name) for name in weights}}.items():
             if not 0 <= value <= sys.float_info.max:  # also of an integer that is too large for a float
                 raise ValueError(f"{name} must be a finite number that is not negative, but is {value}.")
@@ -379,7 +380,7 @@ class DETRConfig(PreTrainedConfig):
         if self.num_labels is not None and self.num_labels < 1:
             raise ValueError("id2label is empty: name at least one class, for example id2label={0: 'object'}.")
 
-    def validate_backbone(self):
+    def validate_backbone(self) -> None:
         """Refuses a backbone that timm does not know, or timm arguments that this configuration owns."""
         import timm  # only here: it takes a second that reading a module need not cost
 

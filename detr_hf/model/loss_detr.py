@@ -12,6 +12,7 @@ Dimension letters: L layers, B images, Q queries, K classes, N objects (padded t
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -94,7 +95,7 @@ class SetCriterion:
 
         parts = self.loss_labels(predictions, packed, matches, class_weight)
         parts |= self.loss_boxes(predictions, packed, matches, num_objects)
-        total = sum(self.weights[name] * value.sum() for name, value in parts.items())
+        total: Any = sum(self.weights[name] * value.sum() for name, value in parts.items())
         parts["cardinality_error"] = _cardinality_error(matches.scores.found, packed.counts)
         losses = _name_by_layer(parts)
         losses["class_error"] = _class_error(predictions.logits, packed.labels, matches)

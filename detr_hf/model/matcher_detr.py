@@ -66,8 +66,8 @@ class PackedTargets:
         counts = [len(target["class_labels"]) for target in targets]
         most = max(counts)
         # one copy to the device for all images, then to each object's place
-        place = np.concatenate([np.arange(image * most, image * most + n) for image, n in enumerate(counts)])
-        place = torch.from_numpy(place).to(device, non_blocking=True)
+        flat = np.concatenate([np.arange(image * most, image * most + n) for image, n in enumerate(counts)])
+        place = torch.from_numpy(flat).to(device, non_blocking=True)
         labels = torch.cat([target["class_labels"] for target in targets]).to(device, torch.int64)
         boxes = torch.cat([target["boxes"].reshape(-1, 4) for target in targets]).to(device, torch.float32)
         return cls(
@@ -197,7 +197,8 @@ class Matches:
         image = np.broadcast_to(np.repeat(np.arange(batch_size), matched), query.shape)
         prediction = (np.arange(num_layers)[:, None] * batch_size + image) * num_queries + query
         pairs = np.stack([image, query, object_, prediction, image * targets.labels.shape[1] + object_])
-        return cls(*torch.from_numpy(pairs).to(scores.sums.device, non_blocking=True), scores)
+        places = torch.from_numpy(pairs).to(scores.sums.device, non_blocking=True)
+        return cls(places[0], places[1], places[2], places[3], places[4], scores)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ feature cells, S = h * w, L decoder layers, K classes, N objects of one image, M
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class DETRModel(DETRPreTrainedModel):
         r"^(class_embed|bbox_embed|refpoint_embed|bbox_attention|mask_head)\.",
     }
 
-    def __init__(self, config: DETRConfig, **arguments):
+    def __init__(self, config: DETRConfig, **arguments: Any):
         left_over = config.take_arguments(arguments)
         if left_over:
             raise ValueError(f"A model is made of a configuration alone: give DETRConfig {', '.join(left_over)}.")
@@ -205,6 +206,10 @@ class DETRForObjectDetection(HasTrainingAids, DETRModel):
             return self._loss_function
         return self.criterion()
 
+    @loss_function.setter
+    def loss_function(self, value: Any) -> None:
+        self._loss_function = value
+
     def criterion(self) -> SetCriterion:
         """Returns the criterion that the configuration describes."""
         config = self.config
@@ -212,10 +217,6 @@ class DETRForObjectDetection(HasTrainingAids, DETRModel):
         weights = {"loss_ce": 1.0, "loss_bbox": config.bbox_loss_coef, "loss_giou": config.giou_loss_coef}
         rules = (config.eos_coef, config.iou_label_power, config.class_weight_values(), config.focal_gamma)
         return SetCriterion(matcher, weights, *rules)
-
-    @loss_function.setter
-    def loss_function(self, value) -> None:
-        self._loss_function = value
 
     @can_return_tuple
     def forward(
@@ -238,8 +239,8 @@ class DETRForObjectDetection(HasTrainingAids, DETRModel):
             output_hidden_states: also return those of every layer.
             **kwargs: for transformers' sake; unused.
         """
-        decoded, *answer = self.detect(pixel_values, pixel_mask, labels, output_attentions, output_hidden_states)
-        predictions, loss, parts = answer
+        asked = (output_attentions, output_hidden_states)
+        decoded, predictions, loss, parts = self.detect(pixel_values, pixel_mask, labels, *asked)
         return DETRObjectDetectionOutput.of(predictions, decoded.output, loss, parts)
 
     def detect(
@@ -343,9 +344,8 @@ class DETRForSegmentation(FreezesDetector, DETRForObjectDetection):
                 "4, 8, 16 and 32, as ResNets, EfficientNets and ConvNeXts have them."
             )
         self.bbox_attention = MHAttentionMap(config.hidden_dim, config.nheads)
-        self.mask_head = MaskHeadSmallConv(
-            config.hidden_dim, config.nheads, tuple(backbone.num_channels[:3]), config.activation
-        )
+        finest, finer, fine = backbone.num_channels[:3]
+        self.mask_head = MaskHeadSmallConv(config.hidden_dim, config.nheads, (finest, finer, fine), config.activation)
 
     @can_return_tuple
     def forward(
@@ -372,15 +372,17 @@ class DETRForSegmentation(FreezesDetector, DETRForObjectDetection):
             **kwargs: for transformers' sake; unused.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_detector):
-            decoded, *answer = self.detect(pixel_values, pixel_mask, labels, output_attentions, output_hidden_states)
-        predictions, loss, parts = answer
-        sizes_hw, padded_hw = image_sizes_hw(pixel_values, pixel_mask), tuple(pixel_values.shape[-2:])
+            asked = (output_attentions, output_hidden_states)
+            decoded, predictions, loss, parts = self.detect(pixel_values, pixel_mask, labels, *asked)
+        sizes_hw = image_sizes_hw(pixel_values, pixel_mask)
+        padded_hw = (pixel_values.shape[-2], pixel_values.shape[-1])
         threshold = self.config.mask_score_threshold if mask_score_threshold is None else mask_score_threshold
         if labels is None:
             masks = predict_masks(self, decoded, predictions, threshold)
         else:
-            frame = (padded_hw, sizes_hw, threshold)
-            masks, its_loss, its_parts = train_masks(self, decoded, predictions, labels, *frame)
+            masks, its_loss, its_parts = train_masks(
+                self, decoded, predictions, labels, padded_hw, sizes_hw, threshold
+            )
             loss, parts = loss + its_loss, parts | its_parts
         fields = {"pred_masks": masks, "image_sizes_hw": sizes_hw}
         fields["padded_sizes_hw"] = sizes_hw.new_tensor(padded_hw).expand_as(sizes_hw)

@@ -1,6 +1,7 @@
 """What the models return, and what they hand to their heads: every field with shape, order and frame."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,10 +119,10 @@ class DETRObjectDetectionOutput(ModelOutput):
         output: DETRModelOutput,
         loss: Tensor | None,
         parts: dict[str, Tensor] | None,
-        **fields: Tensor,
+        **fields: Any,
     ) -> "DETRObjectDetectionOutput":
         """Returns the last layer's predictions, with the earlier layers' beside them where there are any."""
-        layers = [
+        layers: list[dict[str, Any]] = [
             {"logits": logits, "pred_boxes": pred_boxes}
             for logits, pred_boxes in zip(predictions.logits, predictions.boxes_cxcywh_norm, strict=True)
         ]

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +110,13 @@ class DETRPreTrainedModel(PreTrainedModel):
         super()._initialize_weights(module, is_custom_code=False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> Self:
         """Returns the model with the weights of any DETR checkpoint.
 
         Args:
@@ -152,9 +158,10 @@ class DETRPreTrainedModel(PreTrainedModel):
             missing, left_over = set(info["missing_keys"]) - new, set(info["unexpected_keys"])
             model._refuse_foreign_weights(missing, left_over, source)
         model.freeze()  # loading has rebuilt every parameter with requires_grad
-        return (model, info) if output_loading_info else model
+        loaded: Any = (model, info) if output_loading_info else model
+        return loaded
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a state dict as torch does, also one in the names of the original, of transformers or of a wrapper.
 
         Raises:
@@ -185,7 +192,7 @@ class DETRPreTrainedModel(PreTrainedModel):
             ) from error
 
     @classmethod
-    def _verify(cls, name, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _verify(cls, name: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Returns the arguments that load what was verified."""
         if cls.workshop is None:
             raise ImportError(
@@ -195,7 +202,7 @@ class DETRPreTrainedModel(PreTrainedModel):
         return cls.workshop.verified_arguments(name, kwargs)
 
     @classmethod
-    def _translate(cls, name, config: PreTrainedConfig | None, kwargs: dict[str, Any]):
+    def _translate(cls, name: Any, config: PreTrainedConfig | None, kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Returns name, config and state dict to load: as given for an own checkpoint that fits, else translated."""
         if cls.workshop is None:  # this file travelled alone with a checkpoint: it reads its own layout only
             return name, config, None
@@ -233,7 +240,7 @@ class DETRPreTrainedModel(PreTrainedModel):
             logger.warning(f"New, and to be trained: {', '.join(parts)}. The checkpoint has none.")
         return new
 
-    def _refuse_foreign_weights(self, missing: set[str], left_over: set[str], source) -> None:
+    def _refuse_foreign_weights(self, missing: set[str], left_over: set[str], source: Any) -> None:
         """Raises ValueError when `source` and this model are not of the same parts, or a value is not finite."""
         expected = self.state_dict().keys()
         for names, words in ((missing & expected, "lacks"), (left_over, "holds, beyond what the model has,")):
@@ -250,7 +257,7 @@ class DETRPreTrainedModel(PreTrainedModel):
                 "file is damaged, or the training that wrote it had diverged; take an earlier checkpoint."
             )
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes weights and configuration, and the code as well after `register_for_auto_class`.
 
         With the package they are moved into the folder when all are written, the configuration last: a process that is
@@ -276,7 +283,7 @@ class DETRPreTrainedModel(PreTrainedModel):
         with self.workshop.whole_folder(save_directory, WEIGHT_FILES) as folder:
             super().save_pretrained(folder, **kwargs)
 
-    def push_to_hub(self, repo_id: str, **kwargs):
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Publishes the model with processor, card, code and digests in one commit, and returns its `CommitInfo`.
 
         Args:

@@ -8,7 +8,7 @@ What differs on purpose:
   decoder layer goes on to the next whether or not the intermediate outputs are wanted, and there is no host sync.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,9 @@ class TransformerEncoderLayer(_Layer):
     def __init__(self, config: DETRConfig):
         super().__init__(config, num_blocks=2)
 
-    def forward(self, src: Tensor, pos: Tensor, attention_mask=None, output_attentions: bool = False):
+    def forward(
+        self, src: Tensor, pos: Tensor, attention_mask: Any = None, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Returns the new states (B, S, D) and the attention weights or None.
 
         `src` is (B, S, D); `pos` (B or 1, S, D) is added to queries and keys, never to values.
@@ -103,11 +105,11 @@ class TransformerDecoderLayer(_Layer):
         memory: Tensor,
         key: Tensor,
         query_pos: Tensor,
-        attention_mask=None,
+        attention_mask: Any = None,
         output_attentions: bool = False,
         query_sets: list[QuerySet] | None = None,
-        self_mask=None,
-    ):
+        self_mask: Any = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns the new states (B, Q, D), the self-attention weights and the cross-attention weights (or None).
 
         `tgt` is (B, Q, D), `memory` (B, S, D), `key` is `memory` plus its position encodings, `query_pos` (B or 1, Q,
@@ -139,7 +141,9 @@ class TransformerEncoder(nn.Module):
         self.layers = nn.ModuleList([TransformerEncoderLayer(config) for _ in range(config.enc_layers)])
         self.norm = nn.LayerNorm(config.hidden_dim) if config.pre_norm else None
 
-    def forward(self, src: Tensor, pos: Tensor, attention_mask=None, output_attentions: bool = False):
+    def forward(
+        self, src: Tensor, pos: Tensor, attention_mask: Any = None, output_attentions: bool = False
+    ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
         """Returns the memory (B, S, D), the input and output of every layer, and every layer's attention weights."""
         hidden_states, attentions = [src], []
         for layer in self.layers:
@@ -168,10 +172,10 @@ class TransformerDecoder(nn.Module):
         memory: Tensor,
         pos: Tensor,
         query_pos: Tensor,
-        attention_mask=None,
+        attention_mask: Any = None,
         output_attentions: bool = False,
         query_sets: list[QuerySet] | None = None,
-    ):
+    ) -> tuple[list[Tensor], list[Tensor | None], list[Tensor | None]]:
         """Returns every layer's un-normed input and output, its self-attention and its cross-attention weights."""
         hidden_states, self_attentions, cross_attentions = [tgt], [], []
         key = memory + pos
@@ -208,10 +212,10 @@ class Transformer(nn.Module):
         src: Tensor,
         pos: Tensor,
         queries: DecoderQueries,
-        src_mask=None,
-        memory_mask=None,
+        src_mask: Any = None,
+        memory_mask: Any = None,
         output_attentions: bool = False,
-    ):
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Returns what encoder and decoder return, as two tuples.
 
         `src` is (B, S, D), `pos` (B or 1, S, D); `src_mask` keeps the encoder and `memory_mask` the cross-attention

@@ -9,6 +9,7 @@ at which plain DETR diverges. An argument that is given is kept; one that is not
 What differs on purpose from transformers' defaults is every field below.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -260,7 +261,7 @@ class DETRTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"pad_to_multiple_of is {self.pad_to_multiple_of}; expected 1 (off) or more, such as 128."
             )
-        if not 0 <= self.ema_decay < 1:
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; expected 0 (off) or a number below 1, such as 0.999.")
         if self.lr_drop is not None and not 0 <= self.lr_drop < 1:
             raise ValueError(
@@ -276,11 +277,13 @@ class DETRTrainingArguments(TrainingArguments):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no meaning for DETR: {why}")
 
-    def _fill(self, recipe: dict[str, float | str | None]) -> None:
+    def _fill(self, recipe: Mapping[str, Any]) -> None:
         for name in self.unset:
             setattr(self, name, SchedulerType(recipe[name]) if name == "lr_scheduler_type" else recipe[name])
         if "head_learning_rate" in self.unset:  # follows a learning rate that was given
-            self.head_learning_rate = self.learning_rate * (recipe["head_learning_rate"] / recipe["learning_rate"])
+            self.head_learning_rate = (self.learning_rate or 0.0) * (
+                recipe["head_learning_rate"] / recipe["learning_rate"]
+            )
 
     def _match_saving_to_evaluation(self) -> None:
         evaluates = IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO

@@ -266,7 +266,7 @@ class WholeCheckpoints:
                 state.best_model_checkpoint = str(last)
             return
         super()._load_best_model()
-        self._evaluated_step = None
+        self._evaluated_step: int | None = None
         if self._ema is not None:
             self._ema.best_is_loaded = True
 

@@ -76,6 +76,12 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         ValueError: data, model and arguments do not fit; the message says what to change.
     """
 
+    # Trainer's own
+    train_dataset: Any
+    data_collator: Any
+    optimizer_cls_and_kwargs: Any
+    lr_scheduler: Any
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -107,9 +113,11 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         self._data, self._id2label = data, getattr(data, "id2label", None)
         self._seeding = SeedingCallback()
         choose_average(args, first)
-        self._ema = EMACallback(args.ema_decay) if getattr(args, "ema_decay", 0) else None
+        decay = getattr(args, "ema_decay", None)
+        self._ema = EMACallback(decay) if decay else None
         self._window, self._eval_window = LossParts(), LossParts(as_one_batch=True)
-        self._step_labels, self._group_rates = [], {}
+        self._step_labels: list[Any] = []
+        self._group_rates: dict[str, float] = {}
         self._found = FoundByStep()
         super().__init__(
             model=model,
@@ -131,7 +139,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         self._apply_arguments()
         check_pixels(self.model, self.processing_class)
         self.watch = Watch(
-            lambda: head_lines(self, self._recipe, self._is_trained), lambda: self.kept and self.kept.text
+            lambda: head_lines(self, self._recipe, self._is_trained), lambda: self.kept.text if self.kept else None
         )
         self.watch.take_place_in(self)
 
@@ -268,7 +276,7 @@ class DETRTrainer(HubPublishing, HyperparameterSearch, StreamingEvaluation, Whol
         optimizer_cls, options = chosen or self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
         brings_groups = {"params", "model", "optimizer_dict"} & set(options)
         if not brings_groups:
-            rates = {  # Trainer logs the first as learning_rate
+            rates: dict[str, Any] = {  # Trainer logs the first as learning_rate
                 "transformer": self.args.learning_rate,
                 "backbone": self.args.backbone_learning_rate,
                 "class_head": self.args.head_learning_rate,

@@ -60,7 +60,7 @@ class Block:
 def architecture_svg(title: str, blocks: Sequence[Block], notes: Sequence[str]) -> str:
     """Returns the drawing as one SVG file that asks for nothing outside it."""
     body: list[str] = []
-    y = 30
+    y: float = 30
     for line in wrap(title, LETTERS_IN_TITLE):
         body.append(_text(LEFT, y, line, "title"))
         y += 20

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..inference.results import Detections
 
 WIDEST_CAPTION = 320
+LONGEST_NAME = 20  # letters above a tile, so that what follows is never cut
 DIMMED = 0.6  # of the picture's light, where there is no attention
 LEAST_LIGHT = 0.25  # of a colour that shows attention, as WCAG 2 measures it
 POINT_COLOR = (255, 190, 20)
@@ -40,10 +41,11 @@ class Grid(NamedTuple):
 
     def edges(self, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Returns where the rows (h + 1,) and columns (w + 1,) of cells begin and end in a picture, in its pixels."""
-        return tuple(
+        rows, columns = (
             np.minimum(np.arange(cells + 1) / reach, 1) * side
             for cells, reach, side in zip(self.cells_hw, self.reach_hw, size_hw, strict=True)
         )
+        return rows, columns
 
 
 def attention(
@@ -84,7 +86,6 @@ class Attention:
         layer, head: as asked for.
         counts: layers of the encoder, layers of the decoder, heads.
         threshold: of the detections.
-        best: class and score of the best object, over the threshold or not.
     """
 
     detections: "Detections"
@@ -95,7 +96,6 @@ class Attention:
     head: int | None
     counts: tuple[int, int, int]
     threshold: float
-    best: tuple[str, float]
 
     def encoder(self, x: float, y: float) -> np.ndarray:
         """Returns the weights (h, w) by which the encoder mixed all cells for the one at a point in pixels, 1 in sum.
@@ -133,8 +133,9 @@ class Attention:
     ) -> Image.Image:
         """Returns what was found, and beside it a tile for each object: the brighter, the more attention.
 
-        Every tile is scaled to its own largest weight, and smoothed between cells. The line above says how much of the
-        attention lies in the box. Where nothing was found it says how near the best came.
+        Every tile has light from its own smallest weight to its largest, and is smoothed between cells. The line above
+        says how much of the attention lies in the box, or from what to what part of an even share the weights for a
+        point go. Where nothing was found it says how near the best came.
 
         Args:
             points: x, y in pixels of the picture; instead of the objects' the encoder's attention from each.
@@ -146,21 +147,23 @@ class Attention:
         height, width = found.size_hw
         ratios = np.array([small.width / width, small.height / height] * 2)
         boxes = found.boxes * ratios
-        styles = {"labels": found.labels, "font": font}
+        styles: dict[str, Any] = {"labels": found.labels, "font": font}
         tiles = [draw_boxes(small, boxes, found.names, scores=found.scores, **styles)]
         captions = [self.caption("encoder" if points else "decoder")]
         if points:
             for x, y in points:
-                drawn = heat_image(small, self.encoder(x, y), self.grids[1], POINT_COLOR)
+                map_ = self.encoder(x, y)
+                drawn = heat_image(small, map_, self.grids[1], POINT_COLOR)
                 tiles.append(_with_point(drawn, x * ratios[0], y * ratios[1]))
-                captions.append(f"from ({x:g}, {y:g})")
+                captions.append(f"from ({x:g}, {y:g}): {shares(map_)}")
         else:
             for index, (one, share) in enumerate(zip(found, self.in_boxes(), strict=True)):
                 color = class_color(one.label)
                 drawn = heat_image(small, self.decoder[index], self.grids[0], color)
                 ImageDraw.Draw(drawn).rectangle(tuple(boxes[index]), outline=(255, 255, 255))
                 tiles.append(drawn)
-                captions.append(f"{beside_text(one.name)}  {one.score:.2f}: {share:.0%} in its box")
+                name = one.name if len(one.name) <= LONGEST_NAME else f"{one.name[: LONGEST_NAME - 1]}…"
+                captions.append(f"{beside_text(name)}  {one.score:.2f}: {share:.0%} in its box")
             if not len(found):
                 captions = [str(found.best_below)]
         columns = -(-len(tiles) // -(-len(tiles) // columns))  # no row much shorter than the others
@@ -192,8 +195,13 @@ def _covered(edges: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip(inside, 0, None) / np.maximum(np.diff(edges), 1e-9)
 
 
+def shares(map_: np.ndarray) -> str:
+    """Returns from what to what the weights of a map go, as parts of what each had if all were equal."""
+    return f"{map_.min() * map_.size:.1f} to {map_.max() * map_.size:.1f} times an even share"
+
+
 def heat_image(image: Image.Image, map_: np.ndarray, grid: Grid, color: tuple[int, int, int]) -> Image.Image:
-    """Returns the image in dark grey, with light in `color` where the weights (h, w) are, scaled to their largest."""
+    """Returns the image in dark grey, lit in `color` where the weights (h, w) are, not where they are least."""
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * DIMMED
     bright, alpha = heat_layer(image.size, map_, grid, color)
     return Image.fromarray((grey * (1 - alpha) + bright * alpha).round().astype(np.uint8))
@@ -202,13 +210,15 @@ def heat_image(image: Image.Image, map_: np.ndarray, grid: Grid, color: tuple[in
 def heat_layer(
     size: tuple[int, int], map_: np.ndarray, grid: Grid, color: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the light (H, W, 3) of weights (h, w), scaled to their largest, and how much it covers (H, W, 1).
+    """Returns the light (H, W, 3) of weights (h, w), and how much it covers (H, W, 1): nothing where they are least.
 
-    `size` is the (width, height) of the whole picture's drawing.
+    `size` is the (width, height) of the whole picture's drawing. Of equal weights all cells are lit.
     """
+    least, largest = float(map_.min()), float(map_.max())
+    least = least if least < largest else 0.0
     reach = (0, 0, grid.reach_hw[1], grid.reach_hw[0])
-    heat = Image.fromarray(np.asarray(map_, dtype=np.float32)).resize(size, Image.Resampling.BILINEAR, box=reach)
-    heat = np.asarray(heat) / max(float(map_.max()), 1e-12)
+    smooth = Image.fromarray(np.asarray(map_, dtype=np.float32)).resize(size, Image.Resampling.BILINEAR, box=reach)
+    heat = (np.asarray(smooth) - least) / max(largest - least, 1e-12)
     heat = heat.clip(0, 1)[..., None]
     while relative_luminance(color) < LEAST_LIGHT:  # brown and blue would be lost on grey
         color = mixed(color, WHITE, 0.2)

@@ -72,8 +72,8 @@ def grid(
             x = column * (width + gap)
             sheet.paste(image, (x, y + caption_px))
             following = texts[place + 1 : place + columns - column]
-            cells = next((more for more, text in enumerate(following, start=1) if text), columns - column)
-            _write(draw, texts[place], (x, y), cells * (width + gap) - gap, file)
+            span = next((more for more, text in enumerate(following, start=1) if text), columns - column)
+            _write(draw, texts[place], (x, y), span * (width + gap) - gap, file)
         y += height + gap
     return sheet
 

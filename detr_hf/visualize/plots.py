@@ -242,7 +242,7 @@ def _letters_of(names: Iterable[str]) -> Iterator[None]:
     from hotcoco.plot import core
     from matplotlib import font_manager
 
-    family = getattr(core, "_resolve_font_family", list)()  # what its plots go by; nothing public says it
+    family: list[Any] = getattr(core, "_resolve_font_family", list)()  # what its plots go by; nothing public says it
     talker = logging.getLogger("matplotlib.font_manager")  # of each weight that a font lacks
     level = talker.level
     before = list(family)

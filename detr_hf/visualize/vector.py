@@ -46,13 +46,12 @@ STYLE = """
 .detr-hf .mask{fill-opacity:.4;fill-rule:evenodd;stroke-width:1.5}
 .detr-hf .segment .mask{fill-opacity:.55;stroke:#fff}
 .detr-hf .label{visibility:hidden;pointer-events:none;stroke:none}
-.detr-hf .named .label,.detr-hf .object:hover .label,.detr-hf .object:focus .label{visibility:visible}
+.detr-hf .names .label,.detr-hf .object:hover .label,.detr-hf .object:focus .label{visibility:visible}
 .detr-hf .object:hover .line,.detr-hf .object:focus .line{stroke-width:3}
 .detr-hf .object:hover .rim,.detr-hf .object:focus .rim{stroke-opacity:.9;stroke-width:6}
 .detr-hf .objects:hover .object:not(:hover,:focus){opacity:.3}
 .detr-hf .objects:focus-within .object:not(:hover,:focus){opacity:.3}
-.detr-hf .objects:hover .object:not(:hover,:focus) .label{visibility:hidden}
-.detr-hf .objects:focus-within .object:not(:hover,:focus) .label{visibility:hidden}
+.detr-hf .objects:hover~.names .label,.detr-hf .objects:focus-within~.names .label{visibility:hidden}
 """
 PAGE = """<!doctype html>
 <html>
@@ -121,11 +120,13 @@ def objects_svg(
     height, width = size_hw or image.size[::-1]
     step = max(1, max(width, height) // layout.get("max_side", MAX_SIDE))
     shapes = []
-    for index, box in enumerate(np.asarray(boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4).tolist()):
+    for index, (left, top, right, bottom) in enumerate(
+        np.asarray(boxes_xyxy_abs, dtype=np.float64).reshape(-1, 4).tolist()
+    ):
         x0, y0, pixels = placed_mask(None if masks is None else masks[index], (width, height))
         path = path_data(pixels, (x0, y0), step)
         score = None if scores is None else float(scores[index])
-        shapes.append(Shape(tuple(box), str(names[index]), int(labels[index]), score, path))
+        shapes.append(Shape((left, top, right, bottom), str(names[index]), int(labels[index]), score, path))
     return svg_of(image, shapes, (height, width), **layout)
 
 
@@ -182,11 +183,17 @@ def svg_of(
     shown = (max(round(width * scale), 1), max(round(height * scale), 1))
     labels = _labels(shapes, scale, shown, shown_names)
     areas = [(shape.box[2] - shape.box[0]) * (shape.box[3] - shape.box[1]) for shape in shapes]
-    body = [_group(index, shapes[index], *labels[index]) for index in np.argsort(areas, kind="stable")[::-1]]
+    body = [_group(index, shapes[index], labels[index][0]) for index in np.argsort(areas, kind="stable")[::-1]]
+    # What stands there always is here again, above the lines and masks of all others; it gives way to the pointer.
+    names = [
+        f'<g data-of="{index}" fill="{hex_color(class_color(shapes[index].label))}">{label}</g>'
+        for index, (label, is_named) in enumerate(labels)
+        if is_named
+    ]
     if caption:
         text = _Text(caption, shown, is_whole=True)
         corner = Span(0, shown[1] - text.height, text.width, shown[1])
-        body.append(f'<g fill="#000" class="named caption">{text.svg(corner, scale, (0, 0, 0))}</g>')
+        names.append(f'<g fill="#000" class="caption">{text.svg(corner, scale, (0, 0, 0))}</g>')
     box = f'viewBox="0 0 {width} {height}" width="{shown[0]}" height="{shown[1]}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" class="detr-hf" role="group" {box}'
     return "\n".join(
@@ -198,6 +205,9 @@ def svg_of(
             '<g class="objects">',
             *body,
             "</g>",
+            '<g class="names" aria-hidden="true">',
+            *names,
+            "</g>",
             "</svg>\n",
         ]
     )
@@ -208,7 +218,7 @@ def html_page(svg: str, title: str) -> str:
     return PAGE.format(mark=DRAWING_MARK, title=_escaped(title), svg=svg)
 
 
-def _group(index: int, shape: Shape, label: str, is_named: bool) -> str:
+def _group(index: int, shape: Shape, label: str) -> str:
     """Returns one object: its title, box, mask and label, in this order from below."""
     edges = [f"{edge:g}" for edge in np.round(shape.box, 2).tolist()]
     score = "" if shape.score is None else f"{shape.score:.2f}"
@@ -226,8 +236,7 @@ def _group(index: int, shape: Shape, label: str, is_named: bool) -> str:
         dashes = " ".join(str(2 * length) for length in class_dashes(shape.label))
         dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
         parts += [f'<rect class="rim" stroke="{rim}" {rectangle}/>', f'<rect class="line"{dashed} {rectangle}/>']
-    classes = shape.kind + " named" * is_named
-    head = f'<g class="{classes}" tabindex="0" role="img" aria-label="{said}" {attributes} fill="{color}"'
+    head = f'<g class="{shape.kind}" tabindex="0" role="img" aria-label="{said}" {attributes} fill="{color}"'
     return f'{head} stroke="{color}">{"".join(parts)}{label}</g>'
 
 

@@ -75,7 +75,7 @@ def decoded(address: str) -> np.ndarray:
 
 def test_attention_comes_from_the_first_forward_pass(answers, seen, found, monkeypatch):
     direct = found.attention(SCENE, LOWEST)
-    monkeypatch.setattr(Detector, "stream", lambda *_, **__: pytest.fail("the model ran again"))
+    monkeypatch.setattr(Detector, "outcomes", lambda *_, **__: pytest.fail("the model ran again"))
     answer = answers.object_attention("me", seen["number"], 1)
     assert f"{direct.in_boxes()[1]:.0%} of its attention lies in its box" in answer["said"]
     alpha = decoded(answer["heat"])[..., 3].astype(float)

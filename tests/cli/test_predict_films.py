@@ -1,6 +1,7 @@
 """`detr-hf predict --save` with films: what is drawn, said and refused, and the exit code."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -43,6 +44,13 @@ def test_films_are_drawn_beside_pictures_and_are_no_films_of_the_next_run(films)
     make_film(films / "a_boxes.mp4", 3)  # the user's own
     assert predict("--model", "x", films / "a.mp4", "--limit", 2, "--save", films).exit_code == 0
     assert not is_drawn_film(films / "a_boxes.mp4") and is_drawn_film(films / "a_boxes_2.mp4")
+
+
+def test_where_no_frame_has_anything_the_line_says_what_came_nearest(films, tmp_path, monkeypatch):
+    detect = StandIn.detect
+    monkeypatch.setattr(StandIn, "detect", lambda *given: [one.filter(threshold=0.9) for one in detect(*given)])
+    done = predict("--model", "x", films / "a.mp4", "--save", tmp_path / "out")
+    assert re.search(r"6 frames; nothing over 0\.90; the best is 0\.\d\d thing", done.stdout), done.output
 
 
 def test_a_damaged_film_is_said_and_the_exit_code_is_1(films, tmp_path):

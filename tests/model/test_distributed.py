@@ -27,8 +27,8 @@ SHARES = {
 AIDED = ("uneven", "one process without objects")
 AIDS = {"encoder_aux_head": True, "num_query_groups": 2}
 # And with masks, joint or on a frozen detector.
-MASKED = ("one process without objects", "more objects than queries")
-KINDS = {"aided": AIDED, "masked": MASKED, "frozen": ("one process without objects",)}
+MASKED = ("one process without objects", "none at all", "more objects than queries")
+KINDS = {"aided": AIDED, "masked": MASKED, "frozen": ("one process without objects", "none at all")}
 CASES = [*SHARES, *(f"{name}, {kind}" for kind, names in KINDS.items() for name in names)]
 
 

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 from tests.hub.conftest import client_environment
 from tests.hub.server import HubServer
+from tests.pages.shim import end_app
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_SKIPPED = 3
@@ -36,7 +38,8 @@ FOLDER = Path(tempfile.mkdtemp(prefix="pages_"))
 HUB = HubServer().start()
 # Before huggingface_hub is imported, which reads them once.
 os.environ.update(client_environment(HUB.endpoint, FOLDER / "home"))
-os.environ.update({"DOCS_WARM": str(FOLDER / "warm"), "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"})
+os.environ.update({"DOCS_WARM": str(FOLDER / "warm"), "DOCS_APP": str(FOLDER / "app")})
+os.environ.update({"TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"})
 os.environ.update({"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])})
 os.environ["PATH"] = f"{FOLDER / 'bin'}{os.pathsep}{os.environ['PATH']}"
 
@@ -110,6 +113,7 @@ class Page:
         """Comes back, and leaves nothing."""
         os.chdir(ROOT)
         namespace.clear()
+        end_app()
         if cls.inside is not None:
             cls.inside.__exit__(None, None, None)
 
@@ -124,11 +128,14 @@ pytest_collect_file = Sybil(
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Prints how many blocks of how many pages ran."""
+    """Prints how many blocks ran, by page, and which did not, and why."""
     passed, skipped = (terminalreporter.stats.get(kind, []) for kind in ("passed", "skipped"))
-    ran = [report for report in passed if ".md" in report.nodeid]
-    pages = {report.nodeid.split("::")[0] for report in ran}
-    terminalreporter.write_line(f"{len(ran)} blocks of {len(pages)} pages executed, {len(skipped)} skipped")
+    ran = Counter(report.nodeid.split("::")[0] for report in passed if ".md" in report.nodeid)
+    for page, count in sorted(ran.items()):
+        terminalreporter.write_line(f"{count:4} {page}")
+    for report in skipped:
+        terminalreporter.write_line(f"skipped: {report.nodeid}: {report.longrepr[2]}")
+    terminalreporter.write_line(f"{ran.total()} blocks of {len(ran)} pages executed, {len(skipped)} skipped")
 
 
 @pytest.hookimpl(wrapper=True)

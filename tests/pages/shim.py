@@ -3,38 +3,29 @@
 `detr-hf` and `python` are the real ones, in a warm process. What would take hours, a network or several machines is
 made small in plain sight: here is all of it.
 
-- benchmarks that train: two steps, two pictures at a time;
+- benchmarks that train: two steps, two pictures at a time, few scenes (`stage.benchmark_shortly`); records stay there;
 - train, eval, predict, benchmark: small pictures, where the page does not say how large;
 - benchmark: torch alone, without compiling for it;
-- every training: four steps (`stage.train_shortly`);
+- every training: four steps, in Python on small pictures too (`stage.train_shortly`);
+- app: comes back as soon as the page listens, which stays there until the next one, or until the document is left;
 - torchrun and accelerate: two processes on this machine, on the processor;
 - make and pytest: what they would run is listed (`--dry-run`, `--collect-only`); they have their own place in CI;
 - pip: a checkout and a wheel are resolved without their requirements; what comes from an index must be installed here.
 """
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import distribution
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL_TRAINING = [
-    "--steps",
-    "2",
-    "--eval-every",
-    "2",
-    "--seeds",
-    "0",
-    "--lr",
-    "1e-4",
-    "--batch",
-    "2",
-    "--device",
-    "cpu",
-]
-
+SMALL_TRAINING = {"steps": "2", "eval-every": "2", "seeds": "0", "lr": "1e-4", "batch": "2", "device": "cpu"}
+SMALL_TRAINING |= {"work": "scenes", "out": "records"}
 SMALL_PICTURES = {
     "train": ["--shortest_edge", "96", "--longest_edge", "160"],
     "eval": ["--image-size", "96"],
@@ -48,7 +39,7 @@ def python(arguments: list[str]) -> int:
     from tests.pages.warm import run
 
     if arguments[:3] == ["-m", "benchmarks", "convergence"]:
-        arguments = [*arguments, *SMALL_TRAINING]
+        arguments += [word for name, value in SMALL_TRAINING.items() for word in (f"--{name}", value)]
     return run(os.environ["DOCS_WARM"], arguments)
 
 
@@ -62,7 +53,31 @@ def detr_hf(arguments: list[str]) -> int:
         arguments = [*arguments, *small]
     if arguments[0] == "benchmark":  # it sets up a process of its own for each runtime, from a fresh one
         return subprocess.call([sys.executable, "-m", "detr_hf", *arguments])
+    if arguments[0] == "app":
+        return app(arguments)
     return python(["-m", "detr_hf", *arguments])
+
+
+def app(arguments: list[str]) -> int:
+    """Returns 0 as soon as the page listens, or the exit code of one that does not."""
+    end_app()
+    with open("app.log", "w+") as log:
+        server = subprocess.Popen([sys.executable, "-m", "detr_hf", *arguments], stdout=log, stderr=log)
+        Path(os.environ["DOCS_APP"]).write_text(str(server.pid))
+        while server.poll() is None and "http://" not in Path("app.log").read_text():
+            time.sleep(0.2)
+        if server.poll() is not None:
+            sys.stdout.write(Path("app.log").read_text())
+    return server.poll() or 0
+
+
+def end_app() -> None:
+    """Ends the page of before, if there is one."""
+    noted = Path(os.environ["DOCS_APP"])
+    if noted.exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(noted.read_text()), signal.SIGKILL)
+        noted.unlink()
 
 
 def pip(arguments: list[str]) -> int:

@@ -24,7 +24,7 @@ STUFF = {3: "sky", 4: "grass"}
 
 
 def train_shortly() -> None:
-    """Lets every training of this process end after four steps."""
+    """Lets every training of this process end after four steps, on small pictures."""
     from transformers import TrainerCallback
 
     from detr_hf import DETRTrainer
@@ -43,8 +43,16 @@ def train_shortly() -> None:
     def shortened(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
         self.add_callback(Short())
+        self.processing_class.size = type(self.processing_class.size)(**SIZE)
 
     DETRTrainer.__init__ = shortened
+
+
+def benchmark_shortly() -> None:
+    """Lets benchmarks of this process draw few scenes, and train their backbone on them for two steps."""
+    from benchmarks import convergence_tasks
+
+    convergence_tasks.TRAIN_SCENES, convergence_tasks.VALIDATION_SCENES, convergence_tasks.PRETRAIN_STEPS = 32, 4, 2
 
 
 def certain(model: Any) -> Any:
@@ -81,10 +89,11 @@ def checkpoints(folder: Path) -> dict[str, Path]:
     originals = certain(tiny_model(backbone_kwargs=NARROW)), both()[1]
     for model, name in zip(originals, ("detr-r50-e632da11.pth", "detr-r50-panoptic-00ce5173.pth"), strict=True):
         save_original(model, folder / name, original_args(model.config, masks=model.has_mask_head))
-    shutil.copytree(folder / "detr-resnet-50", folder / "model")
+    for name in ("model", "my_model"):
+        shutil.copytree(folder / "detr-resnet-50", folder / name)
     shutil.copytree(folder / "detr-resnet-50-panoptic", folder / "MODEL")
     save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), folder / "FILE")
-    found["timm/resnet50.a1_in1k"] = folder / "resnet50"
+    found["timm/resnet50.tv_in1k"] = folder / "resnet50"
     (folder / "resnet50").mkdir()
     save_file(timm.create_model("resnet50").state_dict(), folder / "resnet50" / "model.safetensors")
     return found
@@ -181,6 +190,8 @@ class Stage:
         self.template.mkdir(parents=True)
         for repo, written in checkpoints(self.template).items():
             hub.put(repo, {path.name: path.read_bytes() for path in written.iterdir()})
+        (self.template / ".venv/bin").mkdir(parents=True)
+        (self.template / ".venv/bin/activate").touch()  # the environment is the one that is at work
         pictures(self.template)
         data_sets(self.template)
         from tests.data.layouts import hf_splits

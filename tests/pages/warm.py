@@ -20,12 +20,13 @@ def serve(address: str) -> None:
     """Answers for ever: each connection is a command, its child's exit code the answer."""
     import torch
 
-    from tests.pages.stage import train_shortly
+    from tests.pages.stage import benchmark_shortly, train_shortly
 
     torch.set_num_threads(1)
     for name in SLOW:
         importlib.import_module(name)
     train_shortly()
+    benchmark_shortly()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()

@@ -25,7 +25,7 @@ def attention_of(count: int, size: tuple[int, int] = (90, 60), path=None) -> Att
     )
     decoder = np.eye(6, dtype=np.float32)[:count].reshape(count, 2, 3)
     grid = Grid((2, 3), (2.0, 3.0))
-    asked = {"layer": -1, "head": None, "counts": (2, 3, 4), "threshold": 0.7, "best": ("cat", 0.41)}
+    asked = {"layer": -1, "head": None, "counts": (2, 3, 4), "threshold": 0.7}
     return Attention(found, decoder, np.eye(6, dtype=np.float32), (grid, grid), **asked)
 
 
@@ -46,8 +46,14 @@ def test_nothing_found_is_told_with_the_best(monkeypatch):
     )
     attention_of(0).draw()
     attention_of(2).draw()
+    long = attention_of(1)
+    long.detections.names = ["a name of two hundred letters " * 7]
+    long.draw()
+    long.draw([(1, 1)])
     assert told[0] == "nothing over 0.70; the best is 0.41 cat"
-    assert told[2:] == ["猫0  0.90: 100% in its box", "猫1  0.50: 100% in its box"]
+    assert told[2:4] == ["猫0  0.90: 100% in its box", "猫1  0.50: 100% in its box"]
+    assert told[5] == "a name of two hundr…  0.90: 100% in its box"
+    assert told[7] == "from (1, 1): 0.0 to 6.0 times an even share"
 
 
 def test_light_is_where_the_weights_are():
@@ -59,6 +65,12 @@ def test_light_is_where_the_weights_are():
     beyond = heat_image(Image.new("RGB", (90, 60), "grey"), weights, Grid((2, 3), (1.5, 3.0)), (255, 0, 0))
     lower = np.asarray(beyond)[..., 0].astype(int).sum(axis=1).argmax()
     assert lower >= 50, "half of the last row lies beyond the picture"
+    raised = np.asarray(
+        heat_image(Image.new("RGB", (90, 60), "grey"), weights + 0.3, Grid((2, 3), (2.0, 3.0)), (255, 0, 0))
+    )
+    assert np.abs(raised.astype(int) - drawn).max() <= 1, "what all cells have tells nothing"
+    even = heat_image(Image.new("RGB", (9, 6), "grey"), np.ones((2, 3)), Grid((2, 3), (2.0, 3.0)), (255, 0, 0))
+    assert (np.ptp(np.asarray(even).astype(int), axis=2) > 50).all()
     blank = np.asarray(
         heat_image(Image.new("RGB", (9, 6), "grey"), np.zeros((2, 3)), Grid((2, 3), (2.0, 3.0)), (255, 0, 0))
     )

@@ -33,6 +33,11 @@ def groups(svg: str) -> list[ElementTree.Element]:
     return sorted(found, key=lambda each: int(each.get("data-index")))
 
 
+def names(svg: str) -> dict[str, ElementTree.Element]:
+    """The names that stand there always, by the number of the object."""
+    return {each.get("data-of"): each for each in ElementTree.fromstring(svg).iter(f"{SVG}g") if each.get("data-of")}
+
+
 def picture_in(svg: str) -> Image.Image:
     (element,) = ElementTree.fromstring(svg).iter(f"{SVG}image")
     return Image.open(BytesIO(b64decode(element.get("href").partition("base64,")[2])))
@@ -69,15 +74,14 @@ def test_names_that_would_cover_better_ones_wait_and_do_not_change_with_what_is_
     def named(kept: np.ndarray, **options) -> set[float]:
         svg = objects_svg(grey(), boxes[kept], ["cat"] * len(kept), labels=[0] * len(kept), scores=scores[kept])
         rectangles = []
-        for group in groups(svg):
-            if "named" in group.get("class"):
-                (ground,) = group.find(f"{SVG}g").iter(f"{SVG}rect")
-                x, y, width, height = (float(ground.get(key)) for key in ("x", "y", "width", "height"))
-                rectangles.append((x, y, x + width, y + height))
+        for name in names(svg).values():
+            (ground,) = name.iter(f"{SVG}rect")
+            x, y, width, height = (float(ground.get(key)) for key in ("x", "y", "width", "height"))
+            rectangles.append((x, y, x + width, y + height))
         for i, one in enumerate(rectangles):
             for other in rectangles[:i]:
                 assert one[0] >= other[2] or other[0] >= one[2] or one[1] >= other[3] or other[1] >= one[3]
-        return {float(group.get("data-score")) for group in groups(svg) if "named" in group.get("class")}
+        return {float(group.get("data-score")) for group in groups(svg) if group.get("data-index") in names(svg)}
 
     whole = named(np.arange(80))
     assert 10 < len(whole) < 80
@@ -85,7 +89,19 @@ def test_names_that_would_cover_better_ones_wait_and_do_not_change_with_what_is_
         alone = named(np.flatnonzero(scores > threshold))
         assert alone == {score for score in whole if score > threshold} != set()
     svg = objects_svg(grey(), boxes, ["cat"] * 80, labels=[0] * 80, scores=scores, shown_names="all")
-    assert all("named" in group.get("class") for group in groups(svg))
+    assert len(names(svg)) == 80
+
+
+def test_names_lie_over_the_lines_of_all_objects_and_are_those_of_their_own():
+    boxes, labels = [[50, 50, 60, 60], [0, 0, 300, 200]], [0, 1]
+    svg = objects_svg(grey(), boxes, ["a", "b"], labels=labels, scores=[0.5, 0.9])
+    objects, over = [each for each in ElementTree.fromstring(svg) if each.tag == f"{SVG}g"]
+    assert (objects.get("class"), over.get("class"), over.get("aria-hidden")) == ("objects", "names", "true")
+    for index, name in names(svg).items():
+        own = groups(svg)[int(index)]
+        assert ElementTree.tostring(own.find(f"{SVG}g")) == ElementTree.tostring(name.find(f"{SVG}g"))
+        assert own.get("fill") == name.get("fill")
+    assert names(svg).keys() == {"0", "1"}
 
 
 def test_small_objects_lie_over_large_ones_so_that_the_pointer_reaches_both():
@@ -124,7 +140,7 @@ def test_masks_and_segments_are_paths_in_pixels_of_the_picture():
     ]
     sea, none = groups(segments_svg(grey(), ids, segments))
     assert sea.find(f"{SVG}path").get("d") == "M0 100l320 0 0 140 -320 0z" and sea.find(f"{SVG}rect") is None
-    assert sea.get("data-score") == "0.5" and "named" in sea.get("class")
+    assert sea.get("data-score") == "0.5" and names(segments_svg(grey(), ids, segments)).keys() == {"0"}
     assert none.find(f"{SVG}path") is None and none.find(f"{SVG}g") is None
 
 

@@ -150,9 +150,9 @@ def check_classes(read: ReadData, judged: dict[str, JudgedSplit]) -> None:
     if not judged or not categories.names:
         return
     counts = {name: class_counts(split, categories) for name, split in judged.items()}
-    total = sum(counts.values())
+    total = np.sum(list(counts.values()), axis=0)
     training = [name for name in judged if split_kind(name) == "train"] or list(judged)[:1]
-    trained = sum(counts[name] for name in training)
+    trained = np.sum([counts[name] for name in training], axis=0)
     for index, name in enumerate(categories.names):
         if total[index] and not trained[index]:
             where = ", ".join(split for split in judged if counts[split][index])

@@ -76,7 +76,7 @@ class MasksAtPixelCentres:
         """Resizes one of image, boxes and masks."""
         if isinstance(inpt, tv_tensors.Mask):
             return tv_tensors.Mask(resize_masks(inpt.as_subclass(Tensor), tuple(params["size"])))
-        return super().transform(inpt, params)
+        return super().transform(inpt, params)  # type: ignore[misc]  # of the resize that this stands before
 
 
 class RandomShortestSize(MasksAtPixelCentres, v2.RandomShortestSize):

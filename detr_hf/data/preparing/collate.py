@@ -62,14 +62,14 @@ class DetectionCollator:
             raise ValueError("The batch is empty: the data loader gave no rows.")
         prepared = [self._prepared(row) for row in rows]
         pixels = [torch.as_tensor(row["pixel_values"]) for row in prepared]
-        sizes_hw = [tuple(image.shape[-2:]) for image in pixels]
-        padded_hw = self._padded_hw([*sizes_hw, *(tuple(row["canvas_hw"]) for row in prepared if "canvas_hw" in row)])
+        sizes_hw = [(image.shape[-2], image.shape[-1]) for image in pixels]
+        padded_hw = self._padded_hw([*sizes_hw, *(row["canvas_hw"] for row in prepared if "canvas_hw" in row)])
         shown = [torch.ones(size_hw, dtype=torch.bool) for size_hw in sizes_hw]
         batch: dict[str, Any] = {
             "pixel_values": torch.stack([_pad(image, padded_hw) for image in pixels]),
             "pixel_mask": torch.stack([_pad(mask, padded_hw) for mask in shown]),
         }
-        labels = [row.get("labels") for row in prepared]
+        labels: list[Any] = [row.get("labels") for row in prepared]
         if all(label is None for label in labels):
             return batch
         names = [_name(row, position) for position, row in enumerate(prepared)]

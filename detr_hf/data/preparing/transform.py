@@ -75,8 +75,9 @@ class DetectionTransform:
         """Returns one row prepared."""
         name = str(row.get("file_name") or f"image {row.get('image_id')}")
         recorded_wh = (row["width"], row["height"]) if row.get("width") and row.get("height") else None
-        pixels = load_pixels(row["image"], name, recorded_wh)  # (3, H, W)
-        target, bare = self._target(row, name, pixels.shape[1:])
+        pixels = load_pixels(row["image"], name, recorded_wh)
+        _, height, width = pixels.shape
+        target, bare = self._target(row, name, (height, width))
         agreeing = in_agreement(target) if self.masks and getattr(self.augment, "name", None) != "none" else set()
         try:
             image, target = usable(self.augment(tv_tensors.Image(pixels), target))
@@ -95,10 +96,10 @@ class DetectionTransform:
         pixel_values = self._pixel_values(image, name)
         image_id = row["image_id"]
         try:
-            labels = assemble_target(
+            labels: dict[str, Any] = assemble_target(
                 image_id if isinstance(image_id, str) else operator.index(image_id),
                 size_hw,  # before the resize
-                tuple(pixel_values.shape[-2:]),
+                (pixel_values.shape[-2], pixel_values.shape[-1]),
                 target["labels"],
                 target["boxes"],
                 self._areas(row, target),
@@ -110,7 +111,7 @@ class DetectionTransform:
         if "has_mask" in target:
             labels["has_mask"] = target["has_mask"]
         if self.truth:
-            labels[TRUTH] = PictureTruth.of(row, tuple(pixels.shape[1:]))
+            labels[TRUTH] = PictureTruth.of(row, (height, width))
         return {"pixel_values": pixel_values, "labels": labels, "file_name": name, **self.canvas}
 
     @property
@@ -145,7 +146,8 @@ class DetectionTransform:
         crowd = objects.get("iscrowd") or [0] * count
         ids = objects.get("id") or list(range(count))
         chosen = [index for index in range(count) if not crowd[index]]
-        masks, bare = None, frozenset()
+        masks: Tensor | None = None
+        bare: frozenset[int] = frozenset()
         if self.masks and row.get("panoptic") is not None:
             chosen, masks = self._panoptic_masks(row, ids, chosen, name, size_hw)
         elif self.masks:
@@ -179,7 +181,7 @@ class DetectionTransform:
         listed = [{"id": identity, "index": index} for index, identity in enumerate(ids)]
         image = open_undecoded(row["panoptic"], f"{name}, segment picture")
         try:
-            segment_ids = read_segment_ids(image, tuple(size_hw), name, "the segment picture")
+            segment_ids = read_segment_ids(image, size_hw, name, "the segment picture")
             segments, masks = masks_of_segments(segment_ids, listed, name, "the segment picture")
         except ValueError as error:
             raise AnnotationError(str(error)) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...visualize.saving import is_marked
 from ...whole_files import file_identity
 from ..sources.searching import one_line
-from ..sources.video import FILM_SUFFIXES, is_drawn_film
+from ..sources.video import FILM_SUFFIXES, is_marked_film
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,7 @@ def drawing_paths(
     def is_free(target: Path) -> bool:
         if _name_anywhere(target) in taken:
             return False
-        is_ours = is_drawn_film if target.suffix == ".mp4" else is_marked
-        return not os.path.lexists(target) or (is_ours(target) and file_identity(target) not in given)
+        return not os.path.lexists(target) or (is_drawn(target) and file_identity(target) not in given)
 
     targets: dict[Path, Path] = {}
     numbered, numbers = [], {}
@@ -63,6 +62,11 @@ def drawing_paths(
         shown = ", ".join(numbered[:NAMES_SHOWN]) + ", ..." * (len(numbered) > NAMES_SHOWN)
         logger.warning("The name of %d drawings is taken, they get a number: %s.", len(numbered), shown)
     return targets
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether a file is a drawing or a film that this package wrote, by the mark in it."""
+    return is_marked_film(path) or is_marked(path)
 
 
 def _name_anywhere(path: Path) -> str:

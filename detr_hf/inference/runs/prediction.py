@@ -193,6 +193,7 @@ class _Work:
                 for outcome in outcomes:
                     self._settle()
                     writer, picture = self._waiting.popleft()
+                    assert picture is not None  # the ends of parts are settled
                     self._write(writer, picture, outcome.error if isinstance(outcome, Failure) else outcome)
             self._settle()
         finally:
@@ -208,7 +209,8 @@ class _Work:
             self.run_folder.lines_written(part) if part in todo else self.source.pieces[part].size or 0
             for part in self.mine
         ]
-        return Progress(sum(done), 0, 0, None if None in sizes else sum(sizes), 0.0)
+        known = [size for size in sizes if size is not None]
+        return Progress(sum(done), 0, 0, sum(known) if len(known) == len(sizes) else None, 0.0)
 
     def _entries(self) -> Iterator[tuple[PartWriter, Picture | None]]:
         """Yields every picture to do with the part it belongs to; None behind the last one of a part."""

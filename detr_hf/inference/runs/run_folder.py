@@ -105,7 +105,8 @@ class PartWriter:
                 f"Another process is writing {self._journal}. Let it end, or stop it, before this run goes on."
             )
         self._file.seek(0)
-        self.count, self.last, end = 0, None, 0
+        self.count, end = 0, 0
+        self.last: Any = None
         for line, end_of_line in whole_lines(self._file):
             self.count, self.last, end = self.count + 1, line, end_of_line
         self._file.truncate(end)  # what follows was cut off

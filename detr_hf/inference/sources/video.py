@@ -107,7 +107,12 @@ def _seconds(stream: Any) -> float | None:
 
 def is_drawn_film(path: Path) -> bool:
     """Whether a film is one that `draw_film` wrote, by the mark in it; only one that is called so is opened."""
-    if path.suffix.lower() != ".mp4" or not any(word in path.stem.lower() for word in DRAWING_NAMES):
+    return any(word in path.stem.lower() for word in DRAWING_NAMES) and is_marked_film(path)
+
+
+def is_marked_film(path: Path) -> bool:
+    """Whether a film is one that `draw_film` wrote, whatever its name."""
+    if path.suffix.lower() != ".mp4":
         return False
     try:
         import av

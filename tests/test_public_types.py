@@ -1,0 +1,16 @@
+from pathlib import Path
+
+import detr_hf
+from detr_hf.lazy_names import _declared
+
+from .public_types import public_modules
+
+
+def test_the_modules_of_all_public_names_are_checked():
+    checked, folder = public_modules(), Path(detr_hf.__file__).parent
+    assert (folder / "py.typed").exists()
+    for room in sorted(folder.rglob("__init__.py")):
+        source = room.read_text(encoding="utf-8")
+        for name, module in _declared(source, room.parent.name).items() if "TYPE_CHECKING:" in source else ():
+            file = room.parent.joinpath(*module.strip(".").split(".")).with_suffix(".py")
+            assert file in checked, f"{name} of {room}"
