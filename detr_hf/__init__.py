@@ -13,6 +13,7 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .checkpoints.conversion import convert as convert
+    from .checkpoints.embedded import embedded_model_path as embedded_model_path
     from .data.checking.check import check as check
     from .data.detection_data import DetectionData as DetectionData
     from .data.loading import load_detection_dataset as load_detection_dataset

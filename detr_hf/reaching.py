@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+from .errors import did_you_mean
+
 SECONDS = 5  # that an answer may take
 REMEMBERED = 60  # seconds that it holds
 _asked: dict[str, tuple[float, str | None]] = {}  # endpoint -> when, and why it was not reached
@@ -67,4 +69,4 @@ def unreached_data_set(name: str) -> str | None:
     )
     if any(folder.exists() for folder in kept) or (reason := why_unreached()) is None:
         return None
-    return unreached(name, reason, config.HF_DATASETS_CACHE, "The data set digits")
+    return unreached(name, reason, config.HF_DATASETS_CACHE, "The data set digits") + did_you_mean(name, ["digits"])

@@ -15,9 +15,11 @@ most processes never load: a finder of their own waits for that one module.
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 AUTO_CLASSES = tuple(
     f"transformers.models.auto.{name}" for name in ("configuration_auto", "modeling_auto", "image_processing_auto")
@@ -31,7 +33,9 @@ def register_auto_classes() -> None:
     import transformers
     from transformers.models.auto import modeling_auto
 
+    from .checkpoints.finding import located
     from .checkpoints.loading import own_state_dict, prepare_loading
+    from .checkpoints.processors import PROCESSOR_FILES
     from .checkpoints.transformers_model import to_transformers
     from .hub.manifest import verified_arguments
     from .hub.pushing import push
@@ -39,6 +43,7 @@ def register_auto_classes() -> None:
     from .model.configuration_detr import DETRConfig
     from .model.heads_detr import MODEL_CLASSES
     from .model.pretrained_detr import DETRPreTrainedModel
+    from .processing.image_processing_base_detr import DETRImageProcessingMixin
     from .processing.image_processing_detr import DETRImageProcessor, DETRImageProcessorPil
     from .whole_files import whole_folder
 
@@ -51,6 +56,9 @@ def register_auto_classes() -> None:
         to_transformers=to_transformers,
         whole_folder=whole_folder,
     )
+    # found as models are: by the shipped one's name, and refused at once where no Hub is
+    for kind, files in ((DETRConfig, ("config.json",)), (DETRImageProcessingMixin, PROCESSOR_FILES)):
+        kind.from_pretrained = _from_located(kind, partial(located, files))
     transformers.AutoConfig.register(DETRConfig.model_type, DETRConfig, exist_ok=True)
     for model in MODEL_CLASSES:
         auto_class = getattr(transformers, model.auto_class)
@@ -59,6 +67,16 @@ def register_auto_classes() -> None:
         getattr(modeling_auto, model.names).setdefault(DETRConfig.model_type, model.name)
     processors = {"torchvision": DETRImageProcessor, "pil": DETRImageProcessorPil}
     transformers.AutoImageProcessor.register(DETRConfig, image_processor_classes=processors, exist_ok=True)
+
+
+def _from_located(kind: type, locate: Callable[[Any, dict[str, Any]], Any]) -> Any:
+    """Returns the `from_pretrained` of a class that loads as transformers does, from where the package finds it."""
+
+    def from_pretrained(cls: type, pretrained_model_name_or_path: Any, **arguments: Any) -> Any:
+        """Returns what a checkpoint has; arguments are transformers'."""
+        return super(kind, cls).from_pretrained(locate(pretrained_model_name_or_path, arguments), **arguments)
+
+    return classmethod(from_pretrained)
 
 
 def register_pipelines() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..checkpoints.embedded import ABOUT, EMBEDDED_MODEL, shipped
-from ..checkpoints.finding import Hub, find_file, local_path
+from ..checkpoints.finding import local_path, refuse_no_checkpoint
 from ..export.artefact import find_artefact
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Models:
         for model in dict.fromkeys(models or (EMBEDDED_MODEL,)):
             self._source[self._shown(model)] = model
             if find_artefact(shipped(model)) is None:
-                find_file(model, "config.json", Hub())
+                refuse_no_checkpoint(model)
 
     def _shown(self, model: str) -> str:
         """Returns what the page calls a model, where nothing else is called so."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HubError, did_you_mean
+from ..processing.image_opening_detr import PICTURE_SUFFIXES
 from ..reaching import unreached, why_unreached
 from .embedded import EMBEDDED_MODEL, shipped
 from .hub_errors import explain
@@ -35,9 +36,11 @@ def local_path(name_or_path: str | Path) -> Path | None:
     """Returns the existing file or folder that is meant, or None for what can only be a Hub id.
 
     Raises:
-        FileNotFoundError: for a path of nothing.
+        FileNotFoundError: for a path of nothing, and for an empty name.
     """
     text = str(name_or_path)
+    if not text.strip():
+        raise FileNotFoundError("The name of a model is empty, as that of an unset variable is: name one.")
     path = Path(shipped(text)).expanduser()
     if path.exists():
         return path
@@ -46,7 +49,7 @@ def local_path(name_or_path: str | Path) -> Path | None:
     looks_like_path = (
         text.startswith((".", "~", "/")) or text.count("/") > 1 or "\\" in text or text.endswith(NAMED_FILES)
     )
-    if looks_like_path or not text:
+    if looks_like_path:
         what = "file" if text.endswith(NAMED_FILES) else "folder or file"
         parent = path.parent
         seen = "" if parent.is_dir() else f"; {str(parent)!r} does not exist either"
@@ -60,10 +63,63 @@ def where_reached(name_or_path: str | Path, hub: Hub) -> Hub:
     return replace(hub, local_files_only=alone)
 
 
+def located(files: tuple[str, ...], name_or_path: Any, arguments: dict[str, Any]) -> Any:
+    """Returns what transformers shall load one of these files from: what is here, also by the shipped one's name, or
+    the Hub id.
+
+    Where the Hub is not reached `arguments` of `from_pretrained` get local_files_only: transformers would ask on.
+
+    Raises:
+        OSError: it is neither here nor in the cache, and the Hub is not reached.
+    """
+    path = local_path(name_or_path)
+    hub = Hub(**{name: arguments[name] for name in Hub.__dataclass_fields__ if arguments.get(name) is not None})
+    if path is None and where_reached(name_or_path, hub).local_files_only:
+        if not any(_is_cached(name_or_path, hub, name) for name in files):
+            find_file(name_or_path, files[0], hub)
+        arguments["local_files_only"] = True
+    return path or name_or_path
+
+
+def find_config(name_or_path: str | Path, hub: Hub) -> Path:
+    """Returns the path of the config.json of a folder or a Hub repository.
+
+    Raises:
+        OSError: as `find_file`.
+        ValueError: it has none.
+    """
+    path = find_file(name_or_path, "config.json", hub)
+    if path is None:
+        where = f"{name_or_path}/{hub.subfolder}" if hub.subfolder else str(name_or_path)
+        inside = sorted(config.parent for config in Path(where).glob("*/config.json"))
+        raise ValueError(
+            f"{where} has no config.json. Give the folder that save_pretrained wrote, or the weight file itself if it "
+            f"is an original checkpoint (.pth).{f' Did you mean {inside[-1]}?' if inside else ''}"
+        )
+    return path
+
+
+def refuse_no_checkpoint(name_or_path: str | Path, hub: Hub | None = None) -> None:
+    """Raises an error where a name is no checkpoint at all: before seconds of imports, and before data are read.
+
+    Raises:
+        OSError: it is nowhere.
+        ValueError: it is a picture, or a folder without a configuration.
+    """
+    hub, path = hub or Hub(), local_path(name_or_path)
+    if path is None or path.is_dir():
+        if not (path and (path / hub.subfolder / "adapter_config.json").is_file()):
+            find_config(name_or_path, hub)
+    elif path.suffix.lower() in PICTURE_SUFFIXES:
+        raise ValueError(f"{path} is a picture, where the name of a model is expected.")
+
+
 def nearest(name_or_path: str | Path) -> str:
     """Returns the question whether a checkpoint beside it, or one that is known, was meant, or ""."""
+    if str(name_or_path) in KNOWN:
+        return ""
     folders = [str(config.parent) for config in Path(name_or_path).parent.glob("*/config.json")]
-    return did_you_mean(name_or_path, [name for name in (*folders, *KNOWN) if name != str(name_or_path)])
+    return did_you_mean(name_or_path, (*folders, *KNOWN))
 
 
 def find_file(name_or_path: str | Path, filename: str, hub: Hub) -> Path | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..model.configuration_detr import DETRConfig
-from .embedded import shipped
+from .embedded import embedded_model_path, shipped
 from .finding import Hub, local_path, read_json, where_reached
 from .layouts import detect_layout, rename
 from .reading import is_foreign, read_checkpoint, type_of
@@ -57,12 +57,18 @@ def prepare_loading(
         _has_own_names(name_or_path, hub, kwargs)  # and refuses what is damaged
         return name_or_path, config, None
     changes = {name: value for name, value in kwargs.items() if DETRConfig.has_field(name)}
-    if _adapter_file(name_or_path, hub) is not None:
+    adapter = _adapter_file(name_or_path, hub)
+    if adapter is not None:
         if changes:
             raise ValueError(
                 f"{name_or_path} is an adapter, which fits its base as that is: {', '.join(changes)} cannot be given. "
                 "Load the base with them, train an adapter for it, or merge this one first."
             )
+        base = shipped(read_json(adapter).get("base_model_name_or_path"))
+        if base == embedded_model_path():  # whose name transformers would ask the Hub for
+            kwargs["adapter_kwargs"] = {**(kwargs.get("adapter_kwargs") or {}), "_adapter_model_path": adapter.parent}
+            kwargs.pop("subfolder", None)
+            return base, config, None
         return name_or_path, config, None
     if not is_foreign(name_or_path, **hub):
         as_it_is = config is None and not changes

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..model.configuration_detr import DETRConfig
 from .configs import config_from_shapes, config_from_transformers
-from .finding import EXPORTED, Hub, find_file, local_path, read_json
+from .finding import EXPORTED, Hub, find_config, find_file, local_path, read_json, refuse_no_checkpoint
 from .layouts import Renamed, detect_layout, rename
 from .weight_files import find_weights, read_pickle, read_tensors
 from .wrappers import weights_in, without_wrappers
@@ -115,6 +115,7 @@ def read_checkpoint(
     hub = _hub(subfolder, revision, token, cache_dir, force_download, local_files_only, proxies)
     path = local_path(name_or_path)
     if path is not None and path.is_file():
+        refuse_no_checkpoint(path)
         if use_safetensors not in (None, path.suffix == ".safetensors") or variant is not None:
             given = f"variant={variant!r}" if variant is not None else f"use_safetensors={use_safetensors}"
             raise ValueError(f"{path} is one file, which {given} contradicts: leave that out, or name a folder.")
@@ -202,13 +203,7 @@ def _finish(config: DETRConfig, renamed: Renamed, source: str, extra: list[str],
 
 def _read_config(name_or_path: str | Path, hub: Hub) -> dict[str, Any]:
     """Returns config.json, whose `model_type` is ours or one that can be read."""
-    path = find_file(name_or_path, "config.json", hub)
-    if path is None:
-        where = f"{name_or_path}/{hub.subfolder}" if hub.subfolder else str(name_or_path)
-        raise ValueError(
-            f"{where} has no config.json. Give the folder that save_pretrained wrote, or the weight file itself if it "
-            "is an original checkpoint (.pth)."
-        )
+    path = find_config(name_or_path, hub)
     config = read_json(path)
     model_type = config.get("model_type")
     if model_type not in (DETRConfig.model_type, *FOREIGN_TYPES):

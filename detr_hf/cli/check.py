@@ -63,13 +63,17 @@ def load_model_side(model: str | None) -> tuple[Any, Any]:
     """Returns configuration and image processor of a model, or None and None."""
     if model is None:
         return None, None
-    from transformers import AutoConfig, AutoImageProcessor
+    from transformers import AutoConfig
 
-    from ..checkpoints.finding import Hub, find_file, local_path
+    from ..checkpoints.finding import local_path, refuse_no_checkpoint
+    from ..checkpoints.processors import processor_of
+    from ..checkpoints.reading import read_checkpoint
 
-    find_file(model, "config.json", Hub())
-    model = local_path(model) or model
-    return AutoConfig.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
+    refuse_no_checkpoint(model)
+    path = local_path(model)
+    if path is not None and path.is_file():
+        return read_checkpoint(path).config, processor_of(model)
+    return AutoConfig.from_pretrained(path or model), processor_of(model)
 
 
 def draw_preview(data: str, reading: dict[str, Any], processor: Any, augment: str, path: Path) -> None:

@@ -11,12 +11,14 @@ def quiet_loading(model: str | Path | None = None) -> None:
     """Keeps transformers' progress bars for loading and saving weights out of the output; its warnings stay.
 
     Raises:
-        OSError: the model is nowhere, which is said before seconds of imports.
+        OSError, ValueError: the model is nowhere, or none, which is said before seconds of imports.
     """
     if model is not None:
-        from ..checkpoints.finding import Hub, find_file
+        from ..checkpoints.finding import refuse_no_checkpoint
+        from ..export.artefact import find_artefact
 
-        find_file(model, "config.json", Hub())
+        if find_artefact(model) is None:
+            refuse_no_checkpoint(model)
     from transformers.utils import logging
 
     logging.disable_progress_bar()

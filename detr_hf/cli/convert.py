@@ -15,7 +15,7 @@ class Layout(StrEnum):
 
 
 def convert(
-    src: Annotated[str, typer.Argument(help="A folder, a Hub id, or an original .pth file.")],
+    src: Annotated[str, typer.Argument(help="A folder, a Hub id, an original .pth file, or detr-digits.")],
     dst: Annotated[Path, typer.Argument(help="The folder to write.")],
     to: Annotated[
         Layout, typer.Option(help="Who shall load it: this package, or transformers' own DETR.")

@@ -72,7 +72,13 @@ def evaluate(
     refuse_overwriting({"--json": json_file, "--results": results}, [model, data], is_result)
     if plots is not None:
         check_plots(plots, data)
-    quiet_loading(model)  # before seconds of imports
+    kind = None
+    if Path(model).is_dir() or model.lower().endswith(".json"):
+        from ..evaluation.from_files import kind_of_results
+
+        kind = kind_of_results(model)
+    is_file = kind is not None or model.lower().endswith(".json")
+    quiet_loading(None if is_file else model)
     from ..evaluation.coco import choose_backend
 
     choose_backend()  # says what to install before pictures are looked at
@@ -83,13 +89,10 @@ def evaluate(
         panoptic_table,
         write_results,
     )
-    from ..evaluation.from_files import kind_of_results
     from ..evaluation.report import write_json
 
     options = reading.options()
     asked = options["masks"]
-    kind = kind_of_results(model)
-    is_file = kind is not None or model.lower().endswith(".json")
     if is_file and (image_size, limit) != (None, None):
         raise typer.BadParameter(f"is for a model, and {model} holds results", param_hint="--image-size, --limit")
     if kind == "panoptic" and plots is not None:

@@ -33,7 +33,7 @@ def inspect(
     from ..inference.inspecting import inspect_model
     from .console import quiet_loading
 
-    quiet_loading()
+    quiet_loading(model)
     found = inspect_model(model, image, size_hw=size_hw)
     typer.echo(str(found))
     if svg is not None:

@@ -17,9 +17,11 @@ def split_model(arguments: list[str], model: str | None, needs_paths: bool = Tru
     picture: a Hub id.
 
     Raises:
-        typer.BadParameter: nothing is named, no picture after a model, or without a model something that is no
-            picture.
+        typer.BadParameter: nothing is named, or an empty name; no picture after a model, or without a model something
+            that is no picture.
     """
+    if "" in (model, *arguments):
+        raise typer.BadParameter("a name is empty, as that of an unset variable is", param_hint="[MODEL] PATH")
     if needs_paths and not arguments:
         raise typer.BadParameter("no picture is named", param_hint="PATH")
     if model is not None or not arguments:
@@ -85,7 +87,9 @@ def refuse_no_picture(argument: str) -> None:
         if weights:
             seen = f"{argument} holds {weights[0]} and no config.json: as a model it is not whole"
         elif inside:
-            seen = f"{argument} is no model, and holds some: name {inside[-1]} or another of {len(inside)}"
+            seen = f"{argument} is no model, and holds some: name {inside[-1]}" + (
+                f" or another of {len(inside)}" if len(inside) > 1 else ""
+            )
         elif next(iter(search), None) is None:
             seen = f"{argument} holds no checkpoint (no config.json), and {search.nothing()}"
         else:

@@ -55,7 +55,7 @@ def predict(
     model, paths = split_model(arguments or [], model, needs_paths=dataset is None)
     refuse_wrong_calls(out, save, json_file, font, attention, dataset)
     load = partial(load_detector, model, dtype=dtype, image_size=image_size)
-    named = model or "detr-digits"
+    named = "detr-digits" if model is None else model
     if out is not None:
         from ..inference.runs.result_formats import FORMATS, suffix_of
         from ..inference.sources.base import SourceOptions
@@ -109,7 +109,7 @@ def load_detector(
     from ..inference.detector import Detector
     from .console import quiet_loading
 
-    named = model or EMBEDDED_MODEL
+    named = EMBEDDED_MODEL if model is None else model
     typer.echo(f"Model: {ABOUT if named == EMBEDDED_MODEL else named}", err=True)
     if find_artefact(named) is None:  # an exported model needs no transformers
         quiet_loading(named)

@@ -64,7 +64,7 @@ ShardSize = Annotated[
 ]
 Every = Annotated[int, typer.Option(min=1, help="With --out: take one in this many frames of a video.")]
 Dataset = Annotated[
-    str | None, typer.Option(help="With --out: a data set instead of PATHs; a Hub id (streamed) or a folder.")
+    str | None, typer.Option(help="With --out: a data set instead of PATHs; a Hub id (streamed), a folder, or digits.")
 ]
 Config = Annotated[str | None, typer.Option(help="With --dataset: its configuration.")]
 Split = Annotated[str | None, typer.Option(help="With --dataset: its split.")]

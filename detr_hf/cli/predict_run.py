@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .console import progress_bar
+from .export import DIGITS
 
 if TYPE_CHECKING:
     from ..inference.detector import Detector
@@ -39,8 +40,16 @@ def load_source(paths: list[str], dataset: str | None, options: "SourceOptions",
         return open_source(paths, options, results=out)
     if paths:
         raise typer.BadParameter(f"takes the place of {', '.join(paths)}; give one of both", param_hint="--dataset")
-    from ..inference.sources.tables import load_dataset_source
+    from ..inference.sources.tables import from_dataset, load_dataset_source
 
+    if dataset == DIGITS and not Path(dataset).exists():
+        from ..data import load_detection_dataset
+        from ..data.readers.digit_data import SCENES
+
+        if options.split not in SCENES:
+            raise typer.BadParameter(f"{DIGITS} has the splits {', '.join(SCENES)}: choose one", param_hint="--split")
+        drawn = load_detection_dataset(DIGITS, splits=[options.split])
+        return from_dataset({options.split: drawn[options.split]}, options, DIGITS)
     return load_dataset_source(dataset, options)
 
 

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 
 def push(
-    model: Annotated[str, typer.Argument(help="A folder, a Hub id, or an original .pth file.")],
+    model: Annotated[str, typer.Argument(help="A folder, a Hub id, an original .pth file, or detr-digits.")],
     repo: Annotated[str, typer.Argument(help="Where to: 'name', or 'owner/name'. It is made if it does not exist.")],
     to: Annotated[
         Layout,
         typer.Option(help="Who shall load it: this package (and, with trust_remote_code, anybody), or stock DETR."),
     ] = Layout.DETR_HF,
     data: Annotated[
-        str | None, typer.Option(help="A data set whose validation split is measured and drawn for the card.")
+        str | None,
+        typer.Option(help="Its validation split is measured and drawn for the card: a data set, or digits."),
     ] = None,
     license: Annotated[str | None, typer.Option(help="An identifier of the Hub, as apache-2.0.")] = None,
     private: Annotated[bool, typer.Option("--private", help="If the repository is made: for you alone.")] = False,

@@ -12,7 +12,7 @@ import typer
 
 from .reading import FLAG_OF, Reading, in_flags, speaking_of_flags
 from .train_again import command_of, resume_choice
-from .train_start import Start
+from .train_start import Start, refuse_no_start
 
 if TYPE_CHECKING:
     from ..training.arguments import DETRTrainingArguments
@@ -28,7 +28,9 @@ class DataArguments(Start):
 
     data: str = field(
         kw_only=True,
-        metadata={"help": "A folder, a COCO .json, a YOLO data.yaml, or a Hub id with train and validation splits."},
+        metadata={
+            "help": "A folder, a COCO .json, a YOLO data.yaml, a Hub id, or digits: with train and validation splits."
+        },
     )
     strict: bool = field(
         default=False, metadata={"help": "Stop when the check of the data finds anything, not only errors."}
@@ -46,6 +48,7 @@ class DataArguments(Start):
 def train(context: typer.Context) -> None:
     """Train on a data set: --data DATA --model M (or --backbone NAME) --output_dir OUT; --help lists the flags that
     people need, --help-all every one; --task instance or panoptic for masks."""
+    refuse_no_start(context.args)
     data_args, reading, args = parse(context.args)
     from .console import quiet_loading
 

@@ -1,13 +1,17 @@
 """What `detr-hf train` starts from: a checkpoint, or a new model on a backbone's weights; and its image processor."""
 
 import logging
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from .train_help import other_name
+
 DEFAULT_MODEL = "facebook/detr-resnet-50"
 DEFAULT_BACKBONE = "resnet50"
+OF_NEW = ("backbone", "backbone_weights", "preset")  # the flags that only a new model has
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -22,8 +26,8 @@ class Start:
 
     model: str | None = _flag(
         None,
-        f"A checkpoint to start from: a folder, a .pth file or a Hub id; {DEFAULT_MODEL} by default. 'scratch' builds "
-        "a new model, as --backbone does.",
+        f"A checkpoint to start from: a folder, a .pth file, a Hub id or detr-digits; {DEFAULT_MODEL} by default. "
+        "'scratch' builds a new model, as --backbone does.",
     )
     backbone: str | None = _flag(
         None, f"Build a new model on this backbone of timm's ({DEFAULT_BACKBONE} for 'scratch')."
@@ -47,17 +51,17 @@ class Start:
     @property
     def is_new(self) -> bool:
         """Whether a new model is built."""
-        return self.model == "scratch" or (self.model is None and bool(self._of_new))
+        return self.model == "scratch" or (self.model is None and bool(self.of_new))
 
     @property
-    def _of_new(self) -> list[str]:
+    def of_new(self) -> list[str]:
         """Returns the flags that are given of those that only a new model has."""
-        return [f"--{name}" for name in ("backbone", "backbone_weights", "preset") if getattr(self, name) is not None]
+        return [f"--{name}" for name in OF_NEW if getattr(self, name) is not None]
 
     @property
     def checkpoint(self) -> str | None:
         """Returns the checkpoint to start from; None for a new model."""
-        return None if self.is_new else self.model or DEFAULT_MODEL
+        return None if self.is_new else DEFAULT_MODEL if self.model is None else self.model
 
     def choose_preset(self, recipe: str) -> None:
         """Fills in the preset of a new model where none is given: one that can learn from what people have."""
@@ -70,8 +74,8 @@ class Start:
         """Raises where there is nothing to start from: before the data are read, which may take long.
 
         Raises:
-            ValueError: arguments contradict each other, or a name is not known.
-            OSError: the backbone's weights cannot be had.
+            ValueError: arguments contradict each other, or a name is not known, or of no checkpoint.
+            OSError: the checkpoint is nowhere, or the backbone's weights cannot be had.
         """
         if self.is_new:
             from ..model.timm_body_detr import create_timm_body
@@ -79,11 +83,15 @@ class Start:
             config = self.new_config()
             with _quiet_timm():
                 create_timm_body(config, (-1,), load_weights=config.backbone_weights is not None)
-        elif self._of_new:
+        elif self.of_new:
             raise ValueError(
-                f"{', '.join(self._of_new)} build{'s' * (len(self._of_new) == 1)} a new model, and --model "
+                f"{', '.join(self.of_new)} build{'s' * (len(self.of_new) == 1)} a new model, and --model "
                 f"{self.model} is a whole one, with a backbone and of a kind: give one of the two."
             )
+        else:
+            from ..checkpoints.finding import refuse_no_checkpoint
+
+            refuse_no_checkpoint(self.checkpoint)
 
     def new_config(self, **changes: Any) -> Any:
         """Returns the configuration of a new model."""
@@ -133,6 +141,28 @@ class Start:
             longest = self.longest_edge or round(shortest * 1333 / 800)
             processor.size = {"shortest_edge": shortest, "longest_edge": longest}
         return processor
+
+
+def refuse_no_start(words: list[str]) -> None:
+    """Raises where the checkpoint is none, by the words of the command alone: before seconds of imports.
+
+    What the parser has something to say of is left to it.
+    """
+    from ..checkpoints.finding import refuse_no_checkpoint
+
+    names = ("model", *OF_NEW)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        parser.add_argument(f"--{name}", *{f"--{name.replace('_', '-')}"} - {f"--{name}"})
+    try:
+        known, others = parser.parse_known_args(words)
+    except ArgumentError:
+        return
+    start = Start(**vars(known))
+    shortened = any(f"--{name}".startswith(word) for name in names for word in others)
+    answered = any(word in ("-h", "--help", "--help-all") or other_name(word.partition("=")[0]) for word in others)
+    if not (start.is_new or start.of_new or shortened or answered):
+        refuse_no_checkpoint(start.checkpoint)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import typer
 
 
 def verify(
-    model: Annotated[str, typer.Argument(help="A folder or a Hub id.")],
+    model: Annotated[str, typer.Argument(help="A folder, a Hub id, or detr-digits.")],
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.")] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Write the manifest of a folder that you trust, instead of checking.")

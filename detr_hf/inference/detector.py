@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..checkpoints.embedded import ABOUT, embedded_model_path
-from ..checkpoints.finding import Hub, find_file
+from ..checkpoints.finding import Hub, refuse_no_checkpoint
 from ..export.artefact import find_artefact
 from ..export.processing import read_pixels
 from ..processing.image_sources_detr import plain_source
@@ -117,7 +117,7 @@ class Detector:
             "local_files_only": local_files_only,
         }
         of_hub = Hub(loading.get("subfolder") or "", **hub)
-        find_file(source, "config.json", of_hub)  # a name of nothing is refused before seconds of imports
+        refuse_no_checkpoint(source, of_hub)
         import torch
 
         from ..checkpoints.model_classes import load_model

@@ -22,6 +22,7 @@ from .saving import save_drawing
 
 DPI = 110
 LONGEST_PATH = 45  # letters of it in the PDF
+FEW_BARS = 4  # fewer stand in the room of so many
 MARKED = 30  # points of a line, from which on it has no marks
 LOSSES = {"ce": "class", "bbox": "box, L1", "giou": "box, GIoU", "mask": "mask", "dice": "mask, dice"}
 AIDS = {"": "", "_enc": ", encoder", "_dn": ", denoising"}
@@ -142,6 +143,9 @@ def save_precision_recall(evaluation: Any, path: Path) -> None:
     def finish(axes: Any) -> None:  # the best F1 of a mean of curves is not that of the detections
         for mark in [*axes.texts, *(line for line in axes.lines if line.get_marker() == "o")]:
             mark.remove()
+        for line in axes.lines:
+            line.set_clip_on(False)  # one along an edge is seen whole
+        axes.get_legend().set_loc("best")  # not across a line
 
     _save(
         path, "pr_curve", evaluation, "Precision by recall", "mean of all classes", finish, iou_thrs=[0.5, 0.75, 0.9]
@@ -183,6 +187,9 @@ def save_ap_by_class(per_class: Mapping[str, float], path: Path) -> None:
     def finish(axes: Any) -> None:
         axes.lines[0].set(xdata=[mean, mean], zorder=0)
         axes.get_legend().remove()
+        low, high = axes.get_ylim()
+        room = max(FEW_BARS - len(per_class), 0) / 2 * (1 if low < high else -1)
+        axes.set_ylim(low - room, high + room)  # one bar is no wall
         classes = "1 class" if len(per_class) == 1 else f"{len(per_class)} classes"
         axes.set_title(f"AP by class; the line is the mean of {classes}, {mean:.3f}", fontsize=11)
 
@@ -191,10 +198,9 @@ def save_ap_by_class(per_class: Mapping[str, float], path: Path) -> None:
 
 def save_calibration(calibration: Mapping[str, Any], path: Path) -> None:
     """Writes how often detections of a score are right, beside that score; `calibration` is hotcoco's."""
-    text = (
-        f"a detection is right from an IoU of {calibration['iou_threshold']:g} on; {calibration['num_detections']:,}"
-    )
-    _save(path, "reliability_diagram", dict(calibration), "How often a score is right", f"{text} detections")
+    count = calibration["num_detections"]
+    text = f"a detection is right from an IoU of {calibration['iou_threshold']:g} on; {count:,} detection"
+    _save(path, "reliability_diagram", dict(calibration), "How often a score is right", text + "s" * (count != 1))
 
 
 def save_report(evaluation: Any, model: str | None, data: str | None, names: Iterable[str], path: Path) -> None:

@@ -80,6 +80,7 @@ def test_a_visit(visit, request):
     shoot("5_several")
     widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert widths[0] <= widths[1], "the page is wider than the screen"
+    assert min(374, widths[1] / 2) <= page.locator("[data-picture]").bounding_box()["width"] < widths[1]
 
 
 def test_boxes_come_within_two_seconds(visit):

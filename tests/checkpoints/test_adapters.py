@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detr_hf import DETRForSegmentation, DETRImageProcessor
+from detr_hf import DETRForObjectDetection, DETRForSegmentation, DETRImageProcessor
 from detr_hf.checkpoints.model_classes import load_model
 
 from ..conftest import some_labels, tiny_segmenter
@@ -17,6 +17,16 @@ ON_MASKS = r"bbox_attention\.[qk]_linear|mask_head\.(lay\d|adapter\d|out_lay)"
 def masks(model: torch.nn.Module) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return model.eval()(torch.randn(1, 3, 64, 96, generator=generator)).pred_masks
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_over_the_shipped_detector_comes_back(tmp_path):
+    base = DETRForObjectDetection.from_pretrained("detr-digits")
+    peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["linear1"])).save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert type(loaded) is DETRForObjectDetection and len(loaded.config.id2label) == 10
+    assert any("lora_A" in name for name in loaded.state_dict())
 
 
 @pytest.mark.slow

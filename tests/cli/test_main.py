@@ -1,11 +1,13 @@
 """The command as a whole: help, version, and how an error looks."""
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import cycle
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import detr_hf
@@ -144,6 +146,29 @@ def test_a_verb_that_lacks_a_package_says_what_to_install(absent, verbs, said, t
     assert len(lines) == verbs.count(";") + 3 and done.returncode == 0, done.stderr
     assert all(words in line for line, words in zip(lines[:-2], cycle(said.split(";")))), done.stderr
     assert all("pip install 'detr-hf[train,eval]'" in line for line in lines[-2:]), done.stderr
+
+
+WITH_A_MODEL = (
+    "eval empty nowhere",
+    "train --data nowhere --model empty --output_dir out",
+    "check nowhere --model empty",
+    "convert empty out",
+    "export empty",
+    "push empty me/x",
+    "benchmark empty",
+    "inspect empty",
+    "predict photos --model empty",
+)
+
+
+@pytest.mark.parametrize("command", WITH_A_MODEL)
+def test_no_verb_takes_a_folder_for_a_model_and_each_says_so_before_the_data(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "empty" / "a.png")
+    shutil.copytree("empty", "photos")
+    refused = CliRunner().invoke(app, command.split()).exception
+    assert isinstance(refused, ValueError) and "empty has no config.json" in str(refused)
 
 
 def test_the_extra_of_trainer_is_ours():

@@ -172,6 +172,9 @@ def test_what_is_neither_a_model_nor_a_picture_is_refused_by_name(model, photos,
         with pytest.raises(BadParameter, match="is a model: name it before the pictures"):
             split_model(["photos", named], None)
         assert split_model([named, "photos"], None) == (named, ["photos"])
+    for arguments, named in ((["", "photos"], None), (["photos", ""], str(model)), (["photos"], "")):
+        with pytest.raises(BadParameter, match="a name is empty"):
+            split_model(arguments, named)
     with pytest.raises(BadParameter, match="no file or folder 'facebook/detr-resnet-50'"):
         split_model(["photos", "facebook/detr-resnet-50"], None)
 
@@ -279,6 +282,16 @@ def test_a_run_over_a_data_set(model, photos, tmp_path):
         assert [(record["height"], record["width"]) for record in read_predictions(out)] == [
             Image.open(path).size[::-1] for path in paths
         ]
+
+
+def test_a_run_over_the_drawn_digits(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("detr_hf.data.readers.digit_data.SCENES", {"train": 1, "validation": 2})
+    monkeypatch.chdir(tmp_path)
+    flags = ("--dataset", "digits", "--out", "run", "--image-size", "64")
+    assert "train, validation: choose" in " ".join(predict(model, *flags).output.split())
+    done = predict(model, *flags, "--split", "validation")
+    assert done.exit_code == 0, done.output
+    assert [record["picture"] for record in read_predictions("run")] == ["digits/validation#0", "digits/validation#1"]
 
 
 def test_options_that_contradict_each_other_are_a_wrong_call(model, photos, tmp_path):

@@ -13,7 +13,8 @@ from detr_hf.cli.main import app
 from detr_hf.cli.train import DataArguments, build, parse, parser
 from detr_hf.cli.train_again import command_of, resume_choice
 from detr_hf.cli.train_help import NEEDED, OTHER_NAMES
-from detr_hf.errors import DataError
+from detr_hf.cli.train_start import refuse_no_start
+from detr_hf.errors import DataError, HubError
 from detr_hf.training.arguments import RECIPES
 
 from ..training.scenes import micro_model, trained, write_coco
@@ -102,6 +103,30 @@ def test_what_cannot_start_is_refused_before_the_data_are_read(case, root, monke
     with pytest.raises(kind, match=words):
         raise done.exception
     assert not isinstance(done.exception, DataError)
+
+
+@pytest.mark.parametrize(
+    ("start", "is_refused"),
+    [
+        (["--model", "nowhere"], True),
+        (["--model=nowhere"], True),
+        ([], True),
+        (["--model", "scratch"], False),
+        (["--backbone-weights", "none"], False),
+        (["--mod", "nowhere"], False),  # the parser takes it
+        (["--help"], False),
+        (["--epochs", "3"], False),  # answered with our name for it
+        (["--model", "nowhere", "--backbone", "resnet18"], False),  # of which it is said that they are two
+        (["--model"], False),
+    ],
+)
+def test_a_checkpoint_of_nothing_is_refused_before_seconds_of_imports(start, is_refused, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    if is_refused:
+        with pytest.raises(HubError, match=r"nowhere|facebook/detr-resnet-50"):
+            refuse_no_start(["--data", "digits", *start])
+    else:
+        refuse_no_start(["--data", "digits", *start])
 
 
 def test_the_help_is_short_and_has_what_there_is():

@@ -160,7 +160,8 @@ def test_what_there_is_not_is_refused_and_leaves_nothing_behind(digits, asked, m
 
 
 def test_points_outside_layers_of_one_half_alone_and_exported_models_are_refused(digits, onnx_artefact):
-    seen = visualize.attention(digits, demo_scene_path())
+    seen = visualize.attention(digits, demo_scene_path(), threshold=1.0)
+    assert seen.decoder.shape == (0, 16, 16) and "nothing over 1.00; the best is 0.96 2" in repr(seen)  # no error
     for point in ((512, 3), (3, 512), (-1, 3), (float("nan"), 3)):
         with pytest.raises(ValueError, match=r"is not in the picture of 512x512 pixels"):
             seen.encoder(*point)

@@ -127,6 +127,8 @@ def read_source(source: Any, options: ReadOptions) -> ReadData:
 def _read(source: Any, options: ReadOptions) -> ReadData:
     if not isinstance(source, str | Path):
         return _read_hf("a data set in memory", hf_objects.as_splits(source), options)
+    if not str(source).strip():
+        raise LayoutError("The name of the data set is empty, as that of an unset variable is: name one.")
     path = Path(source).expanduser()
     if not path.exists():
         if str(source) == DIGITS:

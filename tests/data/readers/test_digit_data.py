@@ -44,3 +44,11 @@ def test_a_folder_of_that_name_is_the_folder(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     with pytest.raises(LayoutError, match="digits is no data set that is known"):
         load_detection_dataset("digits")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("", "name of the data set is empty"), ("digit", r"Did you mean digits\?")]
+)
+def test_a_name_of_nothing_says_so(name, said):
+    with pytest.raises(LayoutError, match=said):
+        load_detection_dataset(name)
