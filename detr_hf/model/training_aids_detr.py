@@ -274,11 +274,12 @@ def forward_with_aids(
     queries, known = model.training_aids.extend(model.object_queries(pixel_values.device), targets)
     decoded = model.decode(pixel_values, pixel_mask, queries, *options)
     answers = model.predict(decoded.states, queries.reference)  # of all groups, then of the denoising queries
+    found = decoded.found
+    if found is not None and found.valid is not None:
+        others = answers.logits.shape[2] - found.valid.shape[1]
+        answers = without_invalid(answers, F.pad(found.valid, (0, others), value=True))
     groups, length = config.num_query_groups, config.num_query_groups * config.num_queries
     by_group = Predictions(*(values[:, :, :length].unflatten(2, (groups, -1)).flatten(1, 2) for values in answers[:2]))
-    found = decoded.found
-    if found is not None:
-        by_group = without_invalid(by_group, found.valid)
     if known is not None:
         noisy = Predictions(*(values[:, :, length:] for values in answers[:2]))
         # 0, or NaN for an image with an answer that is not finite: the matcher's one look at all of them finds it
