@@ -6,26 +6,52 @@
 Without a folder it draws 64 scenes and finds 295 digits in them, a line a picture. That took four minutes on two cores
 that a dozen other programs used, most of it Ray's own start.
 
-Into the output folder go `found/*.json`, a line a picture with its objects or its error, in no order. Killed, the
-same command should go on behind what Ray noted in `checkpoint` (in beta there); that was not seen yet: runs of a few
-dozen pictures began anew, and how large a run must be is not known. On a cluster both folders are ones that all
-machines see. For one machine or a job array `detr-hf predict --out` needs no engine, goes on where it was killed, and
-keeps the order. Needs `pip install ray` and the extra `predict`.
+Into the output folder go `found/*.json`, a line a picture with its objects or its error, in no order. Killed at any
+moment, also with `kill -9`, the same command goes on behind the batches that Ray noted in `checkpoint` (in beta
+there); what came into the folder since is found too. On a cluster both folders are ones that all machines see. For one
+machine or a job array `detr-hf predict --out` needs no engine and keeps the order. Needs `pip install ray` and the
+extra `predict`.
 """
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import ray
 from pyarrow import parquet
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
 from ray.data.checkpoint import CheckpointConfig
 
 from detr_hf import Detections, Detector
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+class Batches(Datasource):
+    """Paths of pictures, a block for each batch of them.
+
+    Ray saves and notes a block at a time. It reads small files of paths as one block, however many they are, and would
+    save nothing before the end.
+    """
+
+    def __init__(self, paths: list[str], size: int):
+        super().__init__()
+        self.blocks = [pyarrow.table({"path": paths[start : start + size]}) for start in range(0, len(paths), size)]
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """Returns a task a block, whatever Ray would like."""
+        return [
+            ReadTask(partial(list, [block]), BlockMetadata(block.num_rows, block.nbytes, None, None))
+            for block in self.blocks
+        ]
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Returns the bytes of all paths."""
+        return sum(block.nbytes for block in self.blocks)
 
 
 class Finder:
@@ -67,20 +93,11 @@ def main() -> None:
     # all Ray waits for ever.
     here = {} if options.address else {"num_cpus": 5 + options.workers, "include_dashboard": False}
     ray.init(address=options.address, log_to_driver=False, **here)
-    context = ray.data.DataContext.get_current()
-    context.checkpoint_config = CheckpointConfig(
-        id_column="path",
-        checkpoint_path=str((options.output / "checkpoint").resolve()),
-        delete_checkpoint_on_success=False,
-    )
-    # Ray leaves out what is done where it reads a file, and saves what one file's pictures gave together.
-    listed = options.output.resolve() / "paths"
-    listed.mkdir(parents=True, exist_ok=True)
-    for number, start in enumerate(range(0, len(paths), options.batch)):
-        some = pyarrow.table({"path": paths[start : start + options.batch]})
-        parquet.write_table(some, listed / f"{number:06d}.parquet")
-    files = -(-len(paths) // options.batch)
-    ray.data.read_parquet(str(listed), override_num_blocks=files).map_batches(
+    context, noted = ray.data.DataContext.get_current(), options.output.resolve() / "checkpoint"
+    context.checkpoint_config = CheckpointConfig("path", str(noted), delete_checkpoint_on_success=False)
+    done = sum(len(parquet.read_table(file)) for file in noted.glob("*.parquet") if ".pending" not in file.name)
+    batches = Batches(paths, options.batch)
+    ray.data.read_datasource(batches, override_num_blocks=len(batches.blocks)).map_batches(
         Finder,
         fn_constructor_kwargs={"model": options.model, "threshold": options.threshold},
         batch_size=options.batch,
@@ -92,7 +109,7 @@ def main() -> None:
     objects = sum(len(one.get("objects", ())) for one in found)
     failed = sum("error" in one for one in found)
     print(f"{len({line['path'] for line in lines})} of {len(paths)} pictures in {len(lines)} lines, {objects} objects")
-    print(f"{failed} could not be read")
+    print(f"{failed} could not be read, {done} were done before")
     if len(lines) != len(paths):
         raise SystemExit("Not every picture is there once: is the output folder that of the same pictures?")
 

@@ -118,6 +118,8 @@ def nearest(name_or_path: str | Path) -> str:
     """Returns the question whether a checkpoint beside it, or one that is known, was meant, or ""."""
     if str(name_or_path) in KNOWN:
         return ""
+    if Path(name_or_path).name == EMBEDDED_MODEL:  # a path that a clone has and an installation has not
+        return f" Did you mean {EMBEDDED_MODEL}?"
     folders = [str(config.parent) for config in Path(name_or_path).parent.glob("*/config.json")]
     return did_you_mean(name_or_path, (*folders, *KNOWN))
 

@@ -59,10 +59,13 @@ def predict(
     if out is not None:
         from ..inference.runs.result_formats import FORMATS, suffix_of
         from ..inference.sources.base import SourceOptions
+        from ..inference.sources.opening import is_film
 
         suffix_of(format, task)  # refuses what is wrong before the model is loaded
         options = SourceOptions(shard_size, image_column, every, config, split)
         source = load_source(paths, dataset, options, out)
+        if every != 1 and not any(is_film(Path(piece.name)) for piece in source.pieces):
+            typer.echo("No frames are left out: --every is of films, and there is none.", err=True)
         source = source if limit is None else source.first(limit)
         detector = load(process_device(device), task=task or FORMATS[format])
         settings = {"threshold": threshold, "batch_size": batch_size, "format": format, "options": options}

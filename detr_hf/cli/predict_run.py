@@ -27,6 +27,12 @@ def predict_run(detector: "Detector", source: "Source", out: Path, **settings: A
     with shown_progress() as show:
         run = predict_to_shards(detector, source, out, **settings, on_progress=show)
     typer.echo(ending(run), err=True)
+    if run.complete and settings["format"] == "coco" and settings["threshold"] > 0:
+        typer.echo(
+            f"coco_results.json has what scores over {settings['threshold']:g}; AP counts all: --threshold 0. The ids "
+            "of pictures are those of coco_images.json.",
+            err=True,
+        )
     if run.complete and not any("error" not in record for record in read_predictions(out)):
         typer.echo("Nothing could be read: there is not one picture with a result.", err=True)
         raise typer.Exit(1)

@@ -2,16 +2,15 @@
 
 import logging
 from argparse import ArgumentError, ArgumentParser
+from ast import literal_eval
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .train_help import other_name
-
 DEFAULT_MODEL = "facebook/detr-resnet-50"
 DEFAULT_BACKBONE = "resnet50"
-OF_NEW = ("backbone", "backbone_weights", "preset")  # the flags that only a new model has
+OF_NEW = ("backbone", "backbone_weights", "backbone_kwargs", "preset")  # the flags that only a new model has
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -36,6 +35,13 @@ class Start:
         None,
         "A new model's backbone starts from these: 'imagenet' (timm's, the default), a FILE with the state dict of "
         "timm's model, or 'none', random ones.",
+    )
+    backbone_kwargs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "NAME=VALUE of timm's model, as dynamic_img_size=True. Again for others.",
+            "action": "extend",
+        },
     )
     preset: str | None = _flag(
         None,
@@ -98,8 +104,26 @@ class Start:
         from ..model.configuration_detr import DETRConfig
 
         weights = self.backbone_weights or "imagenet"
-        fields = {"backbone": self.backbone or DEFAULT_BACKBONE, **changes}
-        return DETRConfig.from_preset(self.preset, **fields, backbone_weights=None if weights == "none" else weights)
+        fields = {"backbone": self.backbone or DEFAULT_BACKBONE, "backbone_kwargs": self.backbone_options() or None}
+        fields |= changes | {"backbone_weights": None if weights == "none" else weights}
+        return DETRConfig.from_preset(self.preset, **fields)
+
+    def backbone_options(self) -> dict[str, Any]:
+        """Returns --backbone_kwargs by name, with values as Python reads them; any other is a text.
+
+        Raises:
+            ValueError: one is no NAME=VALUE.
+        """
+        options = {}
+        for word in self.backbone_kwargs or ():
+            name, equals, value = word.partition("=")
+            if not (name and equals):
+                raise ValueError(f"--backbone_kwargs {word!r} is no NAME=VALUE.")
+            try:
+                options[name] = literal_eval(value)
+            except (ValueError, SyntaxError):
+                options[name] = value
+        return options
 
     def needs_masks(self, task: str | None) -> bool:
         """Whether masks are trained: as the task says, and without one where the checkpoint has a mask head."""
@@ -144,25 +168,23 @@ class Start:
 
 
 def refuse_no_start(words: list[str]) -> None:
-    """Raises where the checkpoint is none, by the words of the command alone: before seconds of imports.
+    """Raises where the checkpoint that is named is none, by the words of the command: before seconds of imports.
 
     What the parser has something to say of is left to it.
     """
     from ..checkpoints.finding import refuse_no_checkpoint
 
-    names = ("model", *OF_NEW)
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in names:
+    for name in ("model", *OF_NEW):
         parser.add_argument(f"--{name}", *{f"--{name.replace('_', '-')}"} - {f"--{name}"})
     try:
         known, others = parser.parse_known_args(words)
     except ArgumentError:
         return
     start = Start(**vars(known))
-    shortened = any(f"--{name}".startswith(word) for name in names for word in others)
-    answered = any(word in ("-h", "--help", "--help-all") or other_name(word.partition("=")[0]) for word in others)
-    if not (start.is_new or start.of_new or shortened or answered):
-        refuse_no_checkpoint(start.checkpoint)
+    asks = {"-h", "--help", "--help-all"} & set(others)
+    if start.model is not None and not (start.is_new or start.of_new or asks):
+        refuse_no_checkpoint(start.model)
 
 
 @contextmanager

@@ -249,13 +249,14 @@ def _tried(attempt: Any) -> Any:
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether it is worth trying again: an answer 409, 412 or 5xx, or none at all, except where nobody listens."""
+    """Whether it is worth trying again: an answer 409, 412 or 5xx, or none at all, except where nobody listens or
+    nobody is asked."""
     for cause in chain(error):
         status = status_of(cause)
         if status is not None and status >= 400:
             return status in (409, 412) or 500 <= status < 507
         if is_transport_error(cause):
-            return "ConnectError" not in {base.__name__ for base in type(cause).__mro__}
+            return not {"ConnectError", "OfflineModeIsEnabled"} & {base.__name__ for base in type(cause).__mro__}
     return False
 
 

@@ -44,9 +44,10 @@ def diagnose(folders: Iterable[str | Path] = (), self_test: bool = True) -> dict
         folders: where to look for what killed commands left, besides this folder and the one for temporary files.
         self_test: whether the shipped model looks at the shipped scene.
     """
-    packages = list(packages_and_bounds())
+    required, stated_in = _required()
+    packages = list(packages_and_bounds(required))
     found = {
-        "package": {"version": __version__, "folder": _short(Path(__file__).parents[1]), **_installation()},
+        "package": {"version": __version__, "folder": _short(Path(__file__).parents[1]), **_installation(stated_in)},
         "system": {
             "python": platform.python_version(),
             "implementation": platform.python_implementation(),
@@ -65,15 +66,15 @@ def diagnose(folders: Iterable[str | Path] = (), self_test: bool = True) -> dict
     return found | {"faults": list(_faults(found))}
 
 
-def packages_and_bounds() -> Iterator[dict[str, Any]]:
-    """Yields every package that this one names: `name`, `version`, `wanted`, `within`, and the `extras` that bring it.
+def packages_and_bounds(required: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yields every package of the `required` lines: `name`, `version`, `wanted`, `within`, and `extras` that bring it.
 
     `extras` of a package that is always needed is empty; `within` is None for what is not installed.
     """
     from packaging.requirements import Requirement
 
     bounds: dict[str, tuple[str, list[str]]] = {}
-    for line in _required()[0]:
+    for line in required:
         requirement = Requirement(line)
         if requirement.name == OWN:
             continue
@@ -106,9 +107,9 @@ def _required() -> tuple[list[str], str]:
         return [], "nowhere: neither a checkout nor an installed distribution"
 
 
-def _installation() -> dict[str, Any]:
+def _installation(stated_in: str) -> dict[str, Any]:
     """Returns where the bounds stand, and whether another detr-hf is installed than the one that runs."""
-    found: dict[str, Any] = {"bounds_from": _required()[1]}
+    found: dict[str, Any] = {"bounds_from": stated_in}
     try:
         installed = metadata.distribution(OWN)
     except metadata.PackageNotFoundError:

@@ -143,10 +143,14 @@ def check_dtype(*dtypes: Any) -> None:
 
 
 def choice_error(name: str, value: str, choices, listing: str = "") -> str:
-    """Returns what to say of a value that is none of `choices`, with the nearest of them."""
-    nearest = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.0)[0]
+    """Returns what to say of a value that is none of `choices`, with the nearest of them; of very many, one that is
+    near. An owner's name before it, as of the Hub, and timm's tag behind do not count."""
+    choices, tail = list(choices), str(value).rpartition("/")[2]
+    cutoff = 0.0 if len(choices) < 20 else 0.75
+    near = difflib.get_close_matches(tail.partition(".")[0], choices, n=1, cutoff=cutoff)
+    nearest = f" Did you mean {tail if near[0] == tail.partition('.')[0] else near[0]!r}?" if near else ""
     listing = listing or f"the choices are {', '.join(sorted(choices))}"
-    return f"{name}={value!r} is not known; {listing}. Did you mean {nearest!r}?"
+    return f"{name}={value!r} is not known; {listing}.{nearest}"
 
 
 def without_refusals(fields: dict[str, Any]) -> dict[str, Any]:

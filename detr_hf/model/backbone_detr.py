@@ -162,8 +162,11 @@ class Backbone(FoldsForInference, nn.Module):
         return [(feature, resize_mask(pixel_mask, feature)) for feature in features]
 
 
-def check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int) -> None:
-    """Raises ValueError where a model's inputs are not what the image processor makes."""
+def check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: int, weights: torch.dtype) -> None:
+    """Raises ValueError where a model's inputs are not what the image processor makes, or wider than its `weights`.
+
+    Narrower ones pass: what shards a model may cast its inputs before its weights.
+    """
     shape = tuple(pixel_values.shape)
     if len(shape) != 4 or shape[1] != num_channels:
         raise ValueError(
@@ -174,6 +177,13 @@ def check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, num_channels: 
     if not pixel_values.is_floating_point():
         raise ValueError(
             f"pixel_values is {pixel_values.dtype}; expected floating point, normalised by the image processor."
+        )
+    is_wider = weights.is_floating_point and pixel_values.dtype.itemsize > weights.itemsize
+    # autocast makes the weights' type of what is not double
+    if is_wider and (pixel_values.dtype == torch.float64 or not torch.is_autocast_enabled(pixel_values.device.type)):
+        raise ValueError(
+            f"pixel_values is {pixel_values.dtype} and the model's weights are {weights}; give "
+            f"pixel_values.to({weights})."
         )
     if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
         raise ValueError(

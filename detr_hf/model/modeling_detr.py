@@ -167,7 +167,9 @@ class DETRModel(DETRPreTrainedModel):
         return DecoderQueries(self.query_embed(torch.arange(self.config.num_queries, device=device))[None])
 
     def _check_inputs(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
-        check_inputs(pixel_values, pixel_mask, self.config.num_channels)
+        # nothing to look at for a compiler, which makes other code of another dtype
+        weights = pixel_values.dtype if torch.compiler.is_compiling() else next(self.backbone.parameters()).dtype
+        check_inputs(pixel_values, pixel_mask, self.config.num_channels, weights)
 
 
 class DETRForObjectDetection(HasTrainingAids, DETRModel):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -246,6 +247,8 @@ class DETRTrainingArguments(TrainingArguments):
             self.metric_for_best_model = "loss" if self.prediction_loss_only else "ap"
         self._match_saving_to_evaluation()
         super().__post_init__()
+        # without one there is none to pin memory for, which torch would say of every loader
+        self.dataloader_pin_memory &= torch.accelerator.is_available()
         if self.use_cpu and (self.bf16 or self.bf16_full_eval):
             warn_of_slow_dtype("bfloat16", "cpu")
 

@@ -75,7 +75,7 @@ def splits_of_run(
     if validation is None and args.eval_strategy != "no":
         raise ValueError(
             f"There is no validation split{_splits_there(data)}, and eval_strategy is {args.eval_strategy.value!r}, "
-            "the default here. Give eval_dataset, name a split validation (load_detection_dataset(..., "
+            "the default here. Name a split validation (load_detection_dataset(..., "
             "splits={'validation': ...})), set a part of the training pictures aside (validation_share=0.1), or train "
             "without measuring: eval_strategy='no'."
         )

@@ -129,6 +129,7 @@ def test_what_is_no_checkpoint_is_refused_by_name(name, said, tmp_path, monkeypa
 
 def test_the_nearest_checkpoint_is_named(tmp_path):
     assert nearest("facebook/detr-resnet-50") == ""  # it is none that was mistyped
+    assert nearest("detr_hf/assets/detr-digits") == " Did you mean detr-digits?"
     shutil.copytree(embedded_model_path(), tmp_path / "out_cards")
     with pytest.raises(FileNotFoundError, match=r"Did you mean .*out_cards\?"):
         local_path(tmp_path / "out_cadrs")

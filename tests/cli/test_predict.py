@@ -287,10 +287,12 @@ def test_a_run_over_a_data_set(model, photos, tmp_path):
 def test_a_run_over_the_drawn_digits(model, tmp_path, monkeypatch):
     monkeypatch.setattr("detr_hf.data.readers.digit_data.SCENES", {"train": 1, "validation": 2})
     monkeypatch.chdir(tmp_path)
-    flags = ("--dataset", "digits", "--out", "run", "--image-size", "64")
+    flags = ("--dataset", "digits", "--out", "run", "--image-size", "64", "--every", "5", "--format", "coco")
     assert "train, validation: choose" in " ".join(predict(model, *flags).output.split())
     done = predict(model, *flags, "--split", "validation")
     assert done.exit_code == 0, done.output
+    for said in ("No frames are left out", "what scores over 0.7; AP counts all", "of coco_images.json"):
+        assert said in done.output
     assert [record["picture"] for record in read_predictions("run")] == ["digits/validation#0", "digits/validation#1"]
 
 

@@ -123,6 +123,13 @@ def test_panoptic_results_have_their_quality(folder, data, predicted):
     assert evaluate_panoptic_results(predicted.with_suffix(""), data) == found, "by the folder of the PNGs"
 
 
+def test_without_a_picture_there_is_no_quality(folder, predicted):
+    data = load_detection_dataset(folder, task="panoptic")
+    data.splits["train"] = data["train"].select([])
+    with pytest.raises(ValueError, match=r"no picture that .*found\.json could be compared with"):
+        evaluate_panoptic_results(written(predicted, []), data)
+
+
 def test_results_with_names_of_their_own_go_by_name(data, predicted):
     """As `detr-hf predict` writes them: labels of the model, images by number, in a folder with other files."""
     expected = evaluate_panoptic_results(predicted, data)

@@ -23,6 +23,8 @@ from ..conftest import tiny_config
         ({"dropout": 1.5}, r"dropout must be in \[0, 1\)"),
         ({"activation": "reluu"}, r"activation='reluu' is not known; .*Did you mean 'relu'"),
         ({"position_embedding": "sin"}, r"position_embedding='sin' is not known; .*Did you mean 'sine'"),
+        ({"backbone": "timm/resnet50.a1_in1k"}, r"is not known; .*Did you mean 'resnet50\.a1_in1k'"),
+        ({"backbone": "nonsense50"}, r"timm\.list_models\(\) lists them\.$"),
         ({"backbone": "resnet5O"}, r"backbone='resnet5O' is not known; .*Did you mean 'resnet50'"),
         ({"backbone_kwargs": {"out_indices": [1]}}, r"must not contain \['out_indices'\]"),
         ({"set_cost_class": 0, "set_cost_bbox": 0, "set_cost_giou": 0}, r"All matching costs are 0"),

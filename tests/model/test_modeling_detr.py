@@ -201,6 +201,10 @@ def test_forward_and_loss_make_at_most_three_host_syncs(monkeypatch, dec_layers)
         ({"pixel_values": torch.zeros(0, 3, 64, 64)}, "batch size is 0"),
         ({"pixel_values": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, "uint8; expected floating point"),
         (
+            {"pixel_values": torch.zeros(1, 3, 64, 64, dtype=torch.float64)},
+            r"torch.float64 and the model's weights are torch.float32; give pixel_values.to\(torch.float32\)",
+        ),
+        (
             {"pixel_values": torch.zeros(1, 3, 64, 64), "pixel_mask": torch.ones(1, 32, 32)},
             r"pixel_mask has shape \(1, 32, 32\).*expected \(1, 64, 64\)",
         ),
@@ -216,3 +220,13 @@ def test_forward_and_loss_make_at_most_three_host_syncs(monkeypatch, dec_layers)
 def test_bad_inputs_are_refused_by_name(model, batch, message):
     with pytest.raises(ValueError, match=message):
         model(**batch)
+
+
+def test_pixels_wider_than_the_weights_are_refused_but_under_autocast():
+    model, pixels = tiny_model(**NARROW).to(torch.bfloat16), torch.zeros(1, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"float32 and the model's weights are torch.bfloat16; give pixel_values.to"):
+        model(pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(pixels).logits.isfinite().all()
+        with pytest.raises(ValueError, match=r"float64"):
+            model(pixels.double())

@@ -1,7 +1,8 @@
 """The core of the suite with the oldest versions that pyproject.toml names (`make test-oldest`).
 
 Makes a virtual environment in which every lower bound is the version itself, all together as pip resolves them; what
-they need besides is pip's choice. Arguments are handed on to pytest, in place of the core.
+they need besides is pip's choice. Imports every module there, since one name that an old version lacks is enough, and
+runs the core. Arguments are handed on to pytest, in place of the core.
 """
 
 import os
@@ -18,6 +19,15 @@ CORE = (
     *("tests/model/test_modeling_detr.py", "tests/model/test_loss_detr.py", "tests/model/test_parts.py"),
     *("tests/processing", "tests/inference/test_detector.py", "tests/checkpoints", "tests/training/test_trainer.py"),
 )
+
+IMPORT_ALL = """
+import importlib, pkgutil, detr_hf
+names = [module.name for module in pkgutil.walk_packages(detr_hf.__path__, "detr_hf.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(len(names), "modules are imported")
+"""
 
 
 def lower_bounds() -> list[str]:
@@ -41,6 +51,7 @@ def main(arguments: list[str]) -> int:
         subprocess.run([python, "-m", "pip", "--disable-pip-version-check", "check"], check=True)
         (folder / ".installed").touch()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([python, "-c", IMPORT_ALL], cwd=ROOT, env=environment, check=True)
     line = [python, "-m", "pytest", "-q", "-m", "not slow", *(arguments or CORE)]
     return subprocess.run(line, cwd=ROOT, env=environment, check=False).returncode
 

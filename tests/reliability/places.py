@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,15 @@ def commands(root: Path, place: Path) -> dict[str, list[Any]]:
         "eval --json": ["eval", model, data, "--json", place / "eval.json"],
         "inspect --json": ["inspect", model, "--size", "64x64", "--json", place / "way.json"],
         "inspect --svg": ["inspect", model, "--size", "64x64", "--svg", place / "way.svg"],
+        "benchmark --json": [
+            *("benchmark", model, "--runtimes", "torch", "--runs", "2", "--size", "64x64"),
+            *("--json", place / "timed.json"),
+        ],
+        "export": [
+            *("export", model, "--to", "torch-export", "--static", "--size", "64x64", "-o", place / "exported.pt2"),
+        ],
+        "push --folder": ["push", model, "somebody/something", "--folder", place / "pushed"],
+        "verify --write": ["verify", "--write", place / "model"],
         "doctor --json": ["doctor", "--no-self-test", "--json", place / "doctor.json"],
         "train": [
             *("train", "--model", model, "--data", data, "--output_dir", place / "trained", "--max_steps", "1"),
@@ -46,8 +56,8 @@ def commands(root: Path, place: Path) -> dict[str, list[Any]]:
     }
 
 
-def one_sentence(line: list[Any], place: Path, before: Callable[[], Any] = lambda: None) -> list[str]:
-    """Returns what is wrong with how a command failed, in a child process that `before` prepares."""
+def outcome(line: list[Any], before: Callable[[], Any]) -> tuple[Any, str]:
+    """Returns exit code and last words of a command, in a child process that `before` prepares."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -69,6 +79,12 @@ def one_sentence(line: list[Any], place: Path, before: Callable[[], Any] = lambd
     with os.fdopen(reader) as opened:
         code, said = json.loads(opened.read() or '[null, "the process died"]')
     os.waitpid(child, 0)
+    return code, said
+
+
+def one_sentence(line: list[Any], place: Path, before: Callable[[], Any] = lambda: None) -> list[str]:
+    """Returns what is wrong with how a command failed."""
+    code, said = outcome(line, before)
     faults = []
     if code not in (1, 2) or "Traceback" in said:
         faults.append(f"exit code {code}: {' '.join(said.split())[-300:]}")
@@ -98,6 +114,7 @@ def prepare(root: Path, place: Path) -> None:
     layouts.write_coco(root / "data")
     place.mkdir(exist_ok=True)
     (place / "found.json").write_text(OLD)
+    shutil.copytree(root / "model1", place / "model")
 
 
 @contextmanager
@@ -118,26 +135,29 @@ def mounted(folder: Path, size: str) -> Iterator[str | None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def full_disk(budget: Any) -> tuple[str, list[str]]:
-    place = budget.folder / "place"
-    with mounted(place, "64k") as why_not:
-        if why_not:
-            return f"skipped: {why_not}", []
-        prepare(budget.folder, place)
-        with contextlib.suppress(OSError), (place / "filler").open("wb", buffering=0) as filler:
-            while True:
-                filler.write(bytes(4096))
-        return tried(budget, place)
+def on_small_disk(size: str, spoil: Callable[[Path], Any]) -> Callable[[Any], tuple[str, list[str]]]:
+    """Returns the part that tries a disk of its own, once it is spoilt."""
+
+    def part(budget: Any) -> tuple[str, list[str]]:
+        place = budget.folder / "place"
+        with mounted(place, size) as why_not:
+            if why_not:
+                return f"skipped: {why_not}", []
+            prepare(budget.folder, place)
+            spoil(place)
+            return tried(budget, place)
+
+    return part
 
 
-def read_only(budget: Any) -> tuple[str, list[str]]:
-    place = budget.folder / "place"
-    with mounted(place, "1m") as why_not:
-        if why_not:
-            return f"skipped: {why_not}", []
-        prepare(budget.folder, place)
-        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
-        return tried(budget, place)
+def fill(place: Path) -> None:
+    with contextlib.suppress(OSError), (place / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+
+
+def make_read_only(place: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
 
 
 def no_permission(budget: Any) -> tuple[str, list[str]]:
@@ -150,9 +170,41 @@ def no_permission(budget: Any) -> tuple[str, list[str]]:
     return tried(budget, place, lambda: os.setuid(NOBODY))
 
 
+def clock_backwards(budget: Any) -> tuple[str, list[str]]:
+    """A clock that was set back by a day: what was written before lies in the future, and so do files of a run."""
+    place, faults = budget.folder / "place", []
+    prepare(budget.folder, place)
+    (place / "found.json").unlink()
+    lines = commands(budget.folder, place)
+    for name, line in lines.items():
+        for more in AGAIN.get(name, [[], []]):  # the second finds what the first has written
+            tomorrow = time.time() + 86_400
+            for path in budget.folder.rglob("*"):
+                os.utime(path, (tomorrow, tomorrow))
+            code, said = outcome([*line, *more], lambda: None)
+            if code not in (0, None):
+                faults.append(f"{name} {' '.join(more)}: exit code {code}: {' '.join(said.split())[-300:]}")
+            elif not any(path.stat().st_mtime < tomorrow for path in place.rglob("*") if path.is_file()):
+                faults.append(f"{name} {' '.join(more)}: it wrote nothing")
+    steps = sorted(path.name for path in (place / "trained").glob("checkpoint-*"))
+    if steps != ["checkpoint-3"]:
+        faults.append(f"train: {steps} are kept of 3 steps, of which the last is wanted")
+    return f"{len(lines)} commands, most of them twice, {len(faults)} faults", faults
+
+
+# What commands are given besides, for each time: the second finds its own result there.
+SAVING = ["--save_strategy", "steps", "--save_steps", "1"]
+AGAIN: dict[str, list[list[str]]] = {
+    "convert": [[], ["--overwrite"]],
+    "export": [[], ["--overwrite"]],
+    "predict --out": [[]],  # a run that is complete has nothing to write
+    "push --folder": [[]],  # it asks for a new folder
+    "train": [SAVING, [*SAVING, "--max_steps", "3", "--save_total_limit", "1", "--resume_from_checkpoint", "true"]],
+}
 WANTED = "every command that writes: one sentence, old files intact, nothing left"
 PLACES = {
-    "full-disk": (WANTED, full_disk),
-    "read-only": (WANTED, read_only),
+    "full-disk": (WANTED, on_small_disk("2m", fill)),
+    "read-only": (WANTED, on_small_disk("2m", make_read_only)),
     "no-permission": (WANTED, no_permission),
+    "clock-back": ("every command that writes, with all files from tomorrow: its result is there", clock_backwards),
 }

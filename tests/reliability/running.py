@@ -20,7 +20,7 @@ from detr_hf import Detector, DETRImageProcessor
 
 from ..bad_inputs.test_catalogue import HERE, catalogue
 from ..conftest import NARROW, tiny_model
-from ..training.scenes import Scenes, micro_model, trainer
+from ..training.scenes import Scenes, digest, micro_model, trainer
 from .killing import ROOT, app, model_in, models, noise
 
 FLAT_MIB = 3.0  # by a thousand, of memory that is in use
@@ -204,6 +204,30 @@ def fork(work: Callable[[], Any]) -> int:
     return child
 
 
+def same_seed(budget: Any) -> tuple[str, list[str]]:
+    """Runs of one seed, with other numbers of workers and other things done before; a run of another seed; then the
+    tests of two processes."""
+    steps = budget.count(200)
+
+    def weights(name: str, **options: Any) -> str:
+        run = trainer(budget.folder / name, train=Scenes(8), max_steps=steps, save_strategy="no", **options)
+        run.train()
+        return digest(run.model)
+
+    first = weights("first")
+    np.random.seed(5), random.seed(5)  # what a process drew before is none of a run's chances
+    again = {
+        "again": weights("again"),
+        "one worker": weights("one", dataloader_num_workers=1),
+        "three that live on": weights("three", dataloader_num_workers=3, dataloader_persistent_workers=True),
+    }
+    faults = [f"{name}: other weights than those of the first run" for name, found in again.items() if found != first]
+    if weights("other", seed=7) == first:
+        faults.append("another seed gives the same weights")
+    said, failed = run_tests(["tests/training/test_distributed_training.py"])
+    return f"{steps} steps, {len(again)} runs like the first: {not faults}; two processes: {said}", faults + failed
+
+
 def run_tests(names: list[str]) -> tuple[str, list[str]]:
     """Returns the last line of pytest on these tests, slow ones too, and those that failed."""
     line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", *names]
@@ -226,5 +250,6 @@ RUNNING = {
     "soak-train": ("2,000 steps of random sizes: memory flat, nothing left", soak(training_steps)),
     "threads": ("8 threads and a fork: the results of one, to the bit", threads),
     "two-processes": ("one folder: one whole model; one run, or refused by name", two_processes),
+    "same-seed": ("one seed, any number of workers: the same weights to the bit; two processes 1e-5", same_seed),
     "catalogue": ("233 of 233 bad inputs as they should", whole_catalogue),
 }

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from detr_hf.training.arguments import RECIPES, DETRTrainingArguments
@@ -20,6 +21,11 @@ def test_what_is_not_given_comes_from_the_recipe(recipe, trained, name):
     args = arguments(recipe=recipe)
     assert args.apply_recipe(trained) == name
     assert {field: getattr(args, field) for field in RECIPES[name]} == RECIPES[name]
+
+
+def test_memory_is_pinned_for_an_accelerator_alone():
+    args = DETRTrainingArguments("out", report_to="none")  # without use_cpu, as most people call it
+    assert args.dataloader_pin_memory is torch.accelerator.is_available()
 
 
 def test_a_new_model_with_box_queries_has_rates_of_its_own_and_is_averaged():
