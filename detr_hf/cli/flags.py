@@ -41,7 +41,9 @@ def with_nearest(message: str) -> str:
 
 
 def without_python(message: str) -> str:
-    """Returns an error with the flag alone where it names an argument of Python and, in brackets, its flag."""
+    """Returns an error with the flag alone where it names an argument of Python and, in brackets, its flag; and with
+    no name of Python where something lacks a package."""
+    message = re.sub(r"^\w+(?= needs the package )", "This", message)
     return ARGUMENT_AND_FLAG.sub(
         lambda found: found[3] if found[2] or found[1].replace("_", "-") == found[3][2:] else found[0], message
     )

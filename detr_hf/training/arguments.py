@@ -17,6 +17,7 @@ import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..errors import lacking
 from ..model.compiling_detr import warn_of_slow_dtype
 
 RECIPES: dict[str, dict[str, float | str | None]] = {
@@ -246,7 +247,10 @@ class DETRTrainingArguments(TrainingArguments):
         if self.metric_for_best_model is None:
             self.metric_for_best_model = "loss" if self.prediction_loss_only else "ap"
         self._match_saving_to_evaluation()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ImportError as error:  # transformers names an extra of its own
+            raise ImportError(lacking(error, type(self).__name__) or str(error)) from error
         # without one there is none to pin memory for, which torch would say of every loader
         self.dataloader_pin_memory &= torch.accelerator.is_available()
         if self.use_cpu and (self.bf16 or self.bf16_full_eval):

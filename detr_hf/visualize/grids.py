@@ -53,8 +53,8 @@ def grid(
     columns = len(heads) or min(columns or ceil(sqrt(len(cells))), len(cells))
     images = [_shown(cell, side, font) for cell in cells]
     file, texts = font_file(font), list(captions or [""] * len(cells))
-    # Where the next cell of the row has a caption too, a caption has its own cell alone.
-    alone = [(place + 1) % columns and place + 1 < len(texts) and texts[place + 1] for place in range(len(texts))]
+    # Where the next cell of the row has a caption too, or there is none, a caption has its own cell alone.
+    alone = [not (place + 1) % columns or any(texts[place + 1 : place + 2]) for place in range(len(texts))]
     needed = [Line(text, LETTERS_PX, font=file).length + 4 for text, own in zip(texts, alone, strict=True) if own]
     width = max(max(image.width for image in images), min(ceil(max(needed, default=0)), side))
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]

@@ -92,6 +92,7 @@ def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path):
         ("use task='panoptic' (--task).", "use --task."),
         ("a cache (--cache) that", "a --cache that"),
         ("without what it requires (--no-deps)", "without what it requires (--no-deps)"),
+        ("load_detection_dataset needs the package datasets, which", "This needs the package datasets, which"),
     ],
 )
 def test_the_command_line_names_its_flags_alone(said, shown):

@@ -10,6 +10,7 @@ from PIL import Image
 from detr_hf.evaluation import plotting
 from detr_hf.evaluation.plotting import save_plots
 from detr_hf.evaluation.report import Evaluation
+from detr_hf.visualize import plots
 
 BOX = [10.0, 10.0, 40.0, 40.0]
 FAR = [200.0, 10.0, 40.0, 40.0]
@@ -154,11 +155,22 @@ def test_a_missing_library_is_said_before_anything_is_drawn(tmp_path, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["one class", "a class without objects", "1,000 classes"])
-def test_hotcoco_draws_it_with_ink_in_its_axes(case, tmp_path):
+def test_hotcoco_draws_it_with_ink_in_its_axes(case, tmp_path, monkeypatch):
     names, objects, found, left_out, _ = CASES.get(case) or CASES["many classes"]
     if case not in CASES:
         names = [f"class {number}" for number in range(1000)]
+    figures, image = [], plots._image
+    monkeypatch.setattr(plots, "_image", lambda figure, **options: figures.append(figure) or image(figure, **options))
     saved = save_plots(evaluation(names, objects, found), tmp_path)
+    for axes in (figure.axes[0] for figure in figures if figure.get_suptitle() == "Precision by recall"):
+        legend = axes.get_legend().get_window_extent()
+        for line in axes.lines:
+            xs, ys = line.get_data()
+            dense = np.interp(np.linspace(0, 1, 2000), np.linspace(0, 1, len(xs)), xs)
+            dense = np.stack([dense, np.interp(dense, xs, ys)], axis=1)
+            assert not any(legend.contains(*point) for point in axes.transData.transform(dense)), "across a line"
+    bars = next(figure.axes[0] for figure in figures if figure.axes[0].get_title().startswith("AP by class"))
+    assert bars.patches[0].get_height() < abs(np.diff(bars.get_ylim())[0]) / 3, "a wall"
     assert set(OF_OBJECTS) - set(left_out) <= set(saved.files)
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     for path in tmp_path.glob("*.png"):

@@ -130,7 +130,7 @@ pytest_collect_file = Sybil(
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints how many blocks ran, by page, and which did not, and why."""
     passed, skipped = (terminalreporter.stats.get(kind, []) for kind in ("passed", "skipped"))
-    ran = Counter(report.nodeid.split("::")[0] for report in passed if ".md" in report.nodeid)
+    ran = Counter(report.nodeid.split("::")[0] for report in passed if getattr(report, "is_block", False))
     for page, count in sorted(ran.items()):
         terminalreporter.write_line(f"{count:4} {page}")
     for report in skipped:
@@ -142,6 +142,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
     """Prints what is wrong at once: a run of all pages takes its time."""
     report = yield
+    report.is_block = isinstance(getattr(item, "example", None), Example) and isinstance(item.example.parsed, str)
     if report.failed:
         reporter = item.config.pluginmanager.get_plugin("terminalreporter")
         reporter.write_line(f"\n{item.nodeid}: {call.excinfo.exconly()[-3000:]}")

@@ -6,7 +6,7 @@ made small in plain sight: here is all of it.
 - benchmarks that train: two steps, two pictures at a time, few scenes (`stage.benchmark_shortly`); records stay there;
 - train, eval, predict, benchmark: small pictures, where the page does not say how large;
 - benchmark: torch alone, without compiling for it;
-- every training: four steps, in Python on small pictures too (`stage.train_shortly`);
+- every training: four steps, in Python on small pictures too; a search has two (`stage.train_shortly`);
 - app: comes back as soon as the page listens, which stays there until the next one, or until the document is left;
 - torchrun and accelerate: two processes on this machine, on the processor;
 - make and pytest: what they would run is listed (`--dry-run`, `--collect-only`); they have their own place in CI;

@@ -24,10 +24,11 @@ STUFF = {3: "sky", 4: "grass"}
 
 
 def train_shortly() -> None:
-    """Lets every training of this process end after four steps, on small pictures."""
+    """Lets every training of this process end after four steps, on small pictures, and a search after two."""
     from transformers import TrainerCallback
 
     from detr_hf import DETRTrainer
+    from detr_hf.training import trainer
 
     class Short(TrainerCallback):
         """Measures, saves and stops when the steps are done."""
@@ -43,9 +44,18 @@ def train_shortly() -> None:
     def shortened(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
         self.add_callback(Short())
-        self.processing_class.size = type(self.processing_class.size)(**SIZE)
 
     DETRTrainer.__init__ = shortened
+    search = DETRTrainer.hyperparameter_search
+    DETRTrainer.hyperparameter_search = lambda *args, **kwargs: search(*args, **{"n_trials": 2, **kwargs})
+    processor_of = trainer.processor_of
+
+    def small_processor_of(model: Any) -> Any:
+        processor = processor_of(model)
+        processor.size = type(processor.size)(**SIZE)
+        return processor
+
+    trainer.processor_of = small_processor_of
 
 
 def benchmark_shortly() -> None:
@@ -92,7 +102,7 @@ def checkpoints(folder: Path) -> dict[str, Path]:
     for name in ("model", "my_model"):
         shutil.copytree(folder / "detr-resnet-50", folder / name)
     shutil.copytree(folder / "detr-resnet-50-panoptic", folder / "MODEL")
-    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), folder / "FILE")
+    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), folder / "tf_efficientnet_lite0.safetensors")
     found["timm/resnet50.tv_in1k"] = folder / "resnet50"
     (folder / "resnet50").mkdir()
     save_file(timm.create_model("resnet50").state_dict(), folder / "resnet50" / "model.safetensors")
@@ -165,7 +175,7 @@ def data_sets(folder: Path) -> None:
     layouts.write_voc(folder / "path/to/voc")
     layouts.write_hf(folder / "path/to/saved")
     layouts.write_roboflow(folder / "path/to/roboflow")
-    for name in ("path/to/data", "cards"):
+    for name in ("path/to/data", "cards", "bccd"):
         layouts.write_coco(folder / name)
     layouts.write_panoptic(folder / "my_coco")
     layouts.write_coco(folder / "my_coco")

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from detr_hf import Detector, DETRImageProcessor
+from detr_hf.evaluation import DetectionEvaluator
 
 from ..bad_inputs.test_catalogue import HERE, catalogue
-from ..conftest import NARROW, tiny_model
-from ..training.scenes import Scenes, digest, micro_model, trainer
-from .killing import ROOT, app, model_in, models, noise
+from ..conftest import NARROW, tiny_model, tiny_segmenter
+from ..training.scenes import Scenes, digest, micro_model, trainer, write_coco
+from .killing import ROOT, app, detr_hf, model_in, models, noise
 
 FLAT_MIB = 3.0  # by a thousand, of memory that is in use
 MIB = 2**20
@@ -58,7 +59,7 @@ def in_child(work: Callable[[], Any]) -> Any:
     return json.loads(text or '{"error": "the process died"}')
 
 
-def slope(samples: list[tuple[int, dict[str, float]]]) -> tuple[str, list[str]]:
+def slope(samples: list[tuple[int, dict[str, float]]], flat_mib: float = FLAT_MIB) -> tuple[str, list[str]]:
     """Returns how memory grew over the second half, by a thousand, and what else did not stay."""
     (first, before), (last, after) = samples[len(samples) // 2], samples[-1]
     grown = (after["mib"] - before["mib"]) / max(last - first, 1) * 1000
@@ -67,20 +68,24 @@ def slope(samples: list[tuple[int, dict[str, float]]]) -> tuple[str, list[str]]:
         for name in ("handles", "threads", "files")
         if after[name] > before[name]
     ]
-    if grown * max(last - first, 1) / 1000 > FLAT_MIB and grown > FLAT_MIB:
+    if grown * max(last - first, 1) / 1000 > flat_mib and grown > flat_mib:
         faults.append(f"memory grows by {grown:.1f} MiB a thousand")
     course = ", ".join(f"{count}: {sample['mib']:.0f}" for count, sample in samples[:: max(1, len(samples) // 4)])
     return f"MiB at {course}; {grown:+.1f} a thousand; handles, threads, files kept: {not faults}", faults
 
 
-def soak(work: Callable[[Any], list[Any]]) -> Callable[[Any], tuple[str, list[str]]]:
+def soak(work: Callable[[Any], list[Any]], flat_mib: float = FLAT_MIB) -> Callable[[Any], tuple[str, list[str]]]:
     """Returns the part of a work that gives samples."""
 
     def part(budget: Any) -> tuple[str, list[str]]:
-        found = in_child(lambda: work(budget))
+        def alone() -> list[Any]:
+            tempfile.tempdir = tempfile.mkdtemp(dir=budget.folder)  # where nobody else leaves files
+            return work(budget)
+
+        found = in_child(alone)
         if isinstance(found, dict):
             return found["error"], [found["error"]]
-        return slope([(count, sample) for count, sample in found])
+        return slope([(count, sample) for count, sample in found], flat_mib)
 
     return part
 
@@ -125,6 +130,42 @@ def training_steps(budget: Any) -> list[Any]:
     options = {"save_strategy": "no", "logging_steps": 10_000, "per_device_train_batch_size": 2}
     trainer(budget.folder / "out", micro_model(), train=Watched(8), max_steps=steps, **options).train()
     return [*samples, (steps, held())]
+
+
+def evaluations(budget: Any) -> list[Any]:
+    """`detr-hf eval` of a hundred queries with masks on panoptic data: what is kept is kept small."""
+    count, samples, root = budget.count(2_000), [], budget.folder
+    write_panoptic_of(root / "data", count)
+    tiny_segmenter(num_queries=100, id2label={0: "owl", 1: "sky"}, **NARROW).save_pretrained(root / "model")
+    DETRImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}).save_pretrained(root / "model")
+    update = DetectionEvaluator.update
+
+    def watched(self: DetectionEvaluator, *batch: Any) -> None:
+        update(self, *batch)
+        if len(self) >= len(samples) * max(8, count // 20):
+            samples.append((len(self), held()))
+
+    DetectionEvaluator.update = watched
+    detr_hf("eval", root / "model", root / "data", "--task", "panoptic", "--json", root / "found.json")
+    found = json.loads((root / "found.json").read_text())
+    assert found["panoptic"]["num_images"] == found["masks"]["num_images"] == count, "some pictures were not measured"
+    return samples
+
+
+def write_panoptic_of(root: Path, count: int) -> None:
+    """Writes a panoptic data set of so many pictures to measure on, which are two under other names."""
+    path = write_coco(root, panoptic=True) / "annotations" / "panoptic_val.json"
+    content = json.loads(path.read_text())
+    for kind, folder, key in (("images", root / "val", "id"), ("annotations", path.with_suffix(""), "image_id")):
+        given, content[kind] = content[kind], []
+        for number in range(count):
+            one = given[number % 2]
+            name = f"{number}{Path(one['file_name']).suffix}"
+            os.link(folder / one["file_name"], folder / name)
+            content[kind].append({**one, key: number + 1, "file_name": name})
+        for one in given:
+            (folder / one["file_name"]).unlink()
+    path.write_text(json.dumps(content))
 
 
 def threads(budget: Any) -> tuple[str, list[str]]:
@@ -248,6 +289,7 @@ def whole_catalogue(budget: Any) -> tuple[str, list[str]]:
 RUNNING = {
     "soak-predict": ("20,000 pictures of random sizes: memory flat, nothing left", soak(predictions)),
     "soak-train": ("2,000 steps of random sizes: memory flat, nothing left", soak(training_steps)),
+    "soak-eval": ("2,000 pictures with masks: 5 KiB kept of each, nothing left", soak(evaluations, 5.0)),
     "threads": ("8 threads and a fork: the results of one, to the bit", threads),
     "two-processes": ("one folder: one whole model; one run, or refused by name", two_processes),
     "same-seed": ("one seed, any number of workers: the same weights to the bit; two processes 1e-5", same_seed),

@@ -3,14 +3,15 @@
 import os
 import random
 import signal
+import tempfile
 
 import pytest
 
 from . import fuzzing
 from .families import FAMILIES
 from .fuzzing import Family, fuzz
-from .run import main, parts
-from .running import slope
+from .run import Budget, main, parts
+from .running import held, slope, soak
 
 
 def test_some_of_all_cases(capsys):
@@ -87,8 +88,22 @@ def test_growth_and_what_stays_open_are_faults():
     assert "handles" in slope(samples(0.0, 1))[1][0]
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_of_files_only_what_the_work_leaves_is_a_fault(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # in which others leave files too
+
+    def work(budget: Budget) -> list:
+        before = held()
+        tempfile.mkdtemp(dir=None if own else tmp_path)
+        return [(0, before), (1, before), (2, before | {"files": len(os.listdir(tempfile.gettempdir()))})]
+
+    (tmp_path / "part").mkdir()
+    _, faults = soak(work)(Budget(1.0, 0.0, "0", tmp_path / "part"))
+    assert faults == (["files: 0 to 1"] if own else [])
+
+
 def test_an_unknown_part_is_named_and_every_part_is_there(capsys):
     with pytest.raises(SystemExit):
         main(["fuzz"])
     assert "there is no part fuzz; there are pictures" in " ".join(capsys.readouterr().err.split())
-    assert len(parts()) == 21 and {"kill-push", "full-disk", "soak-train", "catalogue"} <= set(parts())
+    assert len(parts()) == 22 and {"kill-push", "full-disk", "soak-train", "catalogue"} <= set(parts())

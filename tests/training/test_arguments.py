@@ -26,6 +26,16 @@ def test_what_is_not_given_comes_from_the_recipe(recipe, trained, name):
 def test_memory_is_pinned_for_an_accelerator_alone():
     args = DETRTrainingArguments("out", report_to="none")  # without use_cpu, as most people call it
     assert args.dataloader_pin_memory is torch.accelerator.is_available()
+    assert not arguments(dataloader_pin_memory=False).dataloader_pin_memory
+
+
+def test_without_accelerate_our_extra_is_named(monkeypatch):
+    def lack(self):
+        raise ImportError("Using the `Trainer` with `PyTorch` requires `accelerate>=1.1.0`: `pip install x`")
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lack)
+    with pytest.raises(ImportError, match=r"Arguments needs the package accelerate.*'detr-hf\[train,eval\]'"):
+        arguments()
 
 
 def test_a_new_model_with_box_queries_has_rates_of_its_own_and_is_averaged():

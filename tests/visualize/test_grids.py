@@ -60,6 +60,7 @@ def test_captions_are_written_above_on_no_picture_and_not_over_each_other():
     assert goes_on.size == cut.size and dark(goes_on, 0).max() > 120
     assert not ((dark(cut, 0) >= 60) & (dark(cut, 0) < 66)).any()
     assert grid(tiles((60, 20), (60, 20)), 2, captions=[long, "b"]).width > 2 * 150  # the cells become wider
+    assert grid(tiles((60, 20), (60, 20)), 2, captions=["b", long]).width > 2 * 150  # also for the last in a row
     ends = grid(tiles((60, 20), (60, 20), (60, 20)), 3, captions=[long * 5, "", "b"], side=60)
     assert dark(ends, 0)[dark(ends, 0) < 134].max() < 126 and dark(ends, 0).max() > 134
 
