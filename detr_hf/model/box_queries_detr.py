@@ -30,7 +30,7 @@ from .feature_levels_detr import FeatureLevels
 from .mlp_detr import MLP
 from .position_encoding_detr import sine_of_boxes
 from .predictions_detr import Predictions
-from .queries_detr import FoundQueries, Memory
+from .queries_detr import DecoderQueries, FoundQueries, Memory
 from .transformer_detr import TransformerDecoder, TransformerDecoderLayer
 
 ANCHOR = 0.05  # side of the box that a token of the finest level starts from, in parts of the image
@@ -237,7 +237,7 @@ class BoxDecoder(TransformerDecoder):
 
     def forward(  # type: ignore[override]
         self,
-        tgt: Tensor,
+        queries: DecoderQueries,
         found: FoundQueries,
         bbox_embed: nn.Module,
         output_attentions: bool = False,
@@ -246,19 +246,24 @@ class BoxDecoder(TransformerDecoder):
         boxes that each layer began with.
 
         Args:
-            tgt: (1, Q, D), learned: where the states begin.
-            found: what there is to read, and where the boxes begin.
+            queries: `query_pos` is where the states begin: (1, Q, D), learned. Behind them may stand others (B, M, D),
+                whose boxes begin at `reference`, in sets that do not see each other.
+            found: what there is to read, and where the boxes of the Q begin.
             bbox_embed: the box head, which says how a layer moves them.
             output_attentions: also return the weights.
         """
         boxes, memory = found.boxes_cxcywh_norm, found.memory
-        tgt = tgt.expand(boxes.shape[0], -1, -1)
+        tgt, query_sets = queries.query_pos.expand(boxes.shape[0], -1, -1), queries.query_sets
+        if queries.reference is not None:
+            boxes = torch.cat([boxes, queries.reference.sigmoid()], dim=1)
+        if query_sets and found.valid is not None:
+            query_sets[0].mask = found.valid[:, None, None].expand(-1, 1, query_sets[0].size, -1)
         hidden_states, self_attentions, cross_attentions, references = [tgt], [], [], []
         seen = padding_mask(self.config, tgt, found.valid, output_attentions)
         for layer in self.layers:
             query_pos = self.box_embed(sine_of_boxes(boxes, tgt.shape[-1]).to(tgt.dtype))
             tgt, self_weights, cross_weights = layer(
-                tgt, memory.tokens, memory.keys, query_pos, Sight(memory, boxes), output_attentions, None, seen
+                tgt, memory.tokens, memory.keys, query_pos, Sight(memory, boxes), output_attentions, query_sets, seen
             )
             references.append(boxes)
             boxes = moved_boxes(bbox_embed(self.norm(tgt)), boxes).detach()

@@ -354,9 +354,9 @@ class DETRConfig(PreTrainedConfig):
             raise ValueError(
                 f"num_feature_levels={self.num_feature_levels} needs box_queries=True: plain DETR reads the last map."
             )
-        if self.box_queries and (self.has_training_aids or self.reference_points):
-            aids = ("encoder_aux_head", "num_query_groups", "num_denoising", "reference_points")
-            changed = [name for name in aids if getattr(self, name) != getattr(type(self), name)]
+        aids = ("encoder_aux_head", "num_query_groups", "reference_points")
+        changed = [name for name in aids if getattr(self, name) != getattr(type(self), name)]
+        if self.box_queries and changed:
             raise ValueError(
                 f"box_queries=True and {', '.join(changed)} exclude each other: box queries begin at boxes, and have "
                 "a loss on the encoder of their own. Leave one out."

@@ -150,7 +150,7 @@ class DETRModel(DETRPreTrainedModel):
                 self.backbone[1], encoded[0], features, image_sizes_hw(pixel_values, pixel_mask)
             )
             features = features if self.has_mask_head else features[-1:]  # the finer ones have been read
-            decoded, references = self.transformer.decoder(queries.query_pos, found, self.bbox_embed, attentions)
+            decoded, references = self.transformer.decoder(queries, found, self.bbox_embed, attentions)
             queries.reference = logit_of_boxes(references if every_layer else references[-1:])
         else:
             query_pos = queries.query_pos.expand(src.shape[0], -1, -1)

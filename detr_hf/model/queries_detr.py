@@ -48,7 +48,7 @@ class DecoderQueries:
         """Returns these queries (zero targets) and, behind them, `others` (B, M, D), which have targets."""
         batch_size = len(others.query_pos)
         query_pos = self.query_pos.expand(batch_size, -1, -1)
-        reference = None
+        reference = others.reference
         if self.reference is not None:
             reference = torch.cat([self.reference.expand(batch_size, -1, -1), others.reference], dim=1)
         return DecoderQueries(

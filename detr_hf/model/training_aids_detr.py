@@ -22,7 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .box_ops_detr import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
+from .box_ops_detr import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, logit_of_boxes
+from .box_queries_detr import without_invalid
+from .box_training_detr import proposal_loss
 from .configuration_detr import DETRConfig
 from .loss_detr import KnownObjects, SetCriterion
 from .matcher_detr import PackedTargets
@@ -70,7 +72,8 @@ class DenoisingQueries(nn.Module):
         self.config = config
         width = config.hidden_dim
         self.label_embed = nn.Embedding(config.num_labels, width)
-        self.box_embed = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
+        if not config.box_queries:
+            self.box_embed = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(self, targets: PackedTargets) -> tuple[DecoderQueries, KnownObjects]:
         """Returns about `num_denoising` queries for every image, in groups of all its objects, and their objects.
@@ -80,14 +83,16 @@ class DenoisingQueries(nn.Module):
         """
         known, negative = self._repeat(targets)
         labels, boxes = self._add_noise(known, negative)
-        box_code = sine_of_boxes(boxes, self.config.hidden_dim).to(self.label_embed.weight.dtype)
         group_size = negative.shape[-1]
         seen = known.valid[:, None, None, :group_size] | torch.eye(group_size, dtype=torch.bool, device=labels.device)
         groups = labels.shape[1] // group_size
-        reference = torch.logit(boxes[..., :2].clamp(EDGE, 1 - EDGE)) if self.config.reference_points else None
-        queries = DecoderQueries(
-            self.box_embed(box_code), self.label_embed(labels), [QuerySet(groups, group_size, seen)], reference
-        )
+        states, query_sets = self.label_embed(labels), [QuerySet(groups, group_size, seen)]
+        if self.config.box_queries:  # the decoder knows what a box is
+            queries = DecoderQueries(states, states, query_sets, logit_of_boxes(boxes))
+        else:
+            box_code = self.box_embed(sine_of_boxes(boxes, self.config.hidden_dim).to(states.dtype))
+            reference = torch.logit(boxes[..., :2].clamp(EDGE, 1 - EDGE)) if self.config.reference_points else None
+            queries = DecoderQueries(box_code, states, query_sets, reference)
         known.classes = torch.where(negative.repeat(groups), self.config.num_labels, known.classes)
         return queries, known
 
@@ -269,6 +274,10 @@ def forward_with_aids(
     queries, known = model.training_aids.extend(model.object_queries(pixel_values.device), targets)
     decoded = model.decode(pixel_values, pixel_mask, queries, *options)
     answers = model.predict(decoded.states, queries.reference)  # of all groups, then of the denoising queries
+    found = decoded.found
+    if found is not None and found.valid is not None:
+        others = answers.logits.shape[2] - found.valid.shape[1]
+        answers = without_invalid(answers, F.pad(found.valid, (0, others), value=True))
     groups, length = config.num_query_groups, config.num_query_groups * config.num_queries
     by_group = Predictions(*(values[:, :, :length].unflatten(2, (groups, -1)).flatten(1, 2) for values in answers[:2]))
     if known is not None:
@@ -283,6 +292,9 @@ def forward_with_aids(
         its_loss, its_parts = model.criterion().known_assignment(noisy, known)
         loss = loss + its_loss
         parts |= {f"{name}_dn": value for name, value in its_parts.items()}
+    if found is not None:
+        its_loss, its_parts = proposal_loss(model.box_queries, model.criterion(), found, labels)
+        loss, parts = loss + its_loss, parts | its_parts
     if config.encoder_aux_head:
         tokens = model.predict(decoded.output.encoder_last_hidden_state[None])
         frame = FeatureFrame(*decoded.projected.shape[-2:], decoded.mask)

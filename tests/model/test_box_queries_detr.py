@@ -14,7 +14,7 @@ from detr_hf.model.queries_detr import Memory
 
 from ..conftest import outputs_differ_by, padded_batch, some_labels, tiny_config, tiny_model
 
-BOXES = PRESETS["precise"] | {"dim_feedforward": 64, "num_queries": 7}
+BOXES = PRESETS["precise"] | {"dim_feedforward": 64, "num_queries": 7, "num_denoising": 0}
 
 
 @torch.no_grad()
@@ -171,9 +171,10 @@ def test_every_object_has_the_token_that_fits_it_best_and_padding_has_none():
     assert torch.equal(known.valid, valid)
 
 
+@pytest.mark.parametrize("denoising", [0, 6])
 @pytest.mark.parametrize("counts", [(2, 5), (0, 1), (0, 0), (9, 1)], ids=str)
-def test_every_weight_gets_a_gradient_with_and_without_objects(counts):
-    model = box_model().train()
+def test_every_weight_gets_a_gradient_with_and_without_objects(counts, denoising):
+    model = box_model(num_denoising=denoising).train()
     pixels, mask = padded_batch()
     outputs = model(pixels, mask, labels=some_labels(*counts))
     outputs.loss.backward()
@@ -216,6 +217,25 @@ def test_scores_tell_how_well_boxes_fit_and_easy_background_counts_little():
     assert torch.allclose(parts["loss_ce"], matched + background, rtol=1e-5)
 
 
+@pytest.mark.parametrize("queries", [7, 30], ids=["", "more_than_cells"])
+def test_denoising_queries_begin_at_noisy_boxes_and_box_queries_do_not_see_them(queries):
+    model = box_model(num_denoising=12, box_noise_scale=0.0, label_noise_ratio=0.0, num_queries=queries).train()
+    nn.init.zeros_(model.bbox_embed.layers[-1].weight)  # boxes stay where they begin
+    pixels, mask = padded_batch()
+    if queries == 30:
+        pixels, mask = pixels[..., :32, :32], mask[..., :32, :32]
+    labels = some_labels(2, 3)
+    outputs = model(pixels, mask, labels=labels)
+    assert outputs.loss_dict["loss_bbox_dn"] < 1e-4 < outputs.loss_dict["loss_bbox"]
+    assert outputs.loss_dict["loss_ce_dn"] > 0
+    with torch.no_grad():
+        assert outputs_differ_by(model.eval()(pixels, mask), outputs) < 2e-4
+        stripped = box_model(num_queries=queries)
+        stripped.load_state_dict(model.strip_training_aids().state_dict())
+        assert outputs_differ_by(stripped(pixels, mask), model(pixels, mask)) == 0
+    assert model.config.num_denoising == 0
+
+
 def test_it_survives_being_saved_and_a_base_model_has_the_same_states(tmp_path, model):
     model.save_pretrained(tmp_path)
     pixels, mask = padded_batch()
@@ -250,8 +270,9 @@ def test_a_checkpoint_that_lacks_some_of_its_parts_is_refused(tmp_path, model):
         DETRForObjectDetection.from_pretrained(tmp_path)
 
 
-def test_masks_stand_on_box_queries_too():
-    config = tiny_config(**BOXES)
+@pytest.mark.parametrize("denoising", [0, 6])
+def test_masks_stand_on_box_queries_too(denoising):
+    config = tiny_config(**BOXES | {"num_denoising": denoising})
     pixels, mask = padded_batch()
     labels = some_labels(2, 1)
     for label in labels:
@@ -266,7 +287,8 @@ def test_masks_stand_on_box_queries_too():
     ("fields", "word"),
     [
         ({"num_feature_levels": 3}, "box_queries=True"),
-        ({"box_queries": True, "num_denoising": 5}, "num_denoising"),
+        ({"box_queries": True, "num_query_groups": 2}, "num_query_groups"),
+        ({"box_queries": True, "encoder_aux_head": True}, "encoder_aux_head"),
         ({"box_queries": True, "reference_points": True}, "reference_points"),
         ({"box_queries": True, "num_feature_levels": 0}, "at least 1"),
         ({"focal_gamma": -1.0}, "focal_gamma"),
