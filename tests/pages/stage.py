@@ -25,7 +25,7 @@ STUFF = {3: "sky", 4: "grass"}
 
 def train_shortly() -> None:
     """Lets every training of this process end after four steps, on small pictures, and a search after two."""
-    from transformers import TrainerCallback
+    from transformers import Trainer, TrainerCallback
 
     from detr_hf import DETRTrainer
     from detr_hf.training import trainer
@@ -39,13 +39,13 @@ def train_shortly() -> None:
                 control.should_evaluate = args.eval_strategy != "no"
                 control.should_save = args.save_strategy != "no"
 
-    begin = DETRTrainer.__init__
+    begin = Trainer.__init__
 
     def shortened(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
         self.add_callback(Short())
 
-    DETRTrainer.__init__ = shortened
+    Trainer.__init__ = shortened
     search = DETRTrainer.hyperparameter_search
     DETRTrainer.hyperparameter_search = lambda *args, **kwargs: search(*args, **{"n_trials": 2, **kwargs})
     processor_of = trainer.processor_of
