@@ -70,6 +70,7 @@ def test_accumulation_takes_the_mean_of_its_batches(masks, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
+@pytest.mark.timeout(900)
 def test_a_compiled_model_trains_the_same(masks, tmp_path):
     _, eager = losses(tmp_path / "eager", masks)
     run, compiled = losses(tmp_path / "compiled", masks, torch_compile=True, torch_compile_backend="aot_eager")
