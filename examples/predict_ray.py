@@ -3,8 +3,8 @@
     python examples/predict_ray.py photos/ --output runs/ray
     python examples/predict_ray.py --model facebook/detr-resnet-50 s3/photos/ --address auto --workers 16 --gpus 1
 
-Without a folder it draws 64 scenes and finds 295 digits in them, a line a picture. That took three minutes on two cores
-that a dozen other programs used, most of it Ray's own start.
+Without a folder it draws 64 scenes and finds 295 digits in them, a line a picture. That took three minutes on two
+cores that a dozen other programs used, most of it Ray's own start.
 
 Into the output folder go `found/*.json`, a line a picture with its objects or its error, in no order. Killed at any
 moment, also with `kill -9`, the same command goes on behind the batches that Ray noted in `checkpoint` (in beta

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -154,10 +155,11 @@ def test_ray_killed_half_way_ends_with_every_picture_once(tmp_path):
     before = committed()
     kept = {file: file.read_bytes() for file in found.iterdir() if file.stem in before}
     assert len(kept) == len(before) and 20 <= len(lines(kept)) < 61
+    shutil.copy(tmp_path / "photos" / "0.png", tmp_path / "photos" / "late.png")
     done = subprocess.run([*map(str, command), "--batch", "4"], **given, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert "61 of 61 pictures in 61 lines" in done.stdout and "1 could not be read" in done.stdout
-    assert len(set(lines(found.iterdir()))) == len(lines(found.iterdir())) == 61
+    assert "62 of 62 pictures in 62 lines" in done.stdout and "1 could not be read" in done.stdout
+    assert len(set(lines(found.iterdir()))) == len(lines(found.iterdir())) == 62
     assert all(file.read_bytes() == content for file, content in kept.items())
     assert int(re.search(r"(\d+) were done before", done.stdout)[1]) >= len(lines(kept))
 
