@@ -207,6 +207,10 @@ def test_predictions_that_are_not_finite_are_refused_with_the_image(part, value)
             r"boxes of image 1 .*not normalised \(object 1 .*\[40.0, .* not in \[0, 1\]",
         ),
         (
+            {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [1.5, 0.5, 0.0, 0.2]])},
+            r"boxes of image 1 .*object 1 .* not in \[0, 1\]",
+        ),
+        (
             {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, -0.2, 0.2]])},
             r"boxes of image 1 .*object 1.*is negative",
         ),

@@ -173,7 +173,10 @@ def test_outputs_are_found_by_name_or_by_place(kind):
         torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("held", [None, {}, {"logits": 1}, (), (torch.zeros(2, 9, 5),), SimpleNamespace(logits=1), 3])
+NO_BOXES = (torch.zeros(2, 9, 5), torch.zeros(2, 9, 3))
+
+
+@pytest.mark.parametrize("held", [None, {}, {"logits": 1}, (), NO_BOXES[:1], NO_BOXES, SimpleNamespace(logits=1), 3])
 def test_what_holds_no_outputs_is_named(held):
     with pytest.raises(TypeError, match=f"outputs is a {type(held).__name__} without logits"):
         DETRImageProcessor().post_process_object_detection(held)

@@ -22,10 +22,10 @@ CORE = (
 
 IMPORT_ALL = """
 import importlib, pkgutil, detr_hf
-names = [module.name for module in pkgutil.walk_packages(detr_hf.__path__, "detr_hf.")]
+found = [module.name for module in pkgutil.walk_packages(detr_hf.__path__, "detr_hf.")]
+names = [name for name in found if not name.startswith(("detr_hf.app", "detr_hf.__main__"))]  # the page needs gradio
 for name in names:
-    if not name.endswith("__main__"):
-        importlib.import_module(name)
+    importlib.import_module(name)
 print(len(names), "modules are imported")
 """
 
