@@ -159,7 +159,7 @@ $(PAGE_VENV)/.installed-docs: $(PAGE_VENV)/.installed $(VENV)/.installed-docs
 	@touch $@
 
 $(VENV)/.installed-examples: $(VENV)/.installed-dev
-	$(PIP) peft "ray[data]"
+	$(PIP) "ray[data]"
 	@touch $@
 
 clean:

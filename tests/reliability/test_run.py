@@ -106,4 +106,4 @@ def test_an_unknown_part_is_named_and_every_part_is_there(capsys):
     with pytest.raises(SystemExit):
         main(["fuzz"])
     assert "there is no part fuzz; there are pictures" in " ".join(capsys.readouterr().err.split())
-    assert len(parts()) == 22 and {"kill-push", "full-disk", "soak-train", "catalogue"} <= set(parts())
+    assert len(parts()) == 24 and {"kill-push", "full-disk", "soak-train", "catalogue"} <= set(parts())
