@@ -39,6 +39,8 @@ def test_what_was_sent_is_gone_afterwards(monkeypatch):
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_the_block_alone(sign):
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with ended_by_signals():
         signal.raise_signal(sign)

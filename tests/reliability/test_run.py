@@ -1,5 +1,6 @@
 """`make reliability` sees what it looks for; some of its cases with each run of the suite."""
 
+import faulthandler
 import os
 import random
 import signal
@@ -27,6 +28,7 @@ def spins(chance: random.Random) -> None:
 
 
 def dies(chance: random.Random) -> None:
+    faulthandler.disable()  # its long story would stand in the output of the tests
     os.kill(os.getpid(), signal.SIGSEGV)
 
 

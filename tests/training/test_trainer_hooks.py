@@ -192,6 +192,7 @@ def test_every_attribute_of_trainer_that_is_used_is_there(tmp_path):
     plain = vars(Trainer)
     mine = {"_data", "_id2label", "_seeding", "_step_labels", "_group_rates", "_window", "_recipe", "_is_trained"}
     mine |= {"watch"}
+    annotated -= ATTRIBUTES  # what of Trainer's is annotated again is used none the less
     assert (read | stored) - own - annotated - set(plain) - mine == ATTRIBUTES
     there = set(dir(trainer(tmp_path)))
     assert there >= ATTRIBUTES - LATER
