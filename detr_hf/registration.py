@@ -57,6 +57,7 @@ def register_auto_classes() -> None:
         whole_folder=whole_folder,
     )
     # found as models are: by the shipped one's name, and refused at once where no Hub is
+    kind: Any
     for kind, files in ((DETRConfig, ("config.json",)), (DETRImageProcessingMixin, PROCESSOR_FILES)):
         kind.from_pretrained = _from_located(kind, partial(located, files))
     transformers.AutoConfig.register(DETRConfig.model_type, DETRConfig, exist_ok=True)
@@ -69,10 +70,10 @@ def register_auto_classes() -> None:
     transformers.AutoImageProcessor.register(DETRConfig, image_processor_classes=processors, exist_ok=True)
 
 
-def _from_located(kind: type, locate: Callable[[Any, dict[str, Any]], Any]) -> Any:
+def _from_located(kind: Any, locate: Callable[[Any, dict[str, Any]], Any]) -> Any:
     """Returns the `from_pretrained` of a class that loads as transformers does, from where the package finds it."""
 
-    def from_pretrained(cls: type, pretrained_model_name_or_path: Any, **arguments: Any) -> Any:
+    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, **arguments: Any) -> Any:
         """Returns what a checkpoint has; arguments are transformers'."""
         return super(kind, cls).from_pretrained(locate(pretrained_model_name_or_path, arguments), **arguments)
 
