@@ -22,14 +22,7 @@ def test_the_modules_of_all_public_names_are_checked():
 
 def test_types_are_clean(tmp_path):
     pytest.importorskip("mypy", reason="mypy comes with the extra dev")
-    command = [
-        sys.executable,
-        "-m",
-        "mypy",
-        "--cache-dir",
-        tmp_path,
-        *map(str, public_modules()),
-        "tests/typed_use.py",
-    ]
+    paths = map(str, (*public_modules(), USER))
+    command = [sys.executable, "-m", "mypy", "--cache-dir", tmp_path, *paths]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stdout + done.stderr
