@@ -99,7 +99,8 @@ class DETRImageProcessingMixin(MaskPostProcessing):
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012
 
     def __init__(self, **kwargs: Unpack[DETRImageProcessorKwargs]) -> None:
-        kwargs = {key: value for key, value in kwargs.items() if key not in _IGNORED_KEYS}
+        left_out = set(_IGNORED_KEYS) | {key for key in NOT_PLAIN_DETR if kwargs.get(key) == NOT_PLAIN_DETR[key]}
+        kwargs = {key: value for key, value in kwargs.items() if key not in left_out}
         known = set(self.valid_kwargs.__annotations__) | _LEGACY_KEYS
         for key in set(kwargs) - known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -120,8 +121,6 @@ class DETRImageProcessingMixin(MaskPostProcessing):
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):
         """Returns a processor from a dict as in `preprocessor_config.json`; keys it does not know are left out."""
-        given = image_processor_dict.items()
-        image_processor_dict = {key: value for key, value in given if NOT_PLAIN_DETR.get(key) != value}
         known = set(cls.valid_kwargs.__annotations__) | _LEGACY_KEYS | _IGNORED_KEYS
         unknown = set(image_processor_dict) - known
         for level, keys in (

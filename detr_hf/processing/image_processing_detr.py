@@ -13,7 +13,10 @@ from torchvision.transforms.v2.functional import InterpolationMode
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_utils import PILImageResampling
 
-from .image_processing_base_detr import DETRImageProcessingMixin
+from .image_processing_base_detr import (
+    DETRImageProcessingMixin,
+    DETRImageProcessorKwargs as DETRImageProcessorKwargs,  # looked for beside them
+)
 from .image_sizes_detr import resized_by_pillow
 
 _INTERPOLATION_OF = {

@@ -381,6 +381,16 @@ def test_saved_and_loaded(backend, tmp_path):
         assert loaded.to_dict() == processor.to_dict()
         assert loaded.resize_rule == "transformers"
     assert backend().resize_rule == "original"
+    processor.to_json_file(tmp_path / "one.json")
+    assert backend.from_json_file(tmp_path / "one.json").to_dict() == processor.to_dict()
+
+
+@both_backends
+def test_a_setting_of_none_stays(backend, tmp_path):
+    backend(size=SMALL, do_resize=None).save_pretrained(tmp_path)
+    loaded = backend.from_pretrained(tmp_path)
+    assert loaded.do_resize is None
+    assert loaded(PICTURES[0], return_tensors="pt")["pixel_values"].shape[-2:] == np.asarray(PICTURES[0]).shape[:2]
 
 
 @pytest.mark.parametrize("saved_by", BACKENDS, ids=["torchvision", "pil"])

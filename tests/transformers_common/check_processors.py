@@ -2,9 +2,16 @@
 
 import unittest
 
+import torch
+
 from detr_hf import DETRImageProcessor, DETRImageProcessorPil
 
-from ...test_image_processing_common import AnnotationFormatTestMixin, ImageProcessingTester, ImageProcessingTestMixin
+from ...test_image_processing_common import (
+    AnnotationFormatTestMixin,
+    ImageProcessingTester,
+    ImageProcessingTestMixin,
+    PostProcessSemanticSegmentationTestMixin,
+)
 
 
 class DETRImageProcessingTester(ImageProcessingTester):
@@ -26,8 +33,21 @@ class DETRImageProcessingTester(ImageProcessingTester):
     def _get_image_processing_classes(self):
         return {"torchvision": DETRImageProcessor, "pil": DETRImageProcessorPil}
 
+    def prepare_post_process_semantic_segmentation_inputs(self):
+        """Outputs of a model with masks, and what a picture's result measures without a size."""
+        shape = {"num_labels": 5, "height": 8, "width": 10}
+        logits = torch.randn(self.batch_size, 6, shape["num_labels"] + 1)
+        boxes = torch.full((self.batch_size, 6, 4), 0.5)
+        masks = torch.randn(self.batch_size, 6, shape["height"], shape["width"])
+        return {"outputs": {"logits": logits, "pred_boxes": boxes, "pred_masks": masks}}, shape
 
-class DETRImageProcessingTest(AnnotationFormatTestMixin, ImageProcessingTestMixin, unittest.TestCase):
+
+class DETRImageProcessingTest(
+    AnnotationFormatTestMixin,
+    ImageProcessingTestMixin,
+    PostProcessSemanticSegmentationTestMixin,
+    unittest.TestCase,
+):
     """The common tests."""
 
     image_processor_tester_class = DETRImageProcessingTester
