@@ -83,13 +83,13 @@ def check(
     else:
         for split in judged.values():
             split.images[:] = True  # counted as listed; the errors say which of them cannot be used
-    if isinstance(data, DetectionData):
-        read.log.take_over(data.findings)
     check_splits(read, judged)
     check_classes(read, judged)
     for split in judged.values():
         check_counts(split, read, side)
     sizes = check_object_sizes(read, judged, side)
+    if isinstance(data, DetectionData):
+        read.log.take_over(data.findings)
     summaries = {name: summarise(split, read.categories) for name, split in judged.items()}
     mapping = data.mapping if isinstance(data, DetectionData) else read.categories.index_of
     id2label = dict(enumerate(read.categories.names))

@@ -29,6 +29,9 @@ def test_crowds_are_counted_and_many_are_a_warning(crowds: int, classes: int, se
     assert report.log.severities.get("objects-crowd") == severity
     if severity:
         assert f"{crowds} of 20 objects are marked as crowds" in report.text()
+    if crowds != 20:
+        loaded = check(load_detection_dataset(tmp_path))
+        assert loaded.counts.get("objects-crowd") == report.counts.get("objects-crowd")  # told when it was read, too
     if crowds == 20:
         assert "no-objects" in report.errors
     if classes == 20:
