@@ -288,6 +288,7 @@ class Detector:
         return Detections(
             **found,
             names=[self._name_of(label) for label in found["labels"].tolist()],
+            id2label=self.id2label,
             size_hw=item.size_hw,
             path=path_of(item.source),
             source=item.shown,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
-from ..errors import install_hint
+from ..errors import did_you_mean, install_hint
 from ..processing.run_lengths_detr import run_length_mask
 from .pictures import Stamp
 from .segments import SegmentMap, mask_crop
@@ -144,7 +144,8 @@ class Detections(Showing):
     pixel, or be None), and `panoptic` or `semantic`, `SegmentMap`s of the whole picture. These are made of more than
     the objects that a slice or `filter()` keeps, so that what is selected has none.
 
-    Where nothing scored more than the threshold, `best_below` says what came nearest.
+    Where nothing scored more than the threshold, `best_below` says what came nearest. `id2label` are the model's
+    class names by label, None where nobody told.
     """
 
     boxes: np.ndarray = field(
@@ -176,6 +177,7 @@ class Detections(Showing):
     panoptic: SegmentMap | None = field(default=None, kw_only=True)
     semantic: SegmentMap | None = field(default=None, kw_only=True)
     best_below: BestBelow | None = field(default=None, kw_only=True)
+    id2label: Mapping[int, str] | None = field(default=None, kw_only=True)
     size_hw: tuple[int, int] = field(kw_only=True)
     path: Path | None = field(default=None, kw_only=True)
     source: Any = field(default=None, kw_only=True)
@@ -242,16 +244,28 @@ class Detections(Showing):
         return Detection(**{each.one: each.value(getattr(self, name)[index]) for name, each in self._known()})
 
     def filter(self, *, threshold: float = 0.0, names: str | Sequence[str] | None = None) -> Detections:
-        """Returns those that score more than `threshold` and, where `names` is given, are of one of these classes."""
+        """Returns those that score more than `threshold` and, where `names` is given, are of one of these classes.
+
+        Raises:
+            ValueError: the model has no class of one of the names.
+        """
         keep = self.scores > threshold
         if names is not None:
             wanted = {names} if isinstance(names, str) else set(names)
+            self._refuse_unknown(wanted)
             keep &= np.array([name in wanted for name in self.names], dtype=bool)
         kept = self[keep]
         if not len(kept) and names is None:
             best = None if not len(self) else self[int(self.scores.argmax())]
             kept.best_below = self.best_below if best is None else BestBelow(best.name, best.score, threshold)
         return kept
+
+    def _refuse_unknown(self, names: set[str]) -> None:
+        classes = names if self.id2label is None else dict.fromkeys(self.id2label.values())
+        for name in sorted(names.difference(classes, self.names)):
+            some = ", ".join(list(classes)[:10]) + (", ..." if len(classes) > 10 else "")
+            hint = did_you_mean(name, classes)
+            raise ValueError(f"No class is named {name!r}; the model's {len(classes)} are {some}.{hint}")
 
     def count(self) -> dict[str, int]:
         """Returns how many there are of each class, the most frequent first."""

@@ -94,6 +94,9 @@ def test_the_threshold_keeps_higher_scores_best_first(detector, pictures):
     middle = float(everything.scores[3])
     assert_same(detector(pictures[0], threshold=middle), everything.filter(threshold=middle))
 
+    with pytest.raises(ValueError, match="No class is named 'zebra'"):
+        everything.filter(names="zebra")
+
 
 def test_no_picture_is_padded(detector, pictures, monkeypatch):
     shapes = []

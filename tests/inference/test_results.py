@@ -122,6 +122,17 @@ def test_filters_by_score_and_name(found):
     assert len(found.filter(threshold=0.95)) == 0 and len(found.filter(threshold=0.95).filter(names="cat")) == 0
 
 
+def test_a_class_that_the_model_does_not_have_is_no_filter(found):
+    of_model = replace(found, id2label={0: "cat", 1: "dog", 2: "zebra"})
+    assert len(of_model.filter(names="zebra")) == len(of_model[:0].filter(names=["zebra", "dog"])) == 0
+    with pytest.raises(ValueError, match=r"'zebre'; the model's 3 are cat, dog, zebra.* mean zebra"):
+        of_model.filter(names=["dog", "zebre"])
+    assert len(found.filter(names="zebre")) == 0  # nobody told which classes there are
+    many = replace(found, id2label={label: f"kind {label:02}" for label in range(91)})
+    with pytest.raises(ValueError, match=r"the model's 91 are kind 00, .*, kind 09, \.\.\.\.$"):
+        many.filter(names="zebra")
+
+
 def test_to_dict_is_json(found):
     read = json.loads(json.dumps(found.to_dict()))
     assert (read["width"], read["height"], read["path"]) == (100, 80, None)
