@@ -43,7 +43,7 @@ def save_figures(trainer: Any, folder: str | Path | None = None) -> list[str]:
 def _save_curves(log_history: list[dict[str, Any]], path: Path) -> str:
     drawn = draw_training(log_history)
     if drawn is None:
-        return f"No {path.name}: nothing was logged twice (logging_steps, eval_steps)."
+        return f"No {path.name}: nothing was logged at two steps (logging_steps, eval_steps)."
     return f"Curves: {save_drawing(drawn, path)}."
 
 

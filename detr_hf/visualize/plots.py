@@ -56,13 +56,13 @@ class Panel(NamedTuple):
 def draw_training(log_history: Sequence[Mapping[str, Any]]) -> Image.Image | None:
     """Returns losses by part, rates by group and AP over the steps of a run, from Trainer's `log_history`.
 
-    None where nothing was logged twice.
+    None where nothing was logged at two steps.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     panels = training_panels(log_history)
-    if max((len(line.points) for panel in panels for line in panel.lines), default=0) < 2:
+    if max((len({step for step, _ in line.points}) for panel in panels for line in panel.lines), default=0) < 2:
         return None
     return draw_panels(panels)
 
