@@ -101,7 +101,7 @@ def test_what_gives_no_film_leaves_none(whole, tmp_path):
     (tmp_path / "head.mp4").write_bytes(whole[:3000])
     make_film(tmp_path / "tone.mp4", 0)
     before = sorted(tmp_path.iterdir())
-    for name, why in (("none", ""), ("text", ""), ("head", ""), ("tone", "no video stream"), ("gone", "")):
+    for name, why in (("none", ""), ("text", ""), ("head", ""), ("tone", "no video stream"), ("gone", "no such file")):
         with pytest.raises(ValueError, match=f"{name}.mp4.*{why}"):
             draw_film(StandIn(), tmp_path / f"{name}.mp4", tmp_path / "boxes.mp4")
     with pytest.raises(ValueError, match="one of the files looked at"):

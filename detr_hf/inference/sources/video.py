@@ -90,6 +90,8 @@ def decoded_frames(path: Path) -> Iterator["av.VideoFrame | Exception"]:
             length = _seconds(stream)
             if length is not None and length - end > MISSING_SECONDS + MISSING_PART * length:
                 yield ValueError(f"{path} ends early: its last frame is at {end:.2f} of {length:.2f} seconds")
+    except FileNotFoundError:
+        yield ValueError(f"{path}: no such file")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         yield ValueError(f"{path} could be read no further: {error}")
 
