@@ -94,7 +94,8 @@ reliability: $(VENV)/.installed-dev
 coverage: $(VENV)/.installed-dev
 	$(RUN) $(VENV)/bin/python -m tests.reliability.covered $(ROOMS)
 
-# Changes of the code that numbers hang on, each of which a test must notice; a sample with a fixed seed.
+# cosmic-ray's changes of the code that numbers hang on, each of which a test must notice; a sample with a fixed seed.
+# MODULES="matcher loss" for some.
 mutants: $(VENV)/.installed-dev
 	$(RUN) $(VENV)/bin/python -m tests.reliability.mutants $(MODULES)
 
@@ -112,8 +113,10 @@ bench: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks start
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m benchmarks padding
 
-# mypy on the modules that hold public names, and on a user's code (tests/typed_use.py); settings in pyproject.toml.
+# mypy on the modules that hold public names, and on a user's code (tests/typed_use.py); settings in pyproject.toml. And
+# whether what is installed goes together.
 types: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pip check
 	$(VENV)/bin/mypy $$($(VENV)/bin/python -m tests.public_types)
 
 lint: $(VENV)/.installed-dev
