@@ -194,6 +194,12 @@ def test_a_picture_counts_once():
         (lambda one: one["segments_info"].append(one["segments_info"][0]), "expected different ones"),
         (lambda one: one.update(segmentation=one["segmentation"][:-1]), "expected \\(H, W\\) of the picture"),
         (lambda one: one.update(segmentation=-one["segmentation"]), "expected 0 to"),
+        (
+            lambda one: one["segmentation"].__setitem__((0, 0), 1 << 24),
+            "ids from 0 to 16777216",
+        ),
+        (lambda one: one["segments_info"].append({"id": 0, "category_id": 1}), "lists the ids .0, "),
+        (lambda one: one["segments_info"].append({"id": 1 << 24, "category_id": 1}), "below 16777216"),
     ],
 )
 def test_results_that_cannot_be_meant_name_the_picture(side: int, change: Any, words: str):

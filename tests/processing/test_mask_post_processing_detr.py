@@ -156,6 +156,18 @@ def test_a_mask_is_whole_though_only_its_region_is_looked_at(least: float):
             assert np.array_equal(values, whole[region]) and claimed.sum() == (whole >= as_logit(least)).sum()
 
 
+def test_the_region_of_a_small_mask_is_small_and_there_is_one_of_everything():
+    from detr_hf.processing.segments_detr import EVERYWHERE, ImageMasks
+
+    logits = np.full((1, 8, 8), -5, dtype=np.float32)
+    logits[0, 2, 5] = 5
+    masks = ImageMasks(logits, np.ones((1, 2), dtype=np.float32), (64, 64), (64, 64), (32, 32))
+    rows, columns = masks.region(logits[0], 0.0)
+    assert (rows.start, rows.stop, columns.start, columns.stop) == (6, 14, 18, 26), "a cell is four pixels"
+    assert masks.region(logits[0], 6.0) == (slice(0), slice(0))
+    assert masks.region(logits[0], -np.inf) is EVERYWHERE
+
+
 @pytest.mark.parametrize("kind", ["instance", "panoptic", "original"])
 def test_nothing_found_is_an_empty_map(kind: str):
     outputs = outputs_of(torch.full((2, *MAP), OFF), [0, 1], [0.3, 0.2])
