@@ -37,7 +37,8 @@ def images_of(outputs: Any, target_sizes: Any) -> Iterator[ImageMasks]:
     """Yields what the outputs say of each image.
 
     Raises:
-        ValueError: there are no masks, other sizes than images, or values that are not finite.
+        ValueError: there are no masks, not as many as scores, other sizes than images, or values that are not
+            finite.
     """
     logits, masks = (output_field(outputs, name) for name in ("logits", "pred_masks"))
     if logits is None or masks is None:
@@ -45,6 +46,11 @@ def images_of(outputs: Any, target_sizes: Any) -> Iterator[ImageMasks]:
             "The outputs have no pred_masks: masks come from a DETRForSegmentation, this is the output of a detector."
         )
     logits, masks = torch.as_tensor(logits), torch.as_tensor(masks)
+    if logits.shape[:2] != masks.shape[:2]:
+        raise ValueError(
+            f"logits has shape {tuple(logits.shape)} and pred_masks {tuple(masks.shape)}: expected those of "
+            "one batch, with as many images and queries."
+        )
     sizes_hw = target_sizes_hw(target_sizes, len(logits), torch.device("cpu"))
     if sizes_hw is not None and not (sizes_hw >= 1).all():
         raise ValueError(f"target_sizes holds {sizes_hw.tolist()}: expected (height, width) in pixels, both above 0.")

@@ -283,6 +283,8 @@ def test_a_large_picture_with_300_queries_takes_little_time_and_memory():
         ({"pred_masks": None}, "have no pred_masks"),
         ({"pred_masks": torch.full((1, 1, *MAP), float("nan"))}, "hold NaN"),
         ({"logits": torch.full((1, 1, 5), float("inf"))}, "hold NaN"),
+        ({"pred_masks": torch.zeros(2, 1, *MAP)}, "as many images and queries"),
+        ({"pred_masks": torch.zeros(1, 2, *MAP)}, "as many images and queries"),
     ],
 )
 def test_outputs_that_are_no_masks_are_refused(change: dict, words: str):

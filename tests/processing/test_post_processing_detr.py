@@ -45,6 +45,12 @@ def test_no_threshold_keeps_every_query_in_order():
         torch.testing.assert_close(found["labels"], labels)
 
 
+def test_a_score_that_is_the_threshold_is_not_above_it():
+    logits, boxes = torch.zeros(1, 1, 2), torch.full((1, 1, 4), 0.5)  # of one class and none: a half each
+    counts = [len(detections(logits, boxes, threshold)[0]["scores"]) for threshold in (0.499, 0.5, 0.501)]
+    assert counts == [1, 0, 0]
+
+
 def test_the_last_class_is_never_found():
     logits, boxes = outputs()
     logits[..., -1] = 50
