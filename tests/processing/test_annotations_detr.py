@@ -219,6 +219,7 @@ UNUSABLE = [
     ),
     ("not a dict inside", {"image_id": 5, "annotations": [[1, 2, 3, 4]]}, TypeError, "Number 0 in 'annotations'"),
     ("image_id 1.5", annotation(GOOD, image_id=1.5), TypeError, "image_id 1.5"),
+    ("image_id -1.5", annotation(GOOD, image_id=-1.5), TypeError, "image_id -1.5"),
     ("image_id beyond floats", annotation(GOOD, image_id=10**400), ValueError, "64 bits"),
     ("image_id beyond 64 bits", annotation(GOOD, image_id=2**70), ValueError, "64 bits"),
     ("a string", "annotations.json", TypeError, "got str"),
