@@ -7,9 +7,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from transformers.image_utils import SizeDict
 
 from detr_hf import DETRImageProcessor
-from detr_hf.processing.pixel_batch_detr import BatchMemory
+from detr_hf.processing.pixel_batch_detr import BatchMemory, padded_hw
 
 SHAPE = (2, 300, 400, 3)
 
@@ -119,3 +120,14 @@ def test_the_number_of_threads_changes_no_pixel(threads):
         torch.set_num_threads(before)
     assert torch.equal(found["pixel_values"], expected["pixel_values"])
     assert found["pixel_values"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (41, 60), (40, 61)])
+def test_a_batch_may_be_as_small_as_its_largest_sides(height, width):
+    """Whose heights and widths are of different images, and other numbers."""
+    sizes_hw = [(40, 50), (30, 60)]
+    assert padded_hw(sizes_hw, None) == (40, 60)
+    assert padded_hw(sizes_hw, SizeDict(height=height, width=width)) == (height, width)
+    for one in ({"height": 39, "width": 60}, {"height": 40, "width": 59}):
+        with pytest.raises(ValueError, match="smaller than an image"):
+            padded_hw(sizes_hw, SizeDict(**one))
