@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from packaging.version import Version
 
 from detr_hf import DETRForObjectDetection
 from detr_hf.model.queries_detr import DecoderQueries
@@ -146,6 +147,9 @@ def test_autocast_trains():
     assert loss.isfinite()
 
 
+@pytest.mark.xfail(
+    Version(torch.__version__) < Version("2.7"), raises=NameError, reason="torch 2.6 loses a name of transformers'"
+)
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_training_forward_has_no_graph_break(masked):
     torch._dynamo.reset()

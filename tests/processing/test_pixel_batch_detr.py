@@ -10,7 +10,7 @@ import torch
 from transformers.image_utils import SizeDict
 
 from detr_hf import DETRImageProcessor
-from detr_hf.processing.pixel_batch_detr import BatchMemory, padded_hw
+from detr_hf.processing.pixel_batch_detr import LEAST_BYTES, BatchMemory, padded_hw
 
 SHAPE = (2, 300, 400, 3)
 
@@ -68,6 +68,16 @@ def test_no_more_is_kept_than_allowed():
     assert sum(buffer.nbytes for buffer in memory._buffers) <= memory.max_bytes
     assert len({batch.data_ptr() for batch in held}) == 8
     assert memory.empty(9, 300, 400, 3).shape[0] == 9 and len(memory._buffers) <= 3  # too large to be kept
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "is_kept"), [(-4, False), (0, True), (LEAST_BYTES, True), (LEAST_BYTES + 4, False)]
+)
+def test_neither_small_nor_too_large_memory_is_kept(bytes_, is_kept):
+    """Of bytes above the least, where the most is twice the least."""
+    memory = BatchMemory(max_bytes=2 * LEAST_BYTES)
+    assert memory.empty((LEAST_BYTES + bytes_) // 4).nbytes == LEAST_BYTES + bytes_
+    assert len(memory._buffers) == is_kept
 
 
 def test_threads_never_get_the_same_memory(memory):
