@@ -29,8 +29,6 @@ def create_timm_body(config: DETRConfig, out_indices: tuple[int, ...], load_weig
             `img_size` in `backbone_kwargs`), or a file holds other weights than its.
         OSError: when the weights cannot be had.
     """
-    import timm  # only where a model is built: it takes longer to import than the rest of this package
-
     arguments = dict(config.backbone_kwargs or {}, in_chans=config.num_channels)
     if config.dilation:
         arguments["output_stride"] = 16
@@ -41,7 +39,7 @@ def create_timm_body(config: DETRConfig, out_indices: tuple[int, ...], load_weig
         state_dict = _read_weights(config, name, arguments)
         pretrained = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state_dict, "num_classes": 0}}
     try:
-        body = timm.create_model(name, features_only=True, out_indices=out_indices, **arguments, **pretrained)
+        body = _built(name, features_only=True, out_indices=out_indices, **arguments, **pretrained)
     except (TypeError, NotImplementedError, AttributeError, AssertionError) as error:
         hint = " and output_stride (dilation=False helps)" if config.dilation else ""
         raise ValueError(
@@ -59,6 +57,19 @@ def create_timm_body(config: DETRConfig, out_indices: tuple[int, ...], load_weig
         _take_any_size(body)
     _refuse_one_size(body, config, dict(arguments, out_indices=out_indices))
     return body
+
+
+def _built(name: str, **arguments: Any) -> nn.Module:
+    """Returns timm's network, also on the meta device where a step has no kernel there (RegNet, torch 2.6)."""
+    import timm  # only where a model is built: it takes longer to import than the rest of this package
+
+    try:
+        return timm.create_model(name, **arguments)
+    except NotImplementedError:
+        if torch.empty(0).device.type != "meta":
+            raise
+        with torch.device("cpu"):
+            return timm.create_model(name, **arguments).to("meta")
 
 
 def _take_any_size(body: nn.Module) -> None:

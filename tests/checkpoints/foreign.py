@@ -98,12 +98,12 @@ def outputs(model: torch.nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def assert_same_outputs(model: torch.nn.Module, expected: torch.nn.Module) -> None:
-    """Compares logits to 1e-4 and boxes to 1e-5, and checks that there is something to compare."""
+    """Compares logits to 1e-4, of large ones 1e-4 of them, and boxes to 1e-5, and checks that there is something to compare."""
     logits, boxes = outputs(model)
     their_logits, their_boxes = outputs(expected)
     assert their_logits.std() > 0.05
     assert their_boxes.std() > 0.01
-    torch.testing.assert_close(logits, their_logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits, their_logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(boxes, their_boxes, atol=1e-5, rtol=0)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from detr_hf import DETRForObjectDetection
 from detr_hf.model.backbone_detr import Backbone, FrozenBatchNorm2d, Joiner
 
-from ..conftest import outputs_differ_by, padded_batch, some_labels, tiny_config, tiny_model
+from ..conftest import NARROW, outputs_differ_by, padded_batch, some_labels, tiny_config, tiny_model
 
 
 def trainable_parts(model) -> set[str]:
@@ -170,3 +170,19 @@ def test_the_joiner_is_backbone_and_position_encoding(model):
 def test_dilation_halves_the_stride():
     features, _ = tiny_model(dilation=True).backbone(torch.randn(1, 3, 64, 96), None)
     assert features[-1][0].shape == (1, 512, 4, 6)
+
+
+def test_a_step_that_the_meta_device_lacks_is_done_on_the_processor(monkeypatch):
+    """As of RegNet with torch 2.6: from_pretrained builds every model there."""
+    build, devices = timm.create_model, []
+
+    def without_meta(*arguments, **options):
+        devices.append(torch.empty(0).device.type)
+        if devices[-1] == "meta":
+            raise NotImplementedError("aten::_unique2: no Meta kernel registered")
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(timm, "create_model", without_meta)
+    with torch.device("meta"):
+        model = tiny_model(**NARROW)
+    assert devices == ["meta", "cpu"] and all(one.is_meta for one in model.state_dict().values())

@@ -214,6 +214,11 @@ def test_predictions_that_are_not_finite_are_refused_with_the_image(part, value)
             {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, -0.2, 0.2]])},
             r"boxes of image 1 .*object 1.*is negative",
         ),
+        *(
+            # inside the tolerance for corners, which is none for sides; the first object's centre makes use of it
+            ({"boxes": torch.tensor([[-1e-9, 0.5, 0.2, 0.2], [0.5, 0.5, *sides]])}, r"object 1.*is negative")
+            for sides in ((-1e-9, 0.2), (0.2, -1e-9))
+        ),
         (
             {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [torch.nan, 0.5, 0.2, 0.2]])},
             r"boxes of image 1 .*object 1.*is not finite",
@@ -225,6 +230,20 @@ def test_targets_that_cannot_be_meant_are_refused_by_image(change, message):
     targets[1] = {**targets[1], "image_id": 7, **change}
     with pytest.raises(ValueError, match=message):
         criterion()(*predictions(), targets)
+
+
+def test_of_several_images_with_faults_the_first_is_told_in_full():
+    wrong = [{"class_labels": torch.tensor([1, label])} for label in (5, 7)]
+    targets = [target | change for target, change in zip(some_labels(2, 2), wrong, strict=True)]
+    with pytest.raises(ValueError, match=r"image 0, image 1 .*\(object 1 of the first: 5\)"):
+        criterion()(*predictions(), targets)
+
+
+@pytest.mark.parametrize("costs", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_one_cost_is_enough_for_the_matcher(costs):
+    HungarianMatcher(*costs)
+    with pytest.raises(ValueError, match="costs of the matcher are 0"):
+        HungarianMatcher(0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def sample(items: tuple[WorkItem, ...], count: int, chance: random.Random) -> se
     """Returns the ids of changes at so many places, one a place: an operator has eleven others, a number two."""
     places: dict[tuple[int, int], list[WorkItem]] = {}
     for item in sorted(items, key=lambda item: (item.mutations[0].operator_name, item.mutations[0].occurrence)):
-        if not item.mutations[0].operator_name.startswith(NOT_CHANGED):
+        if not item.mutations[0].operator_name.removeprefix("core/").startswith(NOT_CHANGED):
             places.setdefault(item.mutations[0].start_pos, []).append(item)
     return {chance.choice(places[place]).job_id for place in chance.sample(sorted(places), min(count, len(places)))}
 
