@@ -98,7 +98,7 @@ def outputs(model: torch.nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def assert_same_outputs(model: torch.nn.Module, expected: torch.nn.Module) -> None:
-    """Compares logits to 1e-4, of large ones 1e-4 of them, and boxes to 1e-5, and checks that there is something to compare."""
+    """Compares logits to 1e-4 (of large ones, 1e-4 of them) and boxes to 1e-5; there must be something to compare."""
     logits, boxes = outputs(model)
     their_logits, their_boxes = outputs(expected)
     assert their_logits.std() > 0.05
