@@ -98,13 +98,13 @@ def outputs(model: torch.nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def assert_same_outputs(model: torch.nn.Module, expected: torch.nn.Module) -> None:
-    """Compares logits to 1e-4 (of large ones, 1e-4 of them) and boxes to 1e-5; there must be something to compare."""
+    """Compares logits to 1e-4 (of large ones, 1e-4 of them) and boxes to 3e-5; there must be something to compare."""
     logits, boxes = outputs(model)
     their_logits, their_boxes = outputs(expected)
     assert their_logits.std() > 0.05
     assert their_boxes.std() > 0.01
     torch.testing.assert_close(logits, their_logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(boxes, their_boxes, atol=1e-5, rtol=0)
+    torch.testing.assert_close(boxes, their_boxes, atol=3e-5, rtol=0)  # torch 2.6: 2e-5
 
 
 def assert_same_tensors(state_dict: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

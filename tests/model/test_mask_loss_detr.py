@@ -52,3 +52,10 @@ def test_no_mask_at_all_has_a_loss_and_a_gradient_of_zero():
     sums = mask_losses(logits, torch.zeros(0, 64, 80, dtype=torch.bool), (64, 80), (64, 80))
     sums.sum().backward()
     assert sums.tolist() == [0, 0] and logits.grad.shape == logits.shape
+
+
+def test_without_a_mask_losses_and_gradients_are_none():
+    logits = torch.zeros(0, 8, 8, requires_grad=True)
+    losses = mask_losses(logits, torch.zeros(0, 32, 32, dtype=torch.bool), (32, 32), (32, 32))
+    losses.sum().backward()
+    assert losses.tolist() == [0, 0] and logits.grad.shape == (0, 8, 8)
