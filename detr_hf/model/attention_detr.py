@@ -110,8 +110,7 @@ class MultiheadAttention(nn.Module):
         """
         attend = eager_attention
         if not output_attentions:
-            implementation = self.config._attn_implementation or "eager"  # None outside of a model
-            attend = self.attention_functions.get_interface(implementation, eager_attention)
+            attend = self.attention_functions.get_interface(self._implementation(), eager_attention)
         attended, weights = attend(
             self,
             self._split_heads(self.linear(self.q_proj, query)),
@@ -123,6 +122,10 @@ class MultiheadAttention(nn.Module):
         )
         attended = self.linear(self.out_proj, attended.reshape(*query.shape[:-1], -1))
         return attended, weights if output_attentions else None
+
+    def _implementation(self) -> str:
+        """Returns the name of the attention implementation."""
+        return self.config._attn_implementation or "eager"  # None outside of a model
 
     def _split_heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, M, S, D/M)

@@ -6,23 +6,23 @@ anew, from attention over the whole picture. Here
 - a small head asks every encoder token for an object; the best tokens' boxes are where the queries begin (two-stage
   Deformable DETR, Zhu et al., 2021);
 - a query's position is the sine code of its box, and every layer moves that box a little (DAB-DETR, Liu et al., 2022);
-- cross-attention prefers what is near the box: each head has a place and a width in it (SMCA, Gao et al., 2021), and
-  says where in the box it looked, which plain attention does not: position encodings are no part of the values.
+- cross-attention prefers what is near the box, and self-attention knows how the boxes of two queries lie to each other
+  (`box_attention_detr.py`); the borders of a box are seen between the cells (`box_borders_detr.py`).
 
 What differs on purpose from these: attention is the plain one over all cells, with what it prefers as an additive
 mask, so that no operator of its own is needed; scores stay a softmax with no-object, as everywhere in this package.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .attention_detr import MultiheadAttention, call_layer, eager_attention, padding_mask
+from .attention_detr import call_layer
 from .backbone_detr import Backbone, drop_full_mask
+from .box_attention_detr import BoxAttention, RelatedAttention, Sight
+from .box_borders_detr import BoxBorders
 from .box_ops_detr import logit_of_boxes
 from .configuration_detr import DETRConfig
 from .fast_attention_detr import use_fast_layers
@@ -37,7 +37,6 @@ ANCHOR = 0.05  # side of the box that a token of the finest level starts from, i
 INVALID = -1e4  # score of a cell of padding
 NOTHING = -50.0  # logit of a class that is not there; its negative is no-object's
 OBJECT_PRIOR = 0.01  # probability of an object that a new class head begins with (focal loss, Lin et al., 2017)
-PRIOR_RADIUS = 0.5  # how far from the centre of a box the heads look at first, in half sides
 
 
 class BoxQueries(nn.Module):
@@ -115,112 +114,10 @@ class BoxQueries(nn.Module):
         return moved_boxes(self.bbox_embed(tokens), anchors)
 
 
-@dataclass
-class Sight:
-    """What cross-attention knows of places: the memory's, and those of the queries' boxes (B, Q, 4), cxcywh."""
-
-    memory: Memory
-    boxes_cxcywh_norm: Tensor
-
-
-class BoxAttention(MultiheadAttention):
-    """Cross-attention that prefers the surroundings of a query's box, and tells where in it each head looked.
-
-    Each head has a centre and a width in units of the box, which depend on the query: a cell's score loses half the
-    square of its distance from there, in widths (SMCA's Gaussian, as an additive mask). Where the head looked, on
-    average and relative to the box, goes into the result beside the values.
-    """
-
-    def __init__(self, config: DETRConfig):
-        super().__init__(config)
-        self.prior = nn.Linear(config.hidden_dim, 3 * config.nheads)  # x, y and the logarithm of the width
-        self.where = nn.Linear(2 * config.nheads, config.hidden_dim)
-
-    def forward(  # type: ignore[override]
-        self, query: Tensor, key: Tensor, value: Tensor, sight: Sight, output_attentions: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Returns the attended values (B, Q, D), and the weights (B, M, Q, S) with `output_attentions`, else None.
-
-        Args:
-            query: (B, Q, D).
-            key, value: (B, S, D).
-            sight: where cells and queries lie.
-            output_attentions: also return the weights, which are written out then.
-        """
-        memory, boxes = sight.memory, sight.boxes_cxcywh_norm
-        centre, half_side = boxes[..., :2], boxes[..., 2:] / 2
-        of_query, of_cell = self._preference(query, centre, half_side, memory)
-        query = self._split_heads(self.linear(self.q_proj, query))
-        attend = self._attend_in_one if self._may_fuse(query, output_attentions) else self._attend_written_out
-        attended, looked_at, weights = attend(  # (B, Q, M, .)
-            query,
-            self._split_heads(self.linear(self.k_proj, key)),  # not named here: freed as soon as it has been read
-            self._split_heads(self.linear(self.v_proj, value)),
-            of_query,
-            of_cell,
-            memory,
-        )
-        offset = (looked_at - centre[:, :, None]) / half_side[:, :, None].clamp(min=1e-4)
-        where = self.where(offset.flatten(2).to(attended.dtype))
-        return self.linear(self.out_proj, attended.flatten(2)) + where, weights if output_attentions else None
-
-    def _preference(self, query: Tensor, centre: Tensor, half_side: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Returns two float32 tensors, (B, M, Q, 5) and (B or 1, 1, S, 5), whose product is added to the scores.
-
-        It says how near each cell p is to where a head looks: -(p - c)^2 / (2 w^2), written out.
-        """
-        wanted = self.prior(query).float().unflatten(-1, (-1, 3))  # (B, Q, M, 3)
-        width = half_side[:, :, None].clamp(min=memory.cells[:, :1, None]) * wanted[..., 2:].exp()
-        centre = centre[:, :, None] + wanted[..., :2] * half_side[:, :, None]
-        sharpness = 0.5 / width**2
-        of_query = torch.cat([-sharpness, 2 * sharpness * centre, -(sharpness * centre**2).sum(-1, True)], dim=-1)
-        places = memory.centres
-        of_cell = torch.cat([places**2, places, torch.ones_like(places[..., :1])], dim=-1)
-        return of_query.transpose(1, 2), of_cell[:, None]
-
-    def _may_fuse(self, query: Tensor, output_attentions: bool) -> bool:
-        """Whether scores and preference may be one product: in float32, which alone can hold it, and not in a graph.
-
-        A graph may run elsewhere in half precision.
-        """
-        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        is_eager = output_attentions or self.config._attn_implementation in (None, "eager")
-        return query.dtype == torch.float32 and not is_eager and not traced
-
-    def _attend_in_one(
-        self, query: Tensor, key: Tensor, value: Tensor, of_query: Tensor, of_cell: Tensor, memory: Memory
-    ) -> tuple[Tensor, Tensor, None]:
-        """Returns the attended values (B, Q, M, D/M) and places (B, Q, M, 2), by torch's fused attention."""
-        of_cell = of_cell.expand(*key.shape[:2], -1, -1)
-        x_y, nothing = of_cell[..., 2:4], torch.zeros_like(of_cell[..., :3])  # a multiple of 4 for kernels of GPUs
-        key = torch.cat([key, of_cell, nothing], dim=-1)
-        value = torch.cat([value, x_y, nothing, nothing], dim=-1)
-        attended = F.scaled_dot_product_attention(
-            torch.cat([query * self.scaling, of_query, torch.zeros_like(of_query[..., :3])], dim=-1),
-            key,
-            value,
-            None if memory.valid is None else memory.valid[:, None, None],
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=1.0,
-        )
-        attended, looked_at, _ = attended.transpose(1, 2).split([self.head_dim, 2, 6], dim=-1)
-        return attended, looked_at, None
-
-    def _attend_written_out(
-        self, query: Tensor, key: Tensor, value: Tensor, of_query: Tensor, of_cell: Tensor, memory: Memory
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the attended values (B, Q, M, D/M), the places (B, Q, M, 2) in float32, and the weights."""
-        bias = of_query @ of_cell.transpose(2, 3)
-        if memory.valid is not None:
-            bias = bias.masked_fill(~memory.valid[:, None, None], torch.finfo(torch.float16).min)
-        dropout = self.dropout if self.training else 0.0
-        attended, weights = eager_attention(self, query, key, value, bias.to(query.dtype), self.scaling, dropout)
-        return attended, (weights.float() @ memory.centres[:, None]).transpose(1, 2), weights
-
-
 class BoxDecoderLayer(TransformerDecoderLayer):
-    """A decoder layer whose cross-attention knows the queries' boxes; its `attention_mask` is a `Sight`."""
+    """A decoder layer that knows the queries' boxes; its `attention_mask` is a `Sight`."""
 
+    self_attention = RelatedAttention
     cross_attention = BoxAttention
 
 
@@ -232,7 +129,7 @@ class BoxDecoder(TransformerDecoder):
     def __init__(self, config: DETRConfig):
         super().__init__(config)
         width = config.hidden_dim
-        self.config = config
+        self.borders = BoxBorders(config)
         self.box_embed = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(  # type: ignore[override]
@@ -243,7 +140,7 @@ class BoxDecoder(TransformerDecoder):
         output_attentions: bool = False,
     ) -> tuple[tuple[list[Tensor], list[Tensor | None], list[Tensor | None]], Tensor]:
         """Returns every layer's un-normed input and output, the attention weights of both kinds, and (L, B, Q, 4), the
-        boxes that each layer began with.
+        logits of boxes that the moves of each layer's box head are added to.
 
         Args:
             queries: `query_pos` is where the states begin: (1, Q, D), learned. Behind them may stand others (B, M, D),
@@ -256,17 +153,19 @@ class BoxDecoder(TransformerDecoder):
         tgt, query_sets = queries.query_pos.expand(boxes.shape[0], -1, -1), queries.query_sets
         if queries.reference is not None:
             boxes = torch.cat([boxes, queries.reference.sigmoid()], dim=1)
-        if query_sets and found.valid is not None:
-            query_sets[0].mask = found.valid[:, None, None].expand(-1, 1, query_sets[0].size, -1)
         hidden_states, self_attentions, cross_attentions, references = [tgt], [], [], []
-        seen = padding_mask(self.config, tgt, found.valid, output_attentions)
         for layer in self.layers:
+            seen = layer.self_attn.related(boxes[:, : found.boxes_cxcywh_norm.shape[1]], found.valid)
+            if query_sets:
+                query_sets[0].mask, seen = seen, None
             query_pos = self.box_embed(sine_of_boxes(boxes, tgt.shape[-1]).to(tgt.dtype))
             tgt, self_weights, cross_weights = layer(
                 tgt, memory.tokens, memory.keys, query_pos, Sight(memory, boxes), output_attentions, query_sets, seen
             )
-            references.append(boxes)
-            boxes = moved_boxes(bbox_embed(self.norm(tgt)), boxes).detach()
+            state = self.norm(tgt)
+            start = logit_of_boxes(boxes) + self.borders(state, boxes, memory).float()
+            references.append(start)
+            boxes = (bbox_embed(state).float() + start).sigmoid().detach()
             hidden_states.append(tgt)
             self_attentions.append(self_weights)
             cross_attentions.append(cross_weights)
@@ -285,14 +184,6 @@ def without_invalid(predictions: Predictions, valid: Tensor | None) -> Predictio
     is_class = torch.arange(predictions.logits.shape[-1], device=valid.device) < predictions.logits.shape[-1] - 1
     nothing = torch.where(is_class, NOTHING, -NOTHING).to(predictions.logits.dtype)
     return predictions._replace(logits=torch.where(valid[..., None], predictions.logits, nothing))
-
-
-def start_preference(prior: nn.Linear) -> None:
-    """Makes the heads look at places on a circle in the box, each as wide as the box, whatever the query is."""
-    angles = torch.arange(prior.out_features // 3) * (6 * math.pi / prior.out_features)
-    places = torch.stack([angles.cos(), angles.sin(), torch.zeros_like(angles)], dim=-1) * PRIOR_RADIUS
-    init.zeros_(prior.weight)
-    init.copy_(prior.bias, places.flatten())
 
 
 def start_box_heads(heads: nn.Module) -> None:

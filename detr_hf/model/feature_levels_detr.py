@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention_detr import call_layer
+from .box_borders_detr import CHANNELS
 from .configuration_detr import DETRConfig
 from .queries_detr import Memory
 
@@ -49,6 +50,7 @@ class FeatureLevels(nn.Module):
             nn.Sequential(nn.Conv2d(half, width, 3, padding=1, bias=False), ChannelNorm(width), nn.ReLU())
             for _ in channels
         )
+        self.border_proj = nn.Linear(width, CHANNELS)
         self.level_embed = nn.Embedding(config.num_feature_levels, width)
 
     def forward(self, coarsest: Tensor, finer: list[Tensor], masks: list[Tensor | None]) -> list[Tensor]:
@@ -104,6 +106,7 @@ class FeatureLevels(nn.Module):
             valid=torch.cat([mask.flatten(1) for mask in masks], dim=1) if is_padded else None,
             centres=torch.cat([centres for centres, _ in places], dim=1),
             cells=torch.cat([cells for _, cells in places], dim=1),
+            finest=self.linear(self.border_proj, levels[0].permute(0, 2, 3, 1)),
         )
 
 

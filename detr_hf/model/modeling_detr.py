@@ -25,7 +25,6 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention_detr import padding_mask
 from .backbone_detr import Backbone, Joiner, check_inputs
-from .box_ops_detr import logit_of_boxes
 from .box_queries_detr import BoxDecoder, BoxQueries, without_invalid
 from .box_training_detr import proposal_loss
 from .compiling_detr import optimize_for_inference
@@ -151,7 +150,7 @@ class DETRModel(DETRPreTrainedModel):
             )
             features = features if self.has_mask_head else features[-1:]  # the finer ones have been read
             decoded, references = self.transformer.decoder(queries, found, self.bbox_embed, attentions)
-            queries.reference = logit_of_boxes(references if every_layer else references[-1:])
+            queries.reference = references if every_layer else references[-1:]
         else:
             query_pos = queries.query_pos.expand(src.shape[0], -1, -1)
             memory_mask = padding_mask(self.config, query_pos, valid, attentions, memory=src)

@@ -20,7 +20,9 @@ from transformers.utils import logging
 
 from .attention_detr import MultiheadAttention
 from .backbone_detr import Backbone, FrozenBatchNorm2d
-from .box_queries_detr import BoxAttention, BoxQueries, start_box_heads, start_preference
+from .box_attention_detr import BoxAttention, RelatedAttention, start_cross_attention
+from .box_borders_detr import BoxBorders
+from .box_queries_detr import BoxQueries, start_box_heads
 from .configuration_detr import DETRConfig
 from .heads_detr import AUTO_MAP
 from .position_encoding_detr import PositionEmbeddingLearned
@@ -32,7 +34,9 @@ logger = logging.get_logger(__name__)
 
 HEADS = ("class_embed.", "bbox_embed.")
 MASK_PARTS = ("bbox_attention.", "mask_head.")
-BOX_PARTS = re.compile(r"^box_queries\.|\.multihead_attn\.(prior|where)\.|^transformer\.decoder\.box_embed\.")
+BOX_PARTS = re.compile(
+    r"^box_queries\.|\.multihead_attn\.(prior|where)\.|\.self_attn\.relation\.|\.decoder\.(box_embed|borders)\."
+)
 # What a save replaces together: with one shard of an older model beside it a new one would not be what was saved.
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # A new mask head on a trained detector reads attention so many times as strongly as the original's. Attention sums to
@@ -81,7 +85,11 @@ class DETRPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MultiheadAttention):
             _init_attention(module)
             if isinstance(module, BoxAttention):
-                start_preference(module.prior)
+                start_cross_attention(module)
+            if isinstance(module, RelatedAttention):
+                _init_to_nothing(module.relation[-1])
+        elif isinstance(module, BoxBorders):
+            _init_to_nothing(module.move)
         elif isinstance(module, (TransformerEncoderLayer, TransformerDecoderLayer)):
             init.xavier_uniform_(module.linear1.weight)
             init.xavier_uniform_(module.linear2.weight)
@@ -339,6 +347,12 @@ def _init_attention(attention: MultiheadAttention) -> None:
         init.zeros_(projection.bias)
     init.xavier_uniform_(attention.out_proj.weight)
     init.zeros_(attention.out_proj.bias)
+
+
+def _init_to_nothing(layer: nn.Linear) -> None:
+    """Makes a layer add nothing at first."""
+    init.zeros_(layer.weight)
+    init.zeros_(layer.bias)
 
 
 def _init_backbone(backbone: Backbone) -> None:

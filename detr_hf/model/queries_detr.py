@@ -36,7 +36,7 @@ class DecoderQueries:
         tgt: (B, Q', D), where the states begin; None for zeros.
         query_sets: which queries see each other; None for all.
         reference: (B or 1, Q', 2), logits of x and y, added to the logits of the boxes' centres; None for zeros. For
-            box queries (L or 1, B, Q, 4), logits of the boxes that each layer begins with, once they are found.
+            box queries (L or 1, B, Q, 4), logits of what the box head's moves are added to, once that is known.
     """
 
     query_pos: Tensor
@@ -69,6 +69,7 @@ class Memory:
         valid: (B, S) bool, False on padding; None without padding.
         centres: (B or 1, S, 2), x and y in parts of the unpadded image; beyond 1 on padding.
         cells: (B or 1, S, 2), width and height of a token's cell, in parts of the unpadded image.
+        finest: (B, h, w, E), a few channels of the finest level as a map, for the borders of boxes.
     """
 
     tokens: Tensor
@@ -76,6 +77,7 @@ class Memory:
     valid: Tensor | None
     centres: Tensor
     cells: Tensor
+    finest: Tensor
 
 
 @dataclass

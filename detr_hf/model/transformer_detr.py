@@ -25,12 +25,13 @@ class _Layer(GradientCheckpointingLayer):
     """What encoder and decoder layers share: the feed-forward network and the place of the norms."""
 
     linear = staticmethod(call_layer)
+    self_attention: ClassVar[type[nn.Module]] = MultiheadAttention
     cross_attention: ClassVar[type[nn.Module]] = MultiheadAttention
 
     def __init__(self, config: DETRConfig, num_blocks: int):
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.self_attn = MultiheadAttention(config)
+        self.self_attn = self.self_attention(config)
         if num_blocks == 3:
             self.multihead_attn = self.cross_attention(config)
         self.linear1 = nn.Linear(config.hidden_dim, config.dim_feedforward)
