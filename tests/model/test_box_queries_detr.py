@@ -25,6 +25,10 @@ def box_model(**changes) -> DETRForObjectDetection:
     for head in (model, model.box_queries):
         head.class_embed.weight *= 8
         nn.init.normal_(head.bbox_embed.layers[-1].weight, std=0.3)
+    decoder = model.transformer.decoder
+    nn.init.normal_(decoder.borders.move.weight, std=0.3)
+    for layer in decoder.layers:
+        nn.init.normal_(layer.self_attn.relation[-1].weight, std=0.3)
     return model
 
 
@@ -119,7 +123,7 @@ def test_attention_prefers_the_surroundings_of_its_box_as_the_formula_says():
     nn.init.normal_(attention.prior.weight, std=0.2)
     query, boxes = torch.randn(1, 3, 16), torch.rand(1, 3, 4) * 0.3 + 0.2
     centres = torch.rand(1, 11, 2)
-    memory = Memory(None, None, None, centres, torch.full((1, 11, 2), 0.01))
+    memory = Memory(None, None, None, centres, torch.full((1, 11, 2), 0.01), None)
     half = boxes[..., 2:] / 2
     of_query, of_cell = attention._preference(query, boxes[..., :2], half, memory)
     bias = of_query @ of_cell.transpose(2, 3)
@@ -140,7 +144,8 @@ def test_attention_prefers_the_surroundings_of_its_box_as_the_formula_says():
 def memory_of(height: int, width: int, valid: torch.Tensor | None = None) -> Memory:
     ys, xs = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     centres = torch.stack([xs / width, ys / height], dim=-1).view(1, -1, 2)
-    return Memory(None, None, valid, centres, torch.tensor([1 / width, 1 / height]).expand(1, height * width, 2))
+    cells = torch.tensor([1 / width, 1 / height]).expand(1, height * width, 2)
+    return Memory(None, None, valid, centres, cells, None)
 
 
 def test_every_object_has_the_token_that_fits_it_best_and_padding_has_none():
@@ -221,6 +226,8 @@ def test_scores_tell_how_well_boxes_fit_and_easy_background_counts_little():
 def test_denoising_queries_begin_at_noisy_boxes_and_box_queries_do_not_see_them(queries):
     model = box_model(num_denoising=12, box_noise_scale=0.0, label_noise_ratio=0.0, num_queries=queries).train()
     nn.init.zeros_(model.bbox_embed.layers[-1].weight)  # boxes stay where they begin
+    nn.init.zeros_(model.transformer.decoder.borders.move.weight)
+    nn.init.zeros_(model.transformer.decoder.borders.move.bias)
     pixels, mask = padded_batch()
     if queries == 30:
         pixels, mask = pixels[..., :32, :32], mask[..., :32, :32]
@@ -253,10 +260,8 @@ def test_from_plain_detr_what_is_new_is_said_and_boxes_begin_where_the_encoder_f
     tiny_model(**{name: BOXES[name] for name in ("enc_layers", "dec_layers")}).save_pretrained(tmp_path)
     model, info = DETRForObjectDetection.from_pretrained(tmp_path, **BOXES, output_loading_info=True)
     assert "box_queries" in caplog.text
-    assert all(
-        "box_queries" in name or "prior" in name or "where" in name or "box_embed" in name
-        for name in info["missing_keys"]
-    )
+    new = ("box_queries", "prior", "where", "box_embed", "relation", "borders")
+    assert all(any(part in name for part in new) for name in info["missing_keys"])
     pixels, _ = padded_batch()
     with torch.no_grad():
         decoded, predictions, *_ = model.eval().detect(pixels, None, None, None, None)
