@@ -19,7 +19,7 @@ from .queries_detr import Memory
 
 PRIOR_RADIUS = 0.5  # how far from the centre of a box the heads look at first, in half sides
 PAIR_FEATURES, PAIR_WIDTH = 6, 16
-LEAST_SIDE = 1e-4
+LEAST_SIDE = 1e-3
 UNSEEN = torch.finfo(torch.float16).min  # added to the score of what must not be seen
 
 

@@ -241,7 +241,8 @@ def test_openvino_gives_what_the_model_gives(exported_model, tmp_path):
 def test_box_queries_of_every_format_are_the_models_whatever_their_order(to, tmp_path):
     path, parity = export_model(box_model(), small_processor(), tmp_path / f"model{SUFFIX_OF[to]}", to)
     assert load_runtime(path).info.format == to
-    assert all(difference.largest < 1e-4 for difference in parity.of.values())
+    assert parity.of["boxes_cxcywh_norm"].largest < 1e-4
+    assert parity.of["logits"].largest < 8 * 1e-4  # this model's class heads are eight times as large as new ones
 
 
 @pytest.mark.slow

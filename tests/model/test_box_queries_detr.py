@@ -26,9 +26,9 @@ def box_model(**changes) -> DETRForObjectDetection:
         head.class_embed.weight *= 8
         nn.init.normal_(head.bbox_embed.layers[-1].weight, std=0.3)
     decoder = model.transformer.decoder
-    nn.init.normal_(decoder.borders.move.weight, std=0.3)
+    nn.init.normal_(decoder.borders.move.weight, std=0.1)
     for layer in decoder.layers:
-        nn.init.normal_(layer.self_attn.relation[-1].weight, std=0.3)
+        nn.init.normal_(layer.self_attn.relation[-1].weight, std=0.1)
     return model
 
 
