@@ -152,9 +152,10 @@ class Construction:
 
     def _of_box_queries(self) -> None:
         model, found, part = self.model, self.model.box_queries, ("Transformer", "box queries")
-        fusing = [part for part in found.levels.children() if part is not found.levels.level_embed]
+        laying_out = (found.levels.level_embed, found.levels.border_proj)
+        fusing = [part for part in found.levels.children() if part not in laying_out]
         levels = self._step(part, "levels", "B, D, ., .", *fusing, of=found.levels)
-        tokens = self._step(part, "tokens of all levels", "B, S, D", found.levels.level_embed, of=found.levels)
+        tokens = self._step(part, "tokens of all levels", "B, S, D", *laying_out, of=found.levels)
         choice = self._step(part, "choice of queries", "B, Q, 4", found, of=found)
         self._mark(found.levels, model, levels, leaves=tokens, shown=levels, pick=lambda maps: maps[0])
         self._mark(found, model, choice, shown=choice, pick=lambda output: output.boxes_cxcywh_norm)
@@ -179,7 +180,7 @@ class Construction:
             self._of_layer((*part, f"decoder layer {number}"), layer, decoder, "B, Q, D")
         self._mark(decoder, model, codes if has_boxes else self.steps[first])
         if has_boxes:
-            moved = self._step(part, "moves of boxes", "B, Q, 4", of=decoder)
+            moved = self._step(part, "moves of boxes", "B, Q, 4", decoder.borders, of=decoder)
             for layer in decoder.layers:
                 self.marks[layer, decoder].leaves = moved
             self._mark(model.bbox_embed, decoder, None, shown=moved)

@@ -151,7 +151,9 @@ def test_the_steps_come_as_the_construction_is_taught(kind):
     assert "1×32×2×2" in texts and f"Transformer: decoder, {layers[1]} layers" in texts
     assert "<script" not in in_drawing and in_drawing.count("http") == 1  # the name of SVG itself
     files = {step.name: step.file for step in found.steps}
-    assert files["attention"] == "detr_hf/model/attention_detr.py" and files["layer4"] == "timm/models/resnet.py"
+    of_boxes = "box_" * (kind == "precise")  # the decoder's, which is the last of that name
+    assert files["attention"] == f"detr_hf/model/{of_boxes}attention_detr.py"
+    assert files["layer4"] == "timm/models/resnet.py"
 
 
 def test_what_does_not_run_in_inference_is_counted_none_the_less():
