@@ -10,7 +10,9 @@ import os
 import random
 import signal
 import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from ..training import killed as training_killed
 
 VERSIONS = (0, 1)
 LONGEST_WAIT = 0.5  # seconds after a first version is there
+WATCHED, LONGEST_WATCH = 0.7, 5.0  # the share of kills that wait for a write to begin, and the seconds they wait
 ROOT = Path(__file__).parents[2]
 
 
@@ -52,13 +55,13 @@ def killed(make: Callable[[Path], Writer], whole: int = 50) -> Callable[[Any], t
         faults, nothing, while_writing, kills = [], 0, 0, 0
         for kills in range(1, budget.count(whole) + 1):
             kill_once(writer, chance)
-            while_writing += any(is_leftover(path) for path in writer.place.parent.rglob("*"))
+            while_writing += bool(unfinished(writer.place))
             found = writer.version()
             nothing += found is None
             if found == -1:
                 faults.append(f"kill {kills}: a mixture is taken for whole")
-            writer.write(kills % 2)
-            left = [path.name for path in writer.place.parent.rglob("*") if is_leftover(path)]
+            write_once(writer, kills % 2)
+            left = unfinished(writer.place)
             if writer.version() != kills % 2 or left:
                 faults.append(f"kill {kills}: the next writer left {writer.version()}, and {left}")
             if time.monotonic() > budget.until:
@@ -71,8 +74,15 @@ def killed(make: Callable[[Path], Writer], whole: int = 50) -> Callable[[Any], t
     return part
 
 
+def unfinished(place: Path) -> list[str]:
+    """Returns the names of what was begun beside a writer's place and is not yet whole."""
+    with suppress(FileNotFoundError):  # a folder that went while it was looked into
+        return [path.name for path in place.parent.rglob("*") if is_leftover(path)]
+    return []
+
+
 def kill_once(writer: Writer, chance: random.Random) -> None:
-    """Starts a child that writes without end, and kills it."""
+    """Starts a child that writes without end, and kills it: at any time, or as soon as something is half written."""
     child = os.fork()
     if child == 0:
         try:
@@ -82,9 +92,26 @@ def kill_once(writer: Writer, chance: random.Random) -> None:
         finally:
             os._exit(1)
     time.sleep(chance.uniform(0.05, LONGEST_WAIT))
+    until = time.monotonic() + (LONGEST_WATCH if chance.random() < WATCHED else 0)
+    while time.monotonic() < until and not unfinished(writer.place):
+        pass  # a write takes less than a sleep's grain
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the writer ended by itself"
+
+
+def write_once(writer: Writer, version: int) -> None:
+    """Writes in a process of its own, as the next command does: one process looks for what was left only once."""
+    child = os.fork()
+    if child == 0:
+        try:
+            writer.write(version)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, "the next writer failed"
 
 
 def digest(path: Path) -> str:
