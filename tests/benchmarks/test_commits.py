@@ -13,11 +13,11 @@ from .test_comparisons import SMALL
 
 SLOWER = """
 import time
-_forward = SetCriterion.forward
+_forward = SetCriterion.__call__
 def _slow(*arguments):
     time.sleep(0.3)
     return _forward(*arguments)
-SetCriterion.forward = _slow
+SetCriterion.__call__ = _slow
 """
 in_a_repository = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="these files are no git checkout")
 
