@@ -91,11 +91,13 @@ def kill_once(writer: Writer, chance: random.Random) -> None:
                     writer.write(version)
         finally:
             os._exit(1)
-    time.sleep(chance.uniform(0.05, LONGEST_WAIT))
-    until = time.monotonic() + (LONGEST_WATCH if chance.random() < WATCHED else 0)
-    while time.monotonic() < until and not unfinished(writer.place):
-        pass  # a write takes less than a sleep's grain
-    os.kill(child, signal.SIGKILL)
+    try:
+        time.sleep(chance.uniform(0.05, LONGEST_WAIT))
+        until = time.monotonic() + (LONGEST_WATCH if chance.random() < WATCHED else 0)
+        while time.monotonic() < until and not unfinished(writer.place):
+            pass  # a write takes less than a sleep's grain
+    finally:
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the writer ended by itself"
 
