@@ -20,6 +20,7 @@ def test_the_modules_of_all_public_names_are_checked():
             assert file in checked, f"{name} of {room}"
 
 
+@pytest.mark.slow
 def test_types_are_clean(tmp_path):
     pytest.importorskip("mypy", reason="mypy comes with the extra dev")
     paths = map(str, (*public_modules(), USER))

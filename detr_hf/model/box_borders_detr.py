@@ -48,8 +48,9 @@ def interpolated(features: Tensor, places: Tensor) -> Tensor:
 
     Written out: torch's operator for it has no deterministic gradient on a GPU, and not every runtime has one.
     """
-    height, width, channels = features.shape[1:]
-    features = features.flatten(1, 2)
+    height, width = features.shape[1:3]
+    first = torch.arange(features.shape[0], device=features.device)[:, None] * (height * width)  # of each map's rows
+    rows = features.flatten(0, 2)
     low = places.floor()
     x_part, y_part = (places - low).unbind(-1)
     x_low, y_low = low.long().unbind(-1)
@@ -57,6 +58,6 @@ def interpolated(features: Tensor, places: Tensor) -> Tensor:
     for right, x_weight in ((0, 1 - x_part), (1, x_part)):
         for down, y_weight in ((0, 1 - y_part), (1, y_part)):
             cells = (y_low + down).clamp(0, height - 1) * width + (x_low + right).clamp(0, width - 1)
-            corner = features.gather(1, cells[..., None].expand(-1, -1, channels))
+            corner = rows.index_select(0, (first + cells).flatten()).unflatten(0, cells.shape)
             corners.append((x_weight * y_weight)[..., None] * corner)
     return corners[0] + corners[1] + corners[2] + corners[3]

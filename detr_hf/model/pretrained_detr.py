@@ -72,7 +72,7 @@ class DETRPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Draws the original's initial values; a parent is visited after its children and overrules them."""
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # torch's default
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
@@ -371,5 +371,5 @@ def _init_mask_parts(part: nn.Module) -> None:
             init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=1)
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             init.zeros_(module.bias)

@@ -39,7 +39,7 @@ def small_machine_test(monkeypatch):
 
 
 @pytest.mark.processor
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("padded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_forward(padded):
     record = compare_forward("cpu", "float32", 2, (64, 96), padded, False, False, runs=2, **SMALL)
     assert max(record["difference_float32"].values()) < 1e-4 and record["forward"]["ratio"]["median"] > 0

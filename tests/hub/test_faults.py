@@ -20,8 +20,8 @@ from detr_hf.hub import verify
 from . import actions
 from .conftest import client_environment
 
-PASSING = ["commit_lost", "commit_race"]
-SLOW_PASSING = ["create_500", "preupload_500", "put_500", "put_cut", "commit_500"]
+PASSING = ["commit_lost"]
+SLOW_PASSING = ["commit_race", "create_500", "preupload_500", "put_500", "put_cut", "commit_500"]
 
 
 @pytest.mark.parametrize("fault", PASSING + [pytest.param(fault, marks=pytest.mark.slow) for fault in SLOW_PASSING])
@@ -70,6 +70,7 @@ def test_an_interrupted_push_says_what_holds_and_what_to_do():
     assert "never a mixture. Run the same call again" in stop.value.__notes__[0]
 
 
+@pytest.mark.slow
 def test_slow_answers_are_waited_for(hub, client):
     hub.faults.slow |= {"put_object": 0.3, "commit": 0.3, "resolve": 0.1}
     pushed = client(actions.push_model, "detr-a")

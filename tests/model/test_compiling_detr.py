@@ -76,6 +76,7 @@ def test_one_graph_serves_every_size_and_batch(shallow, counting_backend):
     assert len(counting_backend) == 1
 
 
+@pytest.mark.slow
 def test_a_padded_batch_is_compiled_without_a_graph_break(shallow, counting_backend):
     model = shallow
     pixels, mask = padded_batch()

@@ -146,7 +146,7 @@ class Tensors(nn.Module):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_it_is_traced(gradients, masked, model):
     pixels, mask = padded_batch()
     inputs = (pixels, mask) if masked else (pixels,)

@@ -112,11 +112,11 @@ def straight_digest(tmp_path_factory) -> str:
     "failing",
     [
         "model.safetensors",
-        # written as the optimizer's
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("rng_state.pth", "scheduler.pt")),
-        "optimizer.pt",
-        "trainer_state.json",
         checkpointing.MANIFEST,
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json")
+        ),
     ],
 )
 def test_a_full_disk_leaves_the_checkpoint_before(failing, straight_digest, tmp_path, monkeypatch):
@@ -209,6 +209,7 @@ def run_killed(folder: Path, kills: int, *words: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_kill_9_while_saving_every_step(tmp_path):
     check_kills(run_killed(tmp_path / "run", 1), 1)  # fifty times below
 

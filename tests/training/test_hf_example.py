@@ -104,7 +104,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("with_mask", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("trainer", "arguments"), [(Trainer, TrainingArguments), (DETRTrainer, DETRTrainingArguments)]
 )

@@ -104,7 +104,7 @@ def test_losses_of_masks_are_those_of_one_batch(tmp_path):
         assert found[0][f"eval_{name}"] == pytest.approx(float(outputs.loss_dict[name]), rel=1e-5)
 
 
-@pytest.mark.parametrize("metric", ["PQ", "day_mask_AP"])
+@pytest.mark.parametrize("metric", ["PQ", pytest.param("day_mask_AP", marks=pytest.mark.slow)])
 def test_the_best_checkpoint_is_the_one_with_the_best_segments(metric, tmp_path):
     sets = {name: prepare(rows(numbers), PROCESSOR, masks=True) for name, numbers in (("day", [0]), ("night", [1]))}
     options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2, "metric_for_best_model": metric}

@@ -72,9 +72,12 @@ SECOND = {
     "other classes": (3, {"model": lambda: micro_model(id2label=dict(enumerate("abcd")))}),
     "the best is kept": (3, {"evaluation": Scenes(2, noise=False), "eval_strategy": "steps", "eval_steps": 1}),
 }
+SECOND_SLOW = ("as long", "longer", "other data", "other classes")
 
 
-@pytest.mark.parametrize("case", SECOND)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SECOND_SLOW)) for case in SECOND]
+)
 def test_a_second_run_keeps_its_own_checkpoints_and_resume_takes_them(case, out, caplog):
     steps, changes = SECOND[case]
     changes = {**changes, "model": changes["model"]()} if "model" in changes else changes
@@ -89,6 +92,7 @@ def test_a_second_run_keeps_its_own_checkpoints_and_resume_takes_them(case, out,
         assert run.state.best_model_checkpoint in map(str, checkpoints_in(out))
 
 
+@pytest.mark.slow
 def test_every_further_run_has_a_folder_of_its_own(out):
     for steps in (1, 2):
         train(out, steps)
@@ -96,6 +100,7 @@ def test_every_further_run_has_a_folder_of_its_own(out):
     assert names(out / "_earlier_run_2") == ["checkpoint-1"] and names(out) == ["checkpoint-1", "checkpoint-2"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_set_aside_can_be_gone_on_with(out, tmp_path):
     """And it sets the second aside; what it comes to is what it would have come to."""
     straight = train(tmp_path / "straight", 6)
@@ -177,6 +182,7 @@ def test_what_cannot_be_resumed_is_refused_with_what_there_is(out, tmp_path):
         train(out, 1, resume=True)
 
 
+@pytest.mark.slow
 def test_other_data_and_a_missing_optimiser_are_said(out, caplog):
     train(out, 6, resume=True, train=Scenes(6))
     assert "was trained on 8 pictures, and there are 6 now" in caplog.text
@@ -185,7 +191,7 @@ def test_other_data_and_a_missing_optimiser_are_said(out, caplog):
     assert "the optimiser starts anew" in caplog.text
 
 
-@pytest.mark.parametrize("steps", [5, 3])
+@pytest.mark.parametrize("steps", [5, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_at_its_end_takes_no_further_step(steps, out, caplog):
     before = digest(train(out, 5, resume=True).model)
     run = train(out, steps, resume=True)
@@ -194,6 +200,7 @@ def test_a_run_at_its_end_takes_no_further_step(steps, out, caplog):
     assert names(out) == ["checkpoint-4", "checkpoint-5"]
 
 
+@pytest.mark.slow
 def test_the_best_is_this_runs_wherever_its_folder_is(best_is_kept, tmp_path):
     """The output folder was moved, and another run has a checkpoint at the old place."""
     changes = {"evaluation": Scenes(2, noise=False), "eval_strategy": "steps", "eval_steps": 1}

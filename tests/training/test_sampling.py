@@ -61,7 +61,7 @@ def seen_by(run) -> list[list[int]]:
     return seen
 
 
-@pytest.mark.parametrize("stop", [4, 6])
+@pytest.mark.parametrize("stop", [4, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_resumed_run_draws_what_the_straight_run_draws(stop, tmp_path, caplog):
     """Stopped in the first and in the second epoch."""
     caplog.set_level(logging.INFO, "detr_hf")
