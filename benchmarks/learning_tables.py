@@ -199,6 +199,11 @@ def digits() -> str:
     return curves("avx2", "convergence-digits", ("transformers", "transformers-best", "detr", "fast"), 2200)
 
 
+def digits_precise() -> str:
+    """Returns how soon the preset finds digits, on the same scenes."""
+    return curves("avx2", "convergence-digits-precise", ("precise",))
+
+
 def parts() -> str:
     """Returns what each part of the recipe brings."""
     without = (f"fast_without_{part}" for part in ("encoder", "class_cost", "average", "denoising"))
@@ -236,6 +241,7 @@ __all__ = [
     "beside_peers",
     "cost",
     "digits",
+    "digits_precise",
     "masks",
     "narrow",
     "options",

@@ -284,6 +284,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "export-ap": export_ap,
     "padding": padding,
     "learning-digits": learning_tables.digits,
+    "learning-digits-precise": learning_tables.digits_precise,
     "learning-summary": learning_tables.summary,
     "learning-parts": learning_tables.parts,
     "learning-ablation": learning_tables.options,
