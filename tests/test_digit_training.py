@@ -73,6 +73,7 @@ def changed(before: DETRForObjectDetection, after: DETRForObjectDetection) -> se
     return {name for name in old if not torch.equal(old[name], new[name])}
 
 
+@pytest.mark.slow
 def test_the_whole_backbone_learns_where_it_is_asked_for(trained):
     moved = changed(DETRForObjectDetection.from_pretrained(ASSET), trained[0])
     assert {name for name, _ in trained[0].named_parameters()} <= moved
@@ -133,6 +134,7 @@ def few_to_a_file(monkeypatch):
     monkeypatch.setattr(kept, "BATCHES_PER_FILE", 2)
 
 
+@pytest.mark.slow
 def test_a_run_on_kept_features_resumes_and_leaves_the_backbone(tmp_path, few_to_a_file):
     processor = report.make_processor()
     first = detector.train_detector(KEPT, None, tmp_path, processor)

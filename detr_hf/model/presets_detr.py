@@ -19,5 +19,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eos_coef": 0.75,
         "iou_label_power": 1.0,
         "set_cost_class": 4.0,
+        "num_denoising": 60,
     },
 }

@@ -108,6 +108,7 @@ def test_models_that_differ_are_not_compared(monkeypatch):
         compare_forward("cpu", "float32", 1, (64, 64), False, False, False, runs=2, **SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.processor
 def test_train_step():
     record = compare_train_steps("cpu", "float32", 2, (64, 64), False, False, runs=2, **SMALL)

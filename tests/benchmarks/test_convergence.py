@@ -109,6 +109,7 @@ def test_a_seed_gives_the_same_curve_again(settings, tmp_path):
     assert without_time[0] == without_time[1]
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_goes_on_and_gives_the_same_curves(settings, tmp_path, monkeypatch):
     settings = Settings(**{**asdict(settings), "dropout": 0.1, "steps": 5})
     arms, out, measure, calls = ["detr", "fast"], tmp_path / "run.json", convergence.measure, []

@@ -16,7 +16,7 @@ from detr_hf.model import PRESETS
 from ..conftest import tiny_config
 
 NARROW = {"backbone_kwargs": {"channels": (16, 16, 24, 32), "layers": (1, 1, 1, 1)}}
-PRECISE = PRESETS["precise"] | {"dim_feedforward": 64, "num_queries": 7}
+PRECISE = PRESETS["precise"] | {"dim_feedforward": 64, "num_queries": 7, "num_denoising": 0}
 KINDS = {
     "plain": {},
     "DC5": {"dilation": True},

@@ -61,6 +61,7 @@ def shallow() -> DETRForObjectDetection:
     return tiny_model(enc_layers=1, dec_layers=1, **NARROW)
 
 
+@pytest.mark.slow
 def test_one_graph_serves_every_size_and_batch(shallow, counting_backend):
     model = shallow
     sizes = [(2, 64, 96), (2, 96, 64), (3, 128, 96), (5, 70, 101), (4, 160, 64)]
