@@ -64,7 +64,7 @@ def known_arms() -> dict[str, dict[str, Any]]:
         for part, option in PARTS.items()
     }
     alone = {part: {PARTS[part]: fast[PARTS[part]]} for part in ("class_cost", "average")}
-    ours = {"precise": precise_arm()}
+    ours = {"precise": precise_arm(), "precise-without-denoising": {**precise_arm(), "num_denoising": 0}}
     return {**{name: {} for name in THEIRS}, **recipes, **ours, **ABLATION, **alone, **without, **peer_arms()}
 
 

@@ -15,6 +15,7 @@ ARMS = {
     "detr": "`detr`, the original's recipe",
     "fast": "**`fast`**",
     "precise": "**the preset `precise`**",
+    "precise-without-denoising": "the preset `precise` with `num_denoising=0`",
     "fast_without_encoder": "without the encoder loss",
     "fast_without_class_cost": "`fast` without the class cost",
     "fast_without_average": "without the average",
@@ -201,7 +202,7 @@ def digits() -> str:
 
 def digits_precise() -> str:
     """Returns how soon the preset finds digits, on the same scenes."""
-    return curves("avx2", "convergence-digits-precise", ("precise",))
+    return curves("avx2", "convergence-digits-precise", ("precise-without-denoising",))
 
 
 def parts() -> str:
