@@ -1,6 +1,5 @@
 """Settings shared by all tests: no network, one thread, and tiny models made on the spot."""
 
-import copy
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -47,26 +46,12 @@ def randomise_frozen_statistics(model: torch.nn.Module) -> None:
             buffer.copy_(torch.rand(buffer.shape, generator=generator) * 0.2 - 0.1)
 
 
-_DRAWN: dict[str, tuple[DETRForObjectDetection, torch.Tensor]] = {}
-
-
 def tiny_model(seed: int = 0, **changes) -> DETRForObjectDetection:
-    """Returns a random tiny DETR in eval mode.
-
-    It is a copy of the one that was drawn first, and leaves torch's random numbers where drawing does: a fifth of the
-    time, in hundreds of tests.
-    """
-    drawn_as = repr((seed, changes))
-    if drawn_as not in _DRAWN:
-        torch.manual_seed(seed)
-        model = DETRForObjectDetection(tiny_config(**changes)).eval()
-        randomise_frozen_statistics(model)
-        _DRAWN[drawn_as] = model, torch.get_rng_state()
-        if len(_DRAWN) > 4:
-            _DRAWN.pop(next(iter(_DRAWN)))
-    model, random_state = _DRAWN[drawn_as]
-    torch.set_rng_state(random_state)
-    return copy.deepcopy(model)
+    """Returns a random tiny DETR in eval mode."""
+    torch.manual_seed(seed)
+    model = DETRForObjectDetection(tiny_config(**changes)).eval()
+    randomise_frozen_statistics(model)
+    return model
 
 
 @torch.no_grad()
