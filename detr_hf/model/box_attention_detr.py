@@ -146,13 +146,13 @@ class RelatedAttention(MultiheadAttention):
         """
         here, there = boxes_cxcywh_norm[:, :, None], boxes_cxcywh_norm[:, None]
         iou, _ = box_iou(box_cxcywh_to_xyxy(here), box_cxcywh_to_xyxy(there))
-        (x, y, w, h), (other_x, other_y, other_w, other_h) = here.unbind(-1), there.unbind(-1)
-        w, h, other_w, other_h = (side.clamp(min=LEAST_SIDE) for side in (w, h, other_w, other_h))
-        apart = [((other_x - x) / w).abs().log1p(), ((other_y - y) / h).abs().log1p()]
-        larger = [(other_w / w).log(), (other_h / h).log()]
+        centres, sides = boxes_cxcywh_norm.transpose(1, 2).split(2, dim=1)  # (B, 2, Q): x and y
+        sides = sides.clamp(min=LEAST_SIDE)
+        apart = ((centres[:, :, None] - centres[..., None]) / sides[..., None]).abs().log1p()
+        larger = (sides[:, :, None] / sides[..., None]).log()
         order = torch.arange(iou.shape[-1], device=iou.device)
         before = (order < order[:, None]).to(iou.dtype).expand_as(iou)
-        pairs = torch.stack([iou, *apart, *larger, before], dim=1)  # (B, ., Q, Q)
+        pairs = torch.cat([iou[:, None], apart, larger, before[:, None]], dim=1)  # (B, ., Q, Q)
         added = self.relation(pairs.flatten(2).to(self.relation[0].weight.dtype)).unflatten(2, iou.shape[1:])
         return added if valid is None else added.masked_fill(~valid[:, None, None], UNSEEN)
 

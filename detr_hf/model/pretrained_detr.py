@@ -371,5 +371,5 @@ def _init_mask_parts(part: nn.Module) -> None:
             init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=1)
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
             init.zeros_(module.bias)
